@@ -1,0 +1,50 @@
+"""The paper's idea in four functions: weights, the hybrid, and fusion with it.
+
+Zhang et al., "Generalization Matters: Loss Minima Flattening via Parameter
+Hybridization for Efficient Online Knowledge Distillation", CVPR 2023,
+arXiv:2303.14666. A stack of students is any tree whose leaves carry the N students
+on their first axis; parameters and running batch statistics are treated alike. In a
+training loop of your own:
+
+    weights = dirichlet(key, n)                 # new ones for every batch
+    hybrid = hybridize(stack, weights)          # differentiable: student m gets r_m of
+    loss += cross_entropy(f(hybrid, x), label)  # the hybrid's gradient
+    ...
+    stack = fuse(stack, hybridize(stack, weights), gamma=0.5)   # every few batches
+"""
+
+import jax
+import jax.numpy as jnp
+
+from okdph_jax.trees import lerp
+
+
+def dirichlet(key, n, alpha=1.0):
+  """Hybrid weights r ~ Dir(alpha, ..., alpha): [N], positive, summing to one.
+
+  alpha = 1, the paper's, is uniform over the simplex.
+  """
+  return jax.random.dirichlet(key, jnp.full((n,), alpha, jnp.float32))
+
+
+def uniform(n):
+  """Hybrid weights 1/N: [N] (the authors' release)."""
+  return jnp.full((n,), 1.0 / n, jnp.float32)
+
+
+def hybridize(stack, weights):
+  """The hybrid-weight model, sum_m r_m theta_m: leaves [N, ...] and r [N] -> leaves [...].
+
+  Linear in the stack, so its gradient reaches student m scaled by r_m (Eq. 4).
+  """
+  full = jax.lax.Precision.HIGHEST  # accelerators would round the weights to ten bits
+  return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1, precision=full), stack)
+
+
+def fuse(stack, hybrid, gamma):
+  """Pulls every student towards the hybrid: gamma theta_h + (1 - gamma) theta_m.
+
+  gamma in [0, 1]: 0 leaves the students alone, 1 makes them all the hybrid. The hybrid of
+  the fused students, with the same weights, is the hybrid itself.
+  """
+  return jax.tree.map(lambda s, h: lerp(s, jnp.broadcast_to(h, s.shape), gamma), stack, hybrid)

@@ -1,0 +1,72 @@
+"""`python -m okdph_jax.main --config=configs/cifar10.py --workdir=DIR`: flags in, exit code out.
+
+Exit codes: 0 finished, 1 the run failed, 2 what was asked cannot be run, 75 interrupted: the
+same command goes on.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+
+def parse(arguments):
+  """(config, workdir) from the command line; ValueError, in one line, for anything wrong."""
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    "config", None, flag_values=values, sys_argv=["main", *arguments]
+  )
+  workdir = flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  try:
+    rest = values(["main", *arguments])[1:]
+    asked, folder = config.value, workdir.value
+    if asked is not None:
+      asked.keys()  # what stands in for a config that did not load raises here
+  except Exception as error:  # absl, ml_collections and the config file raise what they like
+    raise ValueError(explain(error)) from error
+  if rest:
+    raise ValueError(f"{' '.join(rest)!r} is not an option; write --config=... --workdir=...")
+  if asked is None or not folder:
+    raise ValueError("--config=configs/FILE.py[:METHOD,NETWORK,...] and --workdir=DIR are needed")
+  return asked, folder
+
+
+def explain(error):
+  """What absl and ml_collections mean, in one line."""
+  text = str(error)
+  missing = re.search(r"No such file or directory: '(.*?)'", text)
+  if missing:
+    there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
+    return f"no config file {missing[1]}; there are {there}"
+  if isinstance(error, (KeyError, AttributeError)):
+    text = text.replace("\\", "").replace("'", "").replace("\n", " ").replace("n Did", " Did")
+    name, _, hint = text.strip('"').partition("Did you mean ")
+    hint = hint and "; did you mean " + hint.split(" instead")[0] + "?"
+    return f"the config has no option {name.strip().rstrip('n')!r}{hint}"
+  if "Traceback" in text:  # of the config file: its last line is the message
+    text = text.strip().splitlines()[-1].partition(": ")[2]
+  return one_line(text)
+
+
+def one_line(error):
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(arguments=None):
+  try:
+    config, workdir = parse(sys.argv[1:] if arguments is None else arguments)
+    from okdph_jax.train import fit  # JAX comes with it: a misspelt flag needs no JAX
+
+    return fit(config, workdir)
+  except (ValueError, OSError) as error:
+    print(f"okdph_jax: {one_line(error)}", file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
+    print(f"okdph_jax: {one_line(error)}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

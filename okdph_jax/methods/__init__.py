@@ -1,0 +1,41 @@
+"""The methods and wrappers by name: the table of contents."""
+
+from okdph_jax.methods.base import base
+from okdph_jax.methods.dml import dml
+from okdph_jax.methods.dot import dot
+from okdph_jax.methods.ema import ema
+from okdph_jax.methods.ffl import ffl
+from okdph_jax.methods.kd import kd
+from okdph_jax.methods.kdcl import kdcl
+from okdph_jax.methods.kr import kr
+from okdph_jax.methods.mean_teacher import mean_teacher
+from okdph_jax.methods.okddip import okddip
+from okdph_jax.methods.okdph import okdph
+from okdph_jax.methods.one import one
+from okdph_jax.methods.pcl import pcl
+from okdph_jax.methods.sam import asam, sam
+from okdph_jax.methods.swa import swa
+from okdph_jax.methods.weighted import weighted
+
+METHODS = {  # name -> builder(task, **options)
+  "base": base,
+  "kd": kd,
+  "dml": dml,
+  "one": one,
+  "kdcl": kdcl,
+  "okddip": okddip,
+  "ffl": ffl,
+  "pcl": pcl,
+  "kr": kr,
+  "mean_teacher": mean_teacher,
+  "okdph": okdph,
+}
+
+WRAPPERS = {  # name -> wrapper(method, task, **options)
+  "sam": sam,
+  "asam": asam,
+  "swa": swa,
+  "ema": ema,
+  "dot": dot,
+  "weighted": weighted,
+}

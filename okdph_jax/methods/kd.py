@@ -1,0 +1,64 @@
+"""KD: a trained teacher's predictions as soft targets; also self-distillation's generations."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from okdph_jax.losses import accuracy, cross_entropy, kl
+from okdph_jax.methods import peers
+from okdph_jax.methods.protocol import Method
+from okdph_jax.nouns import Terms
+from okdph_jax.students import each, run
+
+
+def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="soft"):
+  """Knowledge distillation from `task.teacher` (Hinton et al., arXiv:1503.02531).
+
+      L = a CE(z, y) + b KL_T(sg[z_teacher] -> z)      a, b: task_weight, distill_weight
+
+  The teacher is frozen, sees the student's own view, and uses its running statistics.
+  `targets="hard"` gives CE(z, argmax z_teacher) in place of the KL term. With the previous
+  generation as teacher, a = 1 - b, this is self-distillation (Born-Again Networks, Furlanello
+  et al., ICML 2018, arXiv:1805.04770).
+
+  The defaults are those of DefangChen/OKDDip-AAAI2020; megvii-research/mdistiller has
+  a = 0.1, b = 0.9, T = 4 on CIFAR-100 and a = b = 0.5, T = 1 on ImageNet. OKDPH's release
+  has no KD.
+  """
+  if task.teacher is None:
+    raise ValueError(
+      "kd needs a teacher and there is none; name a finished run, config.teacher=DIR"
+    )
+  if targets not in ("soft", "hard"):
+    raise ValueError(f"kd's targets={targets!r} is not one of soft, hard")
+  if not temperature > 0:
+    raise ValueError(f"kd: temperature={temperature} must be positive")
+  net, (teacher_net, teacher) = task.net, task.teacher
+
+  def init(key, views):
+    logits, _ = jax.eval_shape(lambda: run(teacher_net, teacher, views[0]))
+    if logits.shape[-1] != task.classes:
+      raise ValueError(
+        f"the teacher tells {logits.shape[-1]} classes apart and the data have {task.classes}; "
+        "choose a teacher of these data"
+      )
+    learner = peers.independent(net, key[None], views)
+    return learner.replace(memory={"teacher": jax.tree.map(jnp.copy, teacher)})
+
+  def losses(learner, views, step, key):
+    del step
+    image, label = views
+    logits, stats = each(net, learner.students, image, key, train=True)  # [1, B, K]
+    target = stop_gradient(run(teacher_net, learner.memory["teacher"], image[0])[0])
+    if targets == "soft":
+      distill = kl(logits[0], target, temperature)
+    else:
+      distill = cross_entropy(logits[0], target.argmax(-1))
+    terms = Terms(task_weight * cross_entropy(logits[0], label), distill_weight * distill)
+    learner = learner.replace(stats=learner.stats | {"students": stats})
+    return terms, (learner, {"accuracy": accuracy(logits[0], label)})
+
+  def predict(learner, image):
+    return peers.one_by_one(peers.students_logits(net, learner, image))
+
+  return Method(views=1, init=init, losses=losses, predict=predict, independent=True)

@@ -1,0 +1,49 @@
+"""ONE: a gate mixes the branches' logits into their teacher."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.lax import stop_gradient
+
+from okdph_jax.losses import cross_entropy, kl
+from okdph_jax.methods.branches import branches
+from okdph_jax.methods.peers import mean_of
+from okdph_jax.methods.protocol import check
+from okdph_jax.models.layers import linear, norm
+from okdph_jax.nouns import Terms
+from okdph_jax.schedules import ramp
+
+
+class Gate(nn.Module):
+  """One weight per example and branch from the stem's map; the logits mixed by it: [B, K]."""
+
+  @nn.compact
+  def __call__(self, trunk, train):
+    maps, outputs = trunk
+    logits = outputs.logits  # [N, B, K]
+    weights = linear(maps[0].mean((1, 2)), len(logits))
+    weights = nn.softmax(nn.relu(norm(train)(weights)))  # [B, N], normalised over the batch
+    return jnp.einsum("bn,nbk->bk", weights, logits)
+
+
+def one(task, *, students=3, temperature=3.0, detach_target=True):
+  """On-the-fly Native Ensemble (Lan, Zhu and Gong, NeurIPS 2018, arXiv:1806.04606).
+
+      z_e = sum_m g_m z_m
+      L = sum_m CE(z_m, y) + CE(z_e, y) + ramp(e; 80) sum_m KL_T(sg[z_e] -> z_m)
+
+  The official code detaches the target; OKDPH's release lets its gradient into the gate
+  and the branches (`detach_target=False`) and has 2 branches. It also scores the mean of the
+  branches' logits, `ensemble`, in place of the gated one, `gated`.
+  """
+  check("one", students=students, temperature=temperature)
+
+  def criterion(logits, gated, label, step):
+    target = stop_gradient(gated) if detach_target else gated
+    task_loss = cross_entropy(logits, label).sum() + cross_entropy(gated, label)
+    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+    return Terms(task_loss, weight * kl(logits, target, temperature).sum())
+
+  def ensembles(logits, gated):
+    return mean_of(logits) | {"gated": gated}
+
+  return branches(task, students, "gate", Gate(), criterion, ensembles=ensembles)

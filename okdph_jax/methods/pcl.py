@@ -1,0 +1,96 @@
+"""PCL: peers on views of their own, taught by an ensemble of them and by their averages."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.lax import stop_gradient
+
+from okdph_jax.losses import accuracy, cross_entropy, kl
+from okdph_jax.methods.branches import forward, grow, run_shared, split
+from okdph_jax.methods.peers import mean_of, one_by_one
+from okdph_jax.methods.protocol import Method, check
+from okdph_jax.models.layers import linear
+from okdph_jax.nouns import Learner, Terms
+from okdph_jax.schedules import average_decay, ramp
+from okdph_jax.trees import lerp
+
+
+class Ensemble(nn.Module):
+  """A classifier on the peers' features, side by side: [B, N F] -> [B, K]."""
+
+  @nn.compact
+  def __call__(self, trunk, train):
+    del train
+    _, outputs = trunk
+    return linear(jnp.concatenate(list(outputs.feature), -1), outputs.logits.shape[-1])
+
+
+def pcl(task, *, students=3, temperature=3.0, decay=0.999):
+  """Peer Collaborative Learning (Wu and Gong, AAAI 2021, arXiv:2006.04147).
+
+      L = CE(z_en, y) + sum_m [CE(z_m, y) + w KL_T(sg[z_en] -> z_m)
+                               + w / (M - 1) sum_{j != m} KL_T(sg[z'_j] -> z_m)]
+      w = ramp(e; 80)
+      theta' <- phi theta' + (1 - phi) theta,  phi = min(1 - 1 / (t + 1), decay)
+
+  Peer m is branch m on the stem's map of view m. z' are the logits of the mean network theta',
+  which starts as a copy and sees the same views; it averages parameters only, its batch
+  statistics are its own. Its branches `mean_m` are the paper's result; `concatenated` is z_en.
+
+  OKDPH's release computes phi from t = 0 always, so theta' = theta (`decay=0.0`), and has
+  2 branches; its ramp is nearly 0 up to epoch 80, which is not reproduced.
+  """
+  check("pcl", students=students, temperature=temperature)
+  net, head, others = split(task.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
+
+  def init(key, views):
+    learner = grow(net, students, "ensemble", head, key, views[0])
+    mean = {"params": peers(learner.params), "stats": peers(learner.stats)}
+    return learner.replace(memory={"mean": jax.tree.map(jnp.copy, mean)})
+
+  def losses(learner, views, step, key):
+    label, mean_key = views.label, jax.random.fold_in(key, students)
+    trunk, learner = forward(net, learner, views.image, key, train=True)
+    ensemble, learner = run_shared(head, "ensemble", learner, trunk, key, train=True)
+    mean_trunk, mean = forward(net, mean_network(learner), views.image, mean_key, train=True)
+    logits, averaged = trunk[1].logits, stop_gradient(mean_trunk[1].logits)  # [N, B, K]
+
+    pairs = kl(logits[:, None], averaged, temperature)  # [N, N], peer by teacher
+    distill = kl(logits, stop_gradient(ensemble), temperature).sum()
+    distill += (others * pairs).sum() / (students - 1)
+    task_loss = cross_entropy(ensemble, label) + cross_entropy(logits, label).sum()
+    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+
+    memory = learner.memory["mean"] | {"stats": stop_gradient(mean.stats)}
+    learner = learner.replace(memory=learner.memory | {"mean": memory})
+    metrics = {"accuracy": accuracy(logits, label).mean()}
+    return Terms(task_loss, weight * distill), (learner, metrics)
+
+  def after_step(learner, step, key):
+    del key
+    mean, phi = learner.memory["mean"], average_decay(step, decay)
+    mean = mean | {"params": lerp(peers(learner.params), mean["params"], phi)}
+    return learner.replace(memory=learner.memory | {"mean": mean})
+
+  def predict(learner, image):
+    own, mean = (
+      forward(net, one, image[None])[0][1].logits for one in (learner, mean_network(learner))
+    )
+    return one_by_one(mean, "mean") | one_by_one(own)
+
+  def ensembles(learner, image):
+    trunk, learner = forward(net, learner, image[None])
+    concatenated, _ = run_shared(head, "ensemble", learner, trunk)
+    return mean_of(trunk[1].logits) | {"concatenated": concatenated}
+
+  return Method(students, init, losses, predict, ensembles, after_step=after_step)
+
+
+def peers(part):
+  """Stem and branches of `params` or `stats`, without the ensemble, which is not averaged."""
+  return part | {"shared": {"stem": part["shared"]["stem"]}}
+
+
+def mean_network(learner):
+  """The averaged peers as a learner of their own."""
+  return Learner(**learner.memory["mean"], memory={})

@@ -1,0 +1,40 @@
+"""What the networks are made of: layers with the paper's padding and initialisation.
+
+Strided layers pad explicitly: Flax's "SAME" pads asymmetrically at stride 2 and is not
+what PyTorch, and so the paper, computes.
+"""
+
+import jax
+from flax import linen as nn
+
+# Plain normals: JAX's `he_normal` is truncated and fan-in.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def conv(channels, kernel, stride=1, *, groups=1, use_bias=False, init=he_fan_out):
+  """A square convolution padded to keep [h, w], or at stride 2 half of it, rounded up."""
+  return nn.Conv(
+    channels,
+    (kernel, kernel),
+    stride,
+    padding=kernel // 2,
+    feature_group_count=groups,
+    use_bias=use_bias,
+    kernel_init=init,
+  )
+
+
+def norm(train):
+  """Batch normalisation over [B, h, w]; running statistics move by a tenth per step."""
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
+
+
+def linear(x, features, *, bias_init=None):
+  """A dense layer on x [B, F] with PyTorch's default start: U(-1/sqrt(F), 1/sqrt(F))."""
+  uniform = _uniform(x.shape[-1] ** -0.5)
+  return nn.Dense(features, kernel_init=uniform, bias_init=bias_init or uniform)(x)
+
+
+def _uniform(bound):
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,0 +1,104 @@
+"""VGG with batch normalisation for small images (Simonyan and Zisserman, ICLR 2015,
+arXiv:1409.1556).
+
+The branch is the last group of convolutions with the head, the stem the four before it.
+"""
+
+from functools import partial
+
+from flax import linen as nn
+
+from okdph_jax.models.layers import conv, norm
+from okdph_jax.models.net import Net
+from okdph_jax.nouns import Outputs
+
+
+class Group(nn.Module):
+  """3x3 convolutions of the given widths, each with batch normalisation and ReLU."""
+
+  widths: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, x, train):
+    for width in self.widths:
+      x = nn.relu(norm(train)(conv(width, 3, use_bias=True)(x)))
+    return x
+
+
+class Stem(nn.Module):
+  """Groups, each followed by a 2x2 maximum while the map is at least `pooled` wide."""
+
+  groups: tuple[tuple[int, ...], ...]
+  pooled: int = 0
+
+  @nn.compact
+  def __call__(self, x, train):
+    for widths in self.groups:
+      x = Group(widths)(x, train)
+      if min(x.shape[1:3]) >= self.pooled:
+        x = halve(x)
+    return x
+
+
+class Branch(nn.Module):
+  """The last group and the head, `hidden` being the widths of its inner dense layers.
+
+  At 32x32 VGG16's map is 1x1 and its mean the flattened vector; larger images are averaged.
+  """
+
+  widths: tuple[int, ...]
+  classes: int
+  hidden: tuple[int, ...] = ()
+  pool: bool = False
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = Group(self.widths)(x, train)
+    x = halve(x) if self.pool else x
+    feature = y = x.mean((1, 2))
+    for width in self.hidden:
+      y = nn.relu(dense(width)(y))
+    return Outputs(dense(self.classes)(y), feature, x)
+
+
+dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
+
+
+def halve(x):
+  """The maximum of each 2x2 window of [B, h, w, c]; an odd last row or column is dropped.
+
+  `nn.max_pool` is the same, but its gradient (select-and-scatter) is several times slower.
+  """
+  b, h, w, c = x.shape
+  h, w = h // 2, w // 2
+  if min(h, w) == 0:
+    raise ValueError(
+      "this VGG halves the image five times and needs 32x32 pixels or more; "
+      "take a resnet, or enlarge the images"
+    )
+  return x[:, : 2 * h, : 2 * w].reshape(b, h, 2, w, 2, c).max((2, 4))
+
+
+def vgg16(classes):
+  """The release's: five poolings, an MLP of 512-512 (dropout 0)."""
+  groups = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512)
+  branch = Branch((512, 512, 512), classes, hidden=(512, 512), pool=True)
+  about = (
+    "CIFAR VGG-16 with batch normalisation: convolutions 2-2-3-3-3, MLP 512-512, no dropout"
+  )
+  return Net(Stem(groups), branch, about)
+
+
+def distillation(classes, widths, n):
+  """The VGG of offline distillation (Tian et al., ICLR 2020, arXiv:1910.10699): maps stay at
+  4x4 or above, and the head is one dense layer on their mean."""
+  *groups, last = ((width,) * n for width in widths)
+  about = (
+    f"CIFAR VGG-{5 * n + 3} with batch normalisation: {5 * n} convolutions, widths "
+    f"{'-'.join(map(str, widths))}, mean and one dense layer (offline distillation's)"
+  )
+  return Net(Stem(tuple(groups), pooled=8), Branch(last, classes), about)
+
+
+vgg8 = partial(distillation, widths=(64, 128, 256, 512, 512), n=1)
+vgg13 = partial(distillation, widths=(64, 128, 256, 512, 512), n=2)

@@ -1,0 +1,68 @@
+"""Gradient descent as explicit optax chains."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from okdph_jax.nouns import Terms
+
+
+def sgd(schedule, *, momentum=0.9, weight_decay=5e-4):
+  """SGD with coupled L2 on every leaf, as PyTorch's.
+
+  g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v. Neither Nesterov nor
+  dampening; batch normalisation's scale and shift decay too. `weight_decay` is one number,
+  or one per subtree (a tree that is a prefix of the parameters).
+  """
+  return optax.chain(
+    optax.stateless(lambda grads, params: decayed(grads, params, weight_decay)),
+    optax.trace(momentum),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def dot_sgd(schedule, *, momentum=0.9, weight_decay=5e-4, delta):
+  """SGD with a momentum of its own for each of the two losses (DOT, arXiv:2307.08436).
+
+      v_ce <- (mu - delta) v_ce + g_ce + wd theta
+      v_kd <- (mu + delta) v_kd + g_kd
+      theta <- theta - lr (v_ce + v_kd)
+
+  Gradients are `Terms` of two trees; None stands where a loss does not reach a leaf. A
+  leaf that only one reaches has one buffer, v_ce, with momentum mu (its v_kd stays zero).
+  """
+  if not 0 <= delta <= momentum < 1 - delta:
+    raise ValueError(
+      f"dot's delta={delta} takes momentum {momentum} out of [0, 1); "
+      "give a smaller delta or another momentum"
+    )
+
+  def init(params):
+    return Terms(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+  def task(pull, v, g_ce, g_kd):
+    if g_ce is None or g_kd is None:
+      return momentum * v + pull + sum(g for g in (g_ce, g_kd) if g is not None)
+    return (momentum - delta) * v + pull + g_ce
+
+  def distill(v, g_ce, g_kd):
+    return v if g_ce is None or g_kd is None else (momentum + delta) * v + g_kd
+
+  def update(grads, velocity, params):
+    pull = decayed(jax.tree.map(jnp.zeros_like, params), params, weight_decay)  # wd theta
+    v_ce = jax.tree.map(task, pull, velocity.task, *grads)
+    v_kd = jax.tree.map(distill, velocity.distill, *grads)
+    return jax.tree.map(jnp.add, v_ce, v_kd), Terms(v_ce, v_kd)
+
+  return optax.chain(
+    optax.GradientTransformation(init, update), optax.scale_by_learning_rate(schedule)
+  )
+
+
+def decayed(grads, params, weight_decay):
+  """g + wd theta; `weight_decay` is a number, or a tree of them, a prefix of the others."""
+
+  def subtree(rate, grads, params):
+    return jax.tree.map(lambda g, p: g + rate * p, grads, params)
+
+  return jax.tree.map(subtree, weight_decay, grads, params)

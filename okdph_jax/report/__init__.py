@@ -1,0 +1,1 @@
+"""Tables and curves from what runs left on disk; nothing here imports JAX."""

@@ -1,0 +1,58 @@
+"""Learning rates, ramp-ups, and durations in words as steps."""
+
+import re
+
+import jax.numpy as jnp
+import optax
+
+REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
+
+
+def parse(duration):
+  """ "5 steps" -> (5, "step"), "1 epoch" -> (1, "epoch"); ValueError for anything else."""
+  match = re.fullmatch(r"\s*([1-9]\d*)\s*(step|epoch)s?\s*", str(duration))
+  if not match:
+    raise ValueError(f"{duration!r} is not a duration; write '5 steps' or '1 epoch'")
+  return int(match[1]), match[2]
+
+
+def steps(duration, epoch_steps):
+  """A duration in words as a number of steps."""
+  count, unit = parse(duration)
+  return count * epoch_steps if unit == "epoch" else count
+
+
+def milestone(when, *, epochs, epoch_steps):
+  """A number is epochs of a run of 300 and scales with the run; words are taken as they are."""
+  if isinstance(when, str):
+    return steps(when, epoch_steps)
+  return round(when * epochs / REFERENCE_EPOCHS) * epoch_steps
+
+
+def multistep(learning_rate, milestones, *, epochs, epoch_steps, factor=0.1):
+  """The rate times `factor` from each milestone on, as a function of the step."""
+  at = [milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in milestones]
+  if sorted(at) != at:
+    raise ValueError(f"milestones {tuple(milestones)} are not in ascending order; sort them")
+  scales = {}
+  for step in at:  # two milestones of a very short run can fall on one step
+    scales[step] = scales.get(step, 1.0) * factor
+  return optax.piecewise_constant_schedule(learning_rate, scales)
+
+
+def ramp(step, *, epochs, epoch_steps, length=80):
+  """exp(-5 (1 - min(e, L) / L)^2) of the epoch e (Laine & Aila, arXiv:1610.02242).
+
+  `length` L is in epochs of a run of 300 and scales with the run; constant within an epoch.
+  """
+  scaled = max(length * epochs / REFERENCE_EPOCHS, 1e-9)
+  done = jnp.minimum(step // epoch_steps / scaled, 1.0)
+  return jnp.exp(-5.0 * (1.0 - done) ** 2)
+
+
+def average_decay(step, limit):
+  """min(1 - 1 / (t + 1), limit): a plain average of the first weights, then an exponential one.
+
+  t counts the run's steps, 1 after the first (Tarvainen & Valpola, arXiv:1703.01780).
+  """
+  return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)

@@ -1,0 +1,184 @@
+"""Pillow's pixel ops on uint8 images, all as parameters of three kernels.
+
+Every op is a warp, then a tone curve, then a blend, of which at most one does anything.
+A batch in which each image has an op of its own therefore runs three kernels, where
+`lax.switch` under `vmap` would compute all fourteen ops for every image.
+
+Parameters are Python numbers and become integers in double precision, so the results
+are Pillow's to the last bit; AutoContrast and the blends may differ by one level.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+AUTOCONTRAST, EQUALIZE = 1, 2  # curves that depend on the image
+BLACK, LUMA, MEAN, SMOOTH = range(4)  # what a blend starts from
+
+IDENTITY = np.int32([1 << 16, 0, 1 << 15, 0, 1 << 16, 1 << 15])  # reads pixel centres
+
+
+class Edit(NamedTuple):
+  """One op as arrays; those of several ops stack along leading axes."""
+
+  matrix: np.ndarray = IDENTITY  # int32 [6], affine: see `fixed`
+  mask: np.ndarray = np.int32(255)  # bits that Posterize keeps
+  threshold: np.ndarray = np.int32(256)  # from here on Solarize inverts
+  curve: np.ndarray = np.int32(0)  # AUTOCONTRAST, EQUALIZE or neither
+  start: np.ndarray = np.int32(BLACK)  # where the blend starts
+  factor: np.ndarray = np.float32(1)  # how far it goes; at 1 stands the image itself
+
+
+def edit(name, value, height, width):
+  """The op `name` of Pillow with its parameter, for images of height x width.
+
+  Shears in input pixels per output pixel, from the corner (0, 0); translations in
+  pixels; rotation in degrees, counter-clockwise about the centre; blends as
+  ImageEnhance's factor; Posterize in bits kept; Solarize as the threshold.
+  """
+  if name == "Identity":
+    return Edit()
+  if name == "ShearX":
+    return Edit(matrix=fixed(1, value, 0, 0, 1, 0))
+  if name == "ShearY":
+    return Edit(matrix=fixed(1, 0, 0, value, 1, 0))
+  if name == "TranslateX":
+    return Edit(matrix=fixed(1, 0, -value, 0, 1, 0))
+  if name == "TranslateY":
+    return Edit(matrix=fixed(1, 0, 0, 0, 1, -value))
+  if name == "Rotate":
+    return Edit(matrix=rotation(value, height, width))
+  if name == "Brightness":
+    return Edit(start=np.int32(BLACK), factor=np.float32(value))
+  if name == "Color":
+    return Edit(start=np.int32(LUMA), factor=np.float32(value))
+  if name == "Contrast":
+    return Edit(start=np.int32(MEAN), factor=np.float32(value))
+  if name == "Sharpness":
+    return Edit(start=np.int32(SMOOTH), factor=np.float32(value))
+  if name == "Posterize":
+    return Edit(mask=np.int32(256 - 2 ** (8 - value)))
+  if name == "Solarize":
+    return Edit(threshold=np.int32(math.ceil(value)))
+  if name == "Invert":
+    return Edit(threshold=np.int32(0))
+  if name == "AutoContrast":
+    return Edit(curve=np.int32(AUTOCONTRAST))
+  if name == "Equalize":
+    return Edit(curve=np.int32(EQUALIZE))
+  raise ValueError(f"unknown pixel op {name!r}")
+
+
+def apply(image, edit):
+  """image: uint8 [H, W, C] with 1 or 3 channels -> the same shape and type."""
+  image = materialized(warp(image, edit.matrix))
+  image = materialized(tone(image, edit.mask, edit.threshold, edit.curve))
+  return materialized(blend(image, edit.start, edit.factor))
+
+
+# XLA would fuse a gather into everything that reads it and compute it anew each time. On a
+# CPU it drops the barrier first, unless `cse_barrier_expander` is disabled, as the step does.
+materialized = jax.lax.optimization_barrier
+
+
+def fixed(*matrix):
+  """Pillow's 16.16 fixed point: output (x, y) reads (a0 x + a1 y + a2, a3 x + a4 y + a5).
+
+  The last of each row takes in the half pixel between a pixel's corner and its centre.
+  """
+  a = np.stack(np.broadcast_arrays(*map(np.float64, matrix)), -1)
+  a[..., 2] += (a[..., 0] + a[..., 1]) / 2
+  a[..., 5] += (a[..., 3] + a[..., 4]) / 2
+  return np.floor(a * 65536 + 0.5).astype(np.int32)
+
+
+def rotation(degrees, height, width):
+  """`fixed` for rotations about the centre, counter-clockwise; one per entry of `degrees`."""
+  angle = np.radians(degrees)
+  cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
+  x, y = width / 2, height / 2
+  return fixed(cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
+
+
+def warp(image, matrix):
+  """Nearest neighbour, black outside. image: uint8 [H, W, C]; matrix: int32 [6], `fixed`."""
+  height, width, channels = image.shape
+  x, y = jnp.arange(width), jnp.arange(height)[:, None]
+  u = (matrix[0] * x + matrix[1] * y + matrix[2]) >> 16  # [H, W]
+  v = (matrix[3] * x + matrix[4] * y + matrix[5]) >> 16
+  inside = (0 <= u) & (u < width) & (0 <= v) & (v < height)
+  pixels = image.reshape(-1, channels)[jnp.where(inside, v * width + u, 0)]
+  return jnp.where(inside[..., None], pixels, jnp.uint8(0))
+
+
+def tone(image, mask, threshold, curve):
+  """Maps every level of every channel through a table of its own.
+
+  image: uint8 [H, W, C]; mask, threshold, curve: int32 scalars as in `Edit`.
+  """
+  levels = jnp.arange(256)
+  table = levels & mask
+  table = jnp.where(table < threshold, table, 255 - table)
+  # The curves are fractions of integers. One division serves both: on a CPU it is what costs.
+  over, under = jax.tree.map(
+    lambda *of: jnp.where(curve == AUTOCONTRAST, *of), autocontrast(image), equalize(image)
+  )
+  curved = (over // jnp.maximum(under, 1)).clip(0, 255)  # [C, 256]
+  table = jnp.where((curve > 0) & (under > 0), curved, table).astype(jnp.uint8)
+  return materialized(table).reshape(-1)[image + 256 * jnp.arange(image.shape[-1])]
+
+
+def autocontrast(image):
+  """From the lowest level to 0, from the highest to 255: [C, 256] over [C, 1]."""
+  image = image.astype(jnp.int32)
+  low, high = image.min((0, 1))[:, None], image.max((0, 1))[:, None]
+  return 255 * (jnp.arange(256) - low), high - low
+
+
+def equalize(image):
+  """Every level as often as any other: [C, 256] over [C, 1]; under 1 where it cannot be."""
+  count = histogram(image)
+  below = jnp.cumsum(count, 1) - count
+  last = count.shape[1] - 1 - jnp.argmax(count[:, ::-1] > 0, 1)
+  top = jnp.take_along_axis(count, last[:, None], 1)
+  step = (count.sum(1, keepdims=True) - top) // 255
+  return step // 2 + below, step
+
+
+def histogram(image):
+  """How often each level occurs: uint8 [H, W, C] -> int32 [C, 256]."""
+  channels = image.shape[-1]
+  count = jnp.zeros((channels, 256), jnp.int32)
+  return count.at[jnp.arange(channels), image].add(1)
+
+
+def blend(image, start, factor):
+  """Goes from a degraded image through the given one: start + factor (image - start).
+
+  image: uint8 [H, W, C]; start: int32, BLACK, LUMA, MEAN or SMOOTH; factor: float32.
+  """
+  x = image.astype(jnp.int32)
+  gray = luma(x)  # [H, W, 1]
+  mean = (2 * gray.sum() + gray.size) // (2 * gray.size)  # rounded half up
+  start = jnp.select(
+    [start == LUMA, start == MEAN, start == SMOOTH], [gray, mean, smooth(x)], 0
+  )
+  mixed = start + factor * (x - start)
+  return mixed.clip(0, 255).astype(jnp.uint8)  # truncates, as Pillow does
+
+
+def luma(x):
+  """int32 [H, W, C] -> [H, W, 1], ITU-R 601 as Pillow rounds it; one channel is its own."""
+  if x.shape[-1] == 1:
+    return x
+  return (19595 * x[..., :1] + 38470 * x[..., 1:2] + 7471 * x[..., 2:] + 32768) >> 16
+
+
+def smooth(x):
+  """Pillow's SMOOTH filter, the border kept: int32 [H, W, C] -> the same."""
+  rows = x[:-2] + x[1:-1] + x[2:]
+  around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * x[1:-1, 1:-1]
+  return x.at[1:-1, 1:-1].set((2 * around + 13) // 26)  # / 13, rounded half up

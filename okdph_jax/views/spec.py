@@ -1,0 +1,110 @@
+"""The language of views: "crop(4)|flip|cutout(16)" -> ops.
+
+A spec is ops joined by `|`, left to right, with arguments as Python writes them; it may
+begin with the name of a view, and `any(a, b, c)` draws one of several specs per image.
+A name with parentheses is always an op: `cutout` is the view, `cutout(16)` the op.
+"""
+
+import ast
+import difflib
+import inspect
+
+from okdph_jax.views import ops, policies
+
+# The paper's five compositions (arXiv:2303.14666, supplement Table 2).
+VIEWS = {
+  "hflip": "crop(4)|flip",
+  "hflip+rot": "crop(4)|flip|rotate(15)",
+  "cutout": "crop(4)|flip|cutout(16)",
+  "augment": "crop(4)|randaugment",
+  "auto_aug": "crop(4)|autoaugment",
+}
+PIXEL_OPS = {  # uint8 -> uint8
+  "plain": ops.plain,
+  "crop": ops.crop,
+  "flip": ops.flip,
+  "rotate": ops.rotate,
+  "cutout": ops.cutout,
+  "randaugment": policies.randaugment,
+  "autoaugment": policies.autoaugment,
+  "any": ops.any,
+}
+FLOAT_OPS = {"noise": ops.noise}  # on the normalised image
+
+
+def parse(spec):
+  """A spec as two lists of ops: those before the normalisation, and those after it.
+
+  Raises ValueError, on one line, for anything that is not a view.
+  """
+  pixel, after = [], []
+  for position, node in enumerate(_parts(_tree(spec))):
+    name = ast.unparse(node.func if isinstance(node, ast.Call) else node).replace(" ", "")
+    if name in VIEWS and not isinstance(node, ast.Call):
+      if position:
+        raise ValueError(
+          f"view {spec!r}: {name!r} is the name of a whole view ({VIEWS[name]}) and can only "
+          "come first; an op of that name has parentheses"
+        )
+      pixel += parse(VIEWS[name])[0]
+    elif name in FLOAT_OPS:
+      after.append(_call(FLOAT_OPS[name], name, node, spec))
+    elif name not in PIXEL_OPS:
+      raise ValueError(_unknown(name, spec))
+    elif after:
+      raise ValueError(
+        f"view {spec!r}: {name!r} works on pixels and cannot follow an op on the normalised "
+        f"image ({', '.join(FLOAT_OPS)}); move it to the front"
+      )
+    else:
+      pixel.append(_call(PIXEL_OPS[name], name, node, spec))
+  return pixel, after
+
+
+def _tree(spec):
+  if not isinstance(spec, str):
+    raise ValueError(f"a view is a string such as 'crop(4)|flip|cutout(16)', not {spec!r}")
+  try:
+    return ast.parse(spec.strip(), mode="eval").body
+  except SyntaxError as error:
+    raise ValueError(
+      f"view {spec!r} cannot be read ({error.msg}); write ops joined by |, such as "
+      "'crop(4)|flip|cutout(16)'"
+    ) from None
+
+
+def _parts(node):
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    return _parts(node.left) + _parts(node.right)
+  return [node]
+
+
+def _call(factory, name, node, spec):
+  read = _alternative if name == "any" else ast.literal_eval
+  signature = inspect.signature(factory)
+  try:
+    args = [read(arg) for arg in getattr(node, "args", [])]
+    named = {keyword.arg: read(keyword.value) for keyword in getattr(node, "keywords", [])}
+    signature.bind(*args, **named)
+    return factory(*args, **named)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"view {spec!r}: {ast.unparse(node)}: {error}; it is written {name}{signature}"
+    ) from None
+
+
+def _alternative(node):
+  pixel, after = parse(ast.unparse(node))
+  if after:
+    raise ValueError("an op on the normalised image stands behind any(...), not inside")
+  return ops.chain(*pixel)
+
+
+def _unknown(name, spec):
+  known = [*PIXEL_OPS, *FLOAT_OPS, *VIEWS]
+  close = difflib.get_close_matches(name, known, 1)
+  hint = f"; did you mean {close[0]!r}?" if close else ";"
+  return (
+    f"view {spec!r}: unknown op {name!r}{hint} ops: {', '.join([*PIXEL_OPS, *FLOAT_OPS])}; "
+    f"named views: {', '.join(VIEWS)}"
+  )

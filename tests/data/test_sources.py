@@ -1,0 +1,311 @@
+import io
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from okdph_jax import data
+from okdph_jax.data import sources
+
+
+def config(**options):
+  defaults = dict(
+    name="arrays",
+    dir=None,
+    train="train",
+    test="test",
+    fraction=1.0,
+    replacement=False,
+    validation=0,
+    image_size=None,
+  )
+  return ml_collections.ConfigDict(dict(seed=0, data=defaults | options))
+
+
+def refusal(**options):
+  """The one line that `load` refuses with."""
+  with pytest.raises(ValueError) as caught:
+    data.load(config(**options))
+  line = str(caught.value)
+  assert "\n" not in line and len(line) < 1_000
+  return line
+
+
+# Arrays.
+
+
+@pytest.fixture
+def arrays():
+  generator = np.random.default_rng(0)
+  labels = np.arange(60) % 3
+  return dict(
+    train_images=generator.integers(0, 256, (60, 4, 5, 3), np.uint8),
+    train_labels=generator.permutation(labels),
+    test_images=generator.integers(0, 256, (6, 4, 5, 3), np.uint8),
+    test_labels=labels[:6],
+  )
+
+
+@pytest.fixture
+def npz(arrays, tmp_path):
+  def write(**changes):
+    path = tmp_path / "set.npz"
+    kept = {k: v for k, v in (arrays | changes).items() if v is not None}
+    np.savez(path, **kept)
+    return str(path)
+
+  return write
+
+
+def test_arrays_come_as_they_are(npz, arrays):
+  dataset = data.load(config(dir=npz(class_names=np.array(["ant", "bee", "cat"]))))
+  np.testing.assert_array_equal(dataset.train_images, arrays["train_images"])
+  np.testing.assert_array_equal(dataset.test_labels, arrays["test_labels"])
+  assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+  assert dataset.class_names == ("ant", "bee", "cat") and dataset.classes == 3
+  assert len(dataset.validation_images) == 0
+  scaled = arrays["train_images"].reshape(-1, 3) / 255
+  np.testing.assert_allclose(dataset.mean, scaled.mean(0), rtol=1e-12)
+  np.testing.assert_allclose(dataset.std, scaled.std(0), rtol=1e-12)
+  assert "measured on the training split" in dataset.summary
+  assert "60 training, 6 test images 4x5x3, 3 classes" in dataset.summary
+
+
+def test_grey_arrays_get_their_channel(npz, arrays):
+  grey = {k: arrays[k][..., 0] for k in ("train_images", "test_images")}
+  dataset = data.load(config(dir=npz(**grey)))
+  assert dataset.train_images.shape == (60, 4, 5, 1) and len(dataset.mean) == 1
+
+
+def test_a_constant_channel_has_no_zero_std(npz, arrays):
+  dataset = data.load(config(dir=npz(train_images=np.full_like(arrays["train_images"], 9))))
+  assert min(dataset.std) > 0
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (dict(test_labels=None), ["lacks test_labels"]),
+    (dict(train_images=np.zeros((60, 4, 5, 3), np.float32)), ["float32", "uint8"]),
+    (dict(train_labels=np.zeros(59, int)), ["train_labels", "60 images"]),
+    (dict(train_labels=np.zeros(60, int)), ["one class"]),
+    (dict(test_labels=np.arange(6)), ["test labels go from 0 to 5", "3 classes"]),
+    (dict(test_images=np.zeros((6, 5, 5, 3), np.uint8)), ["(4, 5, 3)", "(5, 5, 3)"]),
+    (dict(train_images=np.zeros((60, 4, 5, 4), np.uint8)), ["4 channels"]),
+  ],
+)
+def test_wrong_arrays_are_refused(npz, changes, words):
+  line = refusal(dir=npz(**changes))
+  assert all(word in line for word in words), line
+
+
+def test_what_is_no_npz_is_refused(tmp_path):
+  (tmp_path / "x.npz").write_bytes(b"not an archive")
+  assert "not a readable .npz" in refusal(dir=str(tmp_path / "x.npz"))
+  assert "not a readable .npz" in refusal(dir=str(tmp_path))
+  assert "no such file" in refusal(dir=str(tmp_path / "y.npz"))
+  assert "needs data.dir" in refusal()
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5, float("nan")])
+def test_fractions_outside_are_refused(npz, fraction):
+  assert f"data.fraction={fraction}" in refusal(dir=npz(), fraction=fraction)
+
+
+def test_validation_must_be_a_number_of_images_that_leaves_some(npz):
+  assert "leaves none" in refusal(dir=npz(), validation=60)
+  assert "number of images" in refusal(dir=npz(), validation=-1)
+  assert "number of images" in refusal(dir=npz(), validation=0.1)
+
+
+# What is trained on.
+
+
+def test_validation_is_held_out_first_and_is_the_same_for_every_seed(npz, arrays):
+  dataset = data.load(config(dir=npz(), validation=12, fraction=0.5, replacement=True))
+  held = {image.tobytes() for image in dataset.validation_images}
+  trained = {image.tobytes() for image in dataset.train_images}
+  assert len(held) == 12 and not held & trained
+  assert held | trained <= {image.tobytes() for image in arrays["train_images"]}
+  other = config(dir=npz(), validation=12)
+  other.seed = 1
+  np.testing.assert_array_equal(dataset.validation_images, data.load(other).validation_images)
+
+
+def test_subsets_take_a_part_of_each_class():
+  labels = np.repeat([2, 0, 1], [40, 30, 25])
+  chosen = sources.subset(labels, 3, 0.2, replacement=False)
+  np.testing.assert_array_equal(np.bincount(labels[chosen]), [6, 5, 8])
+  assert len(np.unique(chosen)) == 19
+  np.testing.assert_array_equal(sources.subset(labels, 3, 1.0, True), np.arange(95))
+  with pytest.raises(ValueError, match="no image of class 2, which has 40; at least 0.025"):
+    sources.subset(labels, 3, 0.01, replacement=False)
+
+
+def test_the_release_draws_with_replacement_class_by_class():
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100))
+  np.random.seed(42)  # the long way: the global generator, as in the release's notebook
+  expected = []
+  for label in dict.fromkeys(labels.tolist()):
+    members = [i for i in range(1_000) if labels[i] == label]
+    expected.extend(np.random.choice(members, round(100 * 0.1), replace=True))
+  np.testing.assert_array_equal(sources.subset(labels, 10, 0.1, replacement=True), expected)
+
+
+@pytest.mark.parametrize(
+  "classes, fraction, total, distinct",
+  [
+    (10, 0.1, 5_000, 4_739),
+    (10, 0.01, 500, 499),
+    (100, 0.1, 5_000, 4_766),
+    (100, 0.01, 500, 498),
+  ],
+)
+def test_distinct_images_of_the_paper_s_subsets(classes, fraction, total, distinct):
+  # The counts of the shipped ids; they depend on the sizes of the classes only.
+  labels = np.arange(50_000) % classes
+  chosen = sources.subset(labels, classes, fraction, replacement=True)
+  assert len(chosen) == total and len(np.unique(chosen)) == distinct
+
+
+def test_cifar10_by_name():
+  if not (pathlib.Path.home() / "tensorflow_datasets/cifar10/3.0.2/dataset_info.json").exists():
+    pytest.skip("CIFAR-10 is not prepared in ~/tensorflow_datasets")
+  dataset = data.load(config(name="cifar10", train="train[:20%]", test="test[:100]"))
+  assert (
+    dataset.train_images.shape == (10_000, 32, 32, 3)
+    and dataset.train_images.flags.c_contiguous
+  )
+  assert dataset.class_names[:2] == ("airplane", "automobile") and dataset.classes == 10
+  np.testing.assert_allclose(dataset.mean, (0.4914, 0.4822, 0.4465))
+  np.testing.assert_allclose(
+    dataset.train_images.mean((0, 1, 2)) / 255, dataset.mean, atol=5e-3
+  )
+  records = sources._records(
+    sources._builder("cifar10", None), "train[:20%]", "image", "label", "id"
+  )
+  assert list(records.names) == sorted(records.names)  # the canonical order
+  first = np.asarray(Image.open(io.BytesIO(records.images[0])))
+  np.testing.assert_array_equal(dataset.train_images[0], first)
+  assert "tst" in refusal(name="cifar10", test="tst")
+
+
+# Names.
+
+
+def test_names_that_do_not_exist_or_are_no_images():
+  assert "did you mean 'cifar10'" in refusal(name="cifra10")
+  assert "not for image classification" in refusal(name="glue/cola")
+
+
+def test_not_prepared_and_no_network(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "_reach", _no_network)
+  line = refusal(name="mnist", dir=str(tmp_path))
+  for word in (
+    "'mnist'",
+    str(tmp_path),
+    "no answer",
+    "tfds.load('mnist'",
+    "data.dir",
+    "digits",
+  ):
+    assert word in line, line
+  assert not list(tmp_path.rglob("dataset_info.json"))
+
+
+def _no_network(builder):
+  raise ConnectionError("no answer from the network")
+
+
+def test_nothing_needs_tensorflow_until_a_dataset_does(npz):
+  code = f"""
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+import ml_collections
+from okdph_jax import data
+config = ml_collections.ConfigDict({config(dir=npz()).to_dict()!r})
+print(data.load(config).summary)
+config.data.name = "cifar10"
+try:
+  data.load(config)
+except ValueError as error:
+  print(error)
+"""
+  lines = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  first, second = lines.stdout.splitlines()
+  assert "60 training" in first and "data.name='arrays'" in second
+
+
+# Folders.
+
+
+def picture(path, size=(6, 6), colour=(200, 0, 0), mode="RGB"):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for split, count in (("train", 3), ("test", 1)):
+    for i in range(count):
+      picture(tmp_path / split / "red" / f"{i}.png")
+      picture(tmp_path / split / "blue" / f"{i}.png", colour=(0, 0, 100 + i))
+  return tmp_path
+
+
+def test_a_folder_in_the_order_of_its_paths(folder):
+  (folder / "train" / ".hidden").mkdir()
+  dataset = data.load(config(name="folder", dir=str(folder)))
+  assert dataset.class_names == ("blue", "red")
+  np.testing.assert_array_equal(dataset.train_labels, [0, 0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(dataset.train_images[:3, 0, 0, 2], [100, 101, 102])
+  np.testing.assert_array_equal(dataset.test_images[1, 0, 0], [200, 0, 0])
+
+
+def test_sizes_are_brought_to_one(folder):
+  picture(folder / "train" / "red" / "wide.png", size=(16, 8))
+  line = refusal(name="folder", dir=str(folder))
+  assert "wide.png is 16x8" in line and "data.image_size" in line
+  dataset = data.load(config(name="folder", dir=str(folder), image_size=4))
+  assert dataset.train_images.shape == (7, 4, 4, 3)
+  np.testing.assert_array_equal(dataset.train_images[-1, :, :, 0], np.full((4, 4), 200))
+
+
+def test_grey_pictures_stay_grey_and_become_colour_among_coloured_ones(tmp_path):
+  for split in ("train", "test"):
+    picture(tmp_path / split / "a" / "0.png", colour=10, mode="L")
+    picture(tmp_path / split / "b" / "0.png", colour=20, mode="L")
+  assert data.load(config(name="folder", dir=str(tmp_path))).train_images.shape == (2, 6, 6, 1)
+  picture(tmp_path / "train" / "b" / "1.png")
+  dataset = data.load(config(name="folder", dir=str(tmp_path)))
+  assert dataset.train_images.shape == (3, 6, 6, 3) and dataset.test_images.shape == (
+    2,
+    6,
+    6,
+    3,
+  )
+
+
+def test_a_corrupt_file_is_named(folder):
+  path = folder / "train" / "red" / "1.png"
+  path.write_bytes(path.read_bytes()[:40])
+  assert str(path) in refusal(name="folder", dir=str(folder))
+
+
+def test_folders_that_are_no_dataset(folder, tmp_path_factory):
+  (folder / "train" / "green").mkdir()
+  assert "green has no .png" in refusal(name="folder", dir=str(folder))
+  (folder / "train" / "green").rmdir()
+  picture(folder / "test" / "green" / "0.png")
+  assert "train has no class of that name" in refusal(name="folder", dir=str(folder))
+  one = tmp_path_factory.mktemp("one")
+  picture(one / "train" / "only" / "0.png")
+  assert "test is not a folder" in refusal(name="folder", dir=str(one))
+  picture(one / "test" / "only" / "0.png")
+  assert "one class (only)" in refusal(name="folder", dir=str(one))

@@ -1,0 +1,147 @@
+"""What every method and every wrapper has to keep to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from okdph_jax.methods import METHODS, WRAPPERS
+from okdph_jax.step import initial_state, train_step
+
+OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
+STACKS = {
+  **{f"{name} around {m}": (m, (name,)) for name in WRAPPERS for m in ("okdph", "dml")},
+  "dot around kd": ("kd", ("dot",)),
+  "dot around ffl": ("ffl", ("dot",)),
+  "dot around kr": ("kr", ("dot",)),
+  "swa around sam around okdph": ("okdph", ("sam", "swa")),
+  "everything around pcl": ("pcl", ("dot", "sam", "ema", "swa")),
+}
+CASES = [*METHODS, *OPTIONS, *STACKS]
+ABOUT_ZERO = ("gate/Dense_0/bias",)  # a bias before a batch normalisation
+STEPS = 7
+
+
+def build(case, epoch_steps=3):
+  task = tiny.task(teacher=True, epoch_steps=epoch_steps)
+  name, options = OPTIONS.get(case, (case, {}))
+  wrappers = ()
+  if case in STACKS:
+    name, wrappers = STACKS[case]
+  method = METHODS[name](task, **options)
+  for wrapper in wrappers:
+    method = WRAPPERS[wrapper](method, task)
+  return method
+
+
+@functools.cache
+def trained(case):
+  """A method's step, and the states and metrics of a few of its steps."""
+  method = build(case)
+  tx = method.optimizer(0.05, momentum=0.9, weight_decay=0.0)
+  augment, key, batch = tiny.augment(method.views), jax.random.key(1), tiny.batch()
+  start = jax.jit(lambda: initial_state(method, tx, augment, batch, key))
+  step = jax.jit(functools.partial(train_step, method, tx, augment))
+
+  def run():
+    states, metrics = [start()], []
+    for _ in range(STEPS):
+      state, measured = step(states[-1], batch, key)
+      states.append(state)
+      metrics.append(measured)
+    return states, metrics
+
+  return method, step, run, *run()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_trace_and_one_structure(case):
+  _, step, _, states, _ = trained(case)
+  assert step._cache_size() == 1
+  assert typed(states[0]) == typed(states[-1])
+  short = jax.eval_shape(step, states[0], tiny.batch(2), jax.random.key(1))  # the last batch
+  assert jax.tree.map(jnp.shape, short[0]) == jax.tree.map(jnp.shape, states[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_falls_on_a_fixed_batch(case):
+  _, _, _, states, metrics = trained(case)
+  assert all(np.isfinite(m).all() for m in jax.tree.leaves((states[-1], metrics)))
+  for m in metrics:
+    assert {"loss", "task", "distill", "accuracy"} <= m.keys() and np.shape(m["accuracy"]) == ()
+    np.testing.assert_allclose(m["loss"], m["task"] + m["distill"], rtol=1e-6)
+  assert metrics[-1]["task"] < metrics[0]["task"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_key_same_run(case):
+  _, _, run, states, _ = trained(case)
+  assert_same(run()[0][-1], states[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_readers_give_logits(case):
+  method, _, _, states, _ = trained(case)
+  image = tiny.batch().image
+  single = jax.jit(method.predict)(states[-1].learner, image)
+  more = jax.jit(method.ensembles)(states[-1].learner, image)
+  assert single and not single.keys() & more.keys()
+  for logits in (*single.values(), *more.values()):
+    assert logits.shape == (tiny.B, tiny.K) and np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_reaches_every_parameter(case):
+  """Without weight decay momentum is, after one step, the gradient."""
+  *_, states, _ = trained(case)
+  for path, velocity in momenta(states[1].opt_state).items():
+    if path.endswith(ABOUT_ZERO):
+      assert np.abs(velocity).max() < 1e-6, path
+    else:
+      per_student = (
+        velocity.reshape(len(velocity), -1) if "students" in path else velocity[None]
+      )
+      assert (np.abs(per_student).reshape(len(per_student), -1).max(1) > 0).all(), path
+
+
+def test_a_bare_network_trains_under_methods_of_whole_networks():
+  class Bare(tiny.nn.Module):
+    @tiny.nn.compact
+    def __call__(self, x, train):
+      return tiny.nn.Dense(tiny.K)(tiny.nn.relu(tiny.nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+  task = tiny.task(Bare(), teacher=True)
+  batch = tiny.batch()
+
+  def keeps_its_structure(method):
+    tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
+    augment, key = tiny.augment(method.views), jax.random.key(0)
+    state = jax.eval_shape(lambda: initial_state(method, tx, augment, batch, key))
+    after, _ = jax.eval_shape(lambda s: train_step(method, tx, augment, s, batch, key), state)
+    assert typed(after) == typed(state)
+
+  for name in ("base", "kd", "dml", "kdcl", "kr", "mean_teacher", "okdph"):
+    keeps_its_structure(METHODS[name](task))
+  for name in ("one", "okddip", "ffl", "pcl"):
+    with pytest.raises(ValueError, match="Bare has no .stem and .branch"):
+      METHODS[name](task)
+
+
+def typed(state):
+  return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), state)
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def momenta(opt_state):
+  velocity = optax.tree_utils.tree_get(opt_state, "trace", default=None)
+  if velocity is None:  # DOT's pair
+    velocity = jax.tree.map(jnp.add, *opt_state[0])
+  flat = jax.tree_util.tree_flatten_with_path(velocity)[0]
+  return {"/".join(k.key for k in path): np.asarray(v) for path, v in flat}

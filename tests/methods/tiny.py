@@ -1,0 +1,70 @@
+"""The smallest network with a stem and a branch, and what a method is tried on."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from okdph_jax.methods.protocol import Task
+from okdph_jax.models import Net
+from okdph_jax.models.layers import conv, linear, norm
+from okdph_jax.nouns import Batch, Learner, Outputs
+from okdph_jax.students import start
+
+B, K = 4, 3
+
+
+class Stem(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.relu(norm(train)(conv(4, 3, 2)(x)))
+
+
+class Branch(nn.Module):
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.relu(norm(train)(conv(8, 3, 2)(x)))
+    feature = x.mean((1, 2))
+    return Outputs(linear(feature, self.classes), feature, x)
+
+
+class Linear(nn.Module):
+  """Logits are the first K pixels, scaled: what a method makes of logits, laid open."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    scale = self.param("scale", nn.initializers.ones, ())
+    return scale * x.reshape(len(x), -1)[:, : self.classes]
+
+
+def net(classes=K):
+  return Net(Stem(), Branch(classes), "one convolution each")
+
+
+def batch(size=B, seed=0):
+  key = jax.random.key(seed)
+  image = jax.random.normal(key, (size, 8, 8, 1))
+  return Batch(image, jnp.arange(size, dtype=jnp.int32) % K)
+
+
+def augment(views):
+  """Views that differ, and do not change from step to step."""
+  noise = jax.random.normal(jax.random.key(7), (views, 1, 8, 8, 1))
+  return lambda key, image: image[None] + 0.1 * noise
+
+
+def task(network=None, *, teacher=False, epochs=4, epoch_steps=3):
+  network = network or net()
+  variables = None
+  if teacher:
+    variables = (net(), start(net(), jax.random.key(9), batch().image))
+  return Task(network, K, epoch_steps, epochs, variables)
+
+
+def learner(params, stats=None, memory=None):
+  return Learner(
+    params=params, stats=stats or {"students": {}, "shared": {}}, memory=memory or {}
+  )

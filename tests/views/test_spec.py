@@ -1,0 +1,90 @@
+"""The language of views."""
+
+import jax
+import numpy as np
+import pytest
+
+from okdph_jax.views import ops, policies, spec
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+KEY = jax.random.key(3)
+
+
+def run(text):
+  pixel, after = spec.parse(text)
+  assert not after
+  return np.asarray(ops.chain(*pixel)(KEY, IMAGE))
+
+
+@pytest.mark.parametrize(
+  "text, factories",
+  [
+    ("plain", [ops.plain()]),
+    ("hflip", [ops.crop(4), ops.flip()]),
+    ("hflip+rot", [ops.crop(4), ops.flip(), ops.rotate(15)]),
+    ("cutout", [ops.crop(4), ops.flip(), ops.cutout(16)]),
+    ("augment", [ops.crop(4), policies.randaugment()]),
+    ("auto_aug", [ops.crop(4), policies.autoaugment()]),
+    ("cutout(16)", [ops.cutout(16)]),
+    (" crop(2) | flip() | cutout(size=4) ", [ops.crop(2), ops.flip(), ops.cutout(4)]),
+    ("hflip + rot | cutout(4)", [ops.crop(4), ops.flip(), ops.rotate(15), ops.cutout(4)]),
+  ],
+)
+def test_a_spec_is_its_ops_in_order(text, factories):
+  expected = ops.chain(*factories)(KEY, IMAGE)
+  np.testing.assert_array_equal(run(text), expected)
+
+
+def test_any_mixes_named_views_and_specs():
+  expected = ops.any(
+    ops.chain(ops.crop(4), ops.flip()),
+    ops.chain(ops.crop(4), ops.flip(), ops.cutout(16)),
+    ops.chain(ops.crop(2), ops.rotate(30)),
+  )
+  text = "any(hflip, cutout, crop(2)|rotate(30))"
+  np.testing.assert_array_equal(run(text), ops.chain(expected)(KEY, IMAGE))
+
+
+def test_noise_comes_after_the_normalisation():
+  for text, before in (
+    ("hflip|noise", 2),
+    ("noise(std=0.5)", 0),
+    ("any(plain, flip)|noise", 1),
+  ):
+    pixel, after = spec.parse(text)
+    assert (len(pixel), len(after)) == (before, 1)
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("crop(4)|cutuot(16)", "unknown op 'cutuot'; did you mean 'cutout'.*ops:.*views:"),
+    ("hflip+rott", "did you mean 'hflip\\+rot'"),
+    ("base", "unknown op 'base'.*plain"),
+    ("crop", "crop: missing a required argument: 'pad'.*written crop\\(pad\\)"),
+    ("crop(4, 5)", "too many positional arguments.*crop\\(pad\\)"),
+    ("crop(-1)", "pad is a whole number >= 0, not -1"),
+    ("crop(1.5)", "not 1.5"),
+    ("cutout(0)", "size is a whole number >= 1, not 0"),
+    ("cutout(width=3)", "unexpected keyword argument 'width'"),
+    ("rotate('a')", "degrees is a number"),
+    ("rotate(inf)", "inf"),
+    ("noise(-1)", "std is a number >= 0, not -1"),
+    ("noise|flip", "'flip' works on pixels and cannot follow.*noise"),
+    ("hflip|noise|cutout(16)", "'cutout' works on pixels"),
+    ("crop(4)|cutout", "whole view.*only come first"),
+    ("any()", "at least one"),
+    ("any(hflip|noise, flip)", "behind any"),
+    ("any(hflip, flipp)", "did you mean 'flip'"),
+    ("", "cannot be read"),
+    ("crop(4)|", "cannot be read"),
+    ("crop(4))", "cannot be read"),
+    ("crop(4)\nflip", "cannot be read"),
+    ("crop(4)&flip", "unknown op"),
+    (4, "a view is a string"),
+  ],
+)
+def test_what_is_not_a_view_is_refused_in_one_line(text, says):
+  with pytest.raises(ValueError, match=says) as caught:
+    spec.parse(text)
+  assert "\n" not in str(caught.value)
