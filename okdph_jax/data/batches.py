@@ -41,9 +41,9 @@ def sharding(mesh, batch_size):
 def on_device(images, labels, *, seed, batch_size, mesh=None):
   """Puts a training set on the device, once, and returns `batch(step) -> Batch`.
 
-  images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", on each of
-  which the whole set lies; without one, the default device. The batches are gathered
-  there, so that only their indices cross from the host.
+  images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", on each of which
+  the whole set lies; without one, the default device. The batches are gathered there, so
+  that only their indices cross from the host.
   """
   size = len(labels)
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())

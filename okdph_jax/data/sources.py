@@ -10,19 +10,19 @@ do without them.
 
 import contextlib
 import difflib
-import io
 import logging
 import os
 import pathlib
 import sys
-import textwrap
 from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from okdph_jax import host
+from okdph_jax.data.pictures import GREY, decode, evaluation_crop, one_line, pixels, square
+from okdph_jax.data.stream import UNKNOWN, Files, Pictures, Shards
 
 # Mean and standard deviation per channel of x / 255 as the paper's release has them; other
 # datasets are measured. CIFAR-10's std is the widespread average over images, not that of
@@ -37,7 +37,11 @@ SEED = 42  # of subsets and validation: the same images for every run, method an
 
 
 class Dataset(NamedTuple):
-  """A dataset in memory, in canonical order."""
+  """A dataset in canonical order.
+
+  Where it is larger than `config.data.memory_limit`, the images are `stream.Pictures`, which
+  have a length and a shape as arrays do, and labels that TFDS's records hold are `UNKNOWN`.
+  """
 
   name: str
   place: str  # where it was read
@@ -67,8 +71,9 @@ class Dataset(NamedTuple):
     held = (
       f" {len(self.validation_labels):,} validation," if len(self.validation_labels) else ""
     )
+    streamed = ", streamed" if isinstance(self.train_images, Pictures) else ""
     return (
-      f"{self.name} ({self.place}): {train},{held} {len(self.test_labels):,} test images "
+      f"{self.name} ({self.place}{streamed}): {train},{held} {len(self.test_labels):,} test images "
       f"{shape}, {self.classes} classes; normalisation {self.normalisation}"
     )
 
@@ -87,17 +92,19 @@ def load(config):
 
   config.data: `name` ("digits", "folder", "arrays", or a TFDS name), `dir`, `train` and
   `test` (TFDS split syntax, or a folder's subfolders), `validation` (images held out of
-  training, first), `fraction` and `replacement` (then a part of each class), and
-  `image_size` (None: as they are). Raises ValueError, in one line, for all a user can cause.
+  training, first), `fraction` and `replacement` (then a part of each class). For TFDS and
+  folders also, where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded
+  images; a larger dataset is streamed) and `corrupt` ("stop" or "skip", of a stream). Raises
+  ValueError, in one line, for all a user can cause.
   """
   data = config.data
   _check(data)
   source = {"arrays": read_arrays, "folder": read_folder}.get(data.name, read_tfds)(data)
   _check_source(source, data)
   (images, labels), classes = source.train, len(source.class_names)
-  if not data.validation < len(labels):
+  if data.validation >= len(labels):
     raise ValueError(
-      f"data.validation={data.validation} leaves none of {len(labels)} training images to train on"
+      f"data.validation={data.validation} leaves none of {len(labels)} images to train on"
     )
   mean, std, origin = normalisation(data.name, images)
   kept, held = hold_out(len(labels), data.validation)
@@ -119,6 +126,13 @@ def load(config):
   )
 
 
+_DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop"}
+
+
+def _option(data, name):
+  return getattr(data, name, _DEFAULTS[name])
+
+
 def _check(data):
   if not 0 < data.fraction <= 1:
     raise ValueError(
@@ -129,6 +143,8 @@ def _check(data):
     raise ValueError(
       f"data.validation={data.validation}: a number of images is asked for, 0 for no validation"
     )
+  if _option(data, "corrupt") not in ("stop", "skip"):
+    raise ValueError(f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped")
   if data.name in ("folder", "arrays") and not data.dir:
     wanted = (
       "a folder with train/CLASS/ and test/CLASS/" if data.name == "folder" else "an .npz"
@@ -145,6 +161,8 @@ def _check_source(source, data):
   for split, (images, labels) in (("training", source.train), ("test", source.test)):
     if not len(labels):
       raise ValueError(f"{source.place}: the {split} split has no images")
+    if labels.max() == UNKNOWN:
+      continue  # in records that have not been read
     if labels.min() < 0 or labels.max() >= classes:
       raise ValueError(
         f"{source.place}: {split} labels go from {labels.min()} to {labels.max()}, but "
@@ -179,6 +197,11 @@ def subset(labels, classes, fraction, replacement):
   """
   if fraction == 1:
     return np.arange(len(labels))
+  if labels.max() == UNKNOWN:
+    raise ValueError(
+      f"data.fraction={fraction} of each class needs the labels, which a streamed TFDS dataset "
+      "has in its records; take a part with TFDS's syntax, e.g. data.train='train[:10%]'"
+    )
   generator = np.random.RandomState(SEED)
   chosen = []
   for label in _by_appearance(labels):
@@ -203,6 +226,10 @@ def normalisation(name, images):
   known = name.split(":")[0]
   if known in NORMALISATION:
     return *NORMALISATION[known], f"as known for {known}"
+  origin = "measured on the training split"
+  if isinstance(images, Pictures):
+    images = _sample(images)
+    origin = f"measured on {len(images):,} training images"
   channels, count = images.shape[-1], images.size / images.shape[-1]
   total, square = np.zeros(channels), np.zeros(channels)
   for start in range(
@@ -213,7 +240,20 @@ def normalisation(name, images):
   mean = total / count
   std = np.sqrt(np.maximum(square / count - mean**2, 0))
   std = np.maximum(std, 1 / 255)  # a constant channel stays finite
-  return tuple(mean.tolist()), tuple(std.tolist()), "measured on the training split"
+  return tuple(mean.tolist()), tuple(std.tolist()), origin
+
+
+def _sample(pictures, count=1_000):
+  """The first images of an epoch, decoded; corrupt ones are left for the run to find."""
+  with futures.ThreadPoolExecutor(host.cores()) as pool:
+    entries = next(pictures.store.batches(pictures.chosen, count, order=(SEED, 0)))
+
+    def picture(entry):
+      with contextlib.suppress(ValueError, OSError):
+        image = decode(entry.name, entry.read(), pictures.channels)
+        return pixels(evaluation_crop(image, pictures.size))
+
+    return np.stack([image for image in pool.map(picture, entries) if image is not None])
 
 
 # Arrays.
@@ -234,7 +274,7 @@ def read_arrays(data):
   except (
     Exception
   ) as error:  # a folder, no archive, pickled objects: NumPy and zipfile raise on each
-    raise ValueError(f"{path} is not a readable .npz ({_line(error)})") from None
+    raise ValueError(f"{path} is not a readable .npz ({one_line(error)})") from None
   missing = [key for key in _KEYS if key not in arrays]
   if missing:
     raise ValueError(
@@ -272,18 +312,28 @@ def read_tfds(data):
   builder = _builder(data.name, data.dir)
   image, label = _supervised(builder, data.name)
   builder = prepared(data.name, data.dir)
-  features, size = builder.info.features, getattr(data, "image_size", None)
-  shape = features[image].shape
+  features, size = builder.info.features, _option(data, "image_size")
+  shape, names = features[image].shape, tuple(features[label].names)
   columns = dict(image=image, label=label, name="id" if "id" in features else None)
   as_stored = size is None and None not in shape  # then TensorFlow decodes, twice as fast
 
+  def count(split):
+    with _tfds_errors(builder, data, split):
+      return builder.info.splits[split].num_examples
+
+  side = size or max(shape[:2], key=lambda x: x or 0)
+  counts = [count(split) for split in (data.train, data.test)]
+  if _is_large(sum(counts), side, data):
+    splits = [
+      (Pictures(Shards(builder, split, image, label), np.arange(n), side, shape[-1] or 3, skip), ...)
+    ]
   def read(split):
     try:
       records = _records(builder, split, **columns, decode=as_stored)
     except (ValueError, RuntimeError, _tf_error()) as error:
       raise ValueError(
         f"data.name={data.name!r}: cannot read {split!r} from {builder.data_path} "
-        f"({_line(error)}); there are {', '.join(builder.info.splits)}"
+        f"({one_line(error)}); there are {', '.join(builder.info.splits)}"
       ) from None
     if as_stored:
       return records.images, records.labels
@@ -353,9 +403,6 @@ def _records(builder, split, image, label, name, decode=False):
   return Records(names[order], read["image"][order], labels[order])
 
 
-_GREY = ("1", "L", "LA", "I;16", "I")
-
-
 def _decoded(records, size, channels=None):
   """Decoded images, uint8 [N, H, W, C].
 
@@ -364,20 +411,12 @@ def _decoded(records, size, channels=None):
   must have one size.
   """
 
-  def decode(name, encoded):
-    try:
-      with Image.open(io.BytesIO(encoded)) as image:
-        grey = image.mode in _GREY if channels is None else channels == 1
-        image = image.convert("L" if grey else "RGB")
-    except Exception as error:  # Pillow raises whatever its decoders do
-      reason = f"is not a readable image ({_line(error)}); replace or delete it"
-      raise ValueError(f"{_text(name)} {reason}") from None
-    if size:
-      image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+  def picture(name, encoded):
+    image = decode(_text(name), encoded, channels)
+    return np.asarray(square(image, size) if size else image)
 
   with futures.ThreadPoolExecutor(host.cores()) as pool:
-    images = list(pool.map(decode, records.names, records.images))
+    images = list(pool.map(picture, records.names, records.images))
   if not images:
     return np.zeros((0, 1, 1, channels or 1), np.uint8)
   for name, image in zip(records.names, images, strict=True):
@@ -435,7 +474,7 @@ def prepared(name, directory=None):
         remedies += ", or use data.name='digits', which needs no network"
       raise ValueError(
         f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "
-        f"failed ({_line(error)}); {remedies}"
+        f"failed ({one_line(error)}); {remedies}"
       ) from None
   return _builder(name, directory)
 
@@ -459,7 +498,7 @@ def _builder(name, directory):
       f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset; {hint}"
     ) from None
   except Exception as error:  # an unknown config or version, a missing extra package
-    raise ValueError(f"data.name={name!r}: TFDS says {_line(error)}") from None
+    raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None
 
 
 def _is_prepared(builder):
@@ -490,7 +529,7 @@ def _tfds():
         tf.config.set_visible_devices([], kind)
   except ImportError as error:
     raise ValueError(
-      f"datasets by name and folders are read by TensorFlow Datasets ({_line(error)}); pip "
+      f"datasets by name and folders are read by TensorFlow Datasets ({one_line(error)}); pip "
       "install tensorflow tensorflow-datasets, or use data.name='arrays', which needs neither"
     ) from None
   logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
@@ -515,11 +554,6 @@ def _tf_error():
   import tensorflow as tf
 
   return tf.errors.OpError
-
-
-def _line(error):
-  """An error's message in one line, at most 300 characters, or its kind."""
-  return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def _text(name):

@@ -1,4 +1,6 @@
-"""`python -m okdph_jax.views --config=configs/cifar10.py --out=views.png`: what each network sees.
+"""A picture of what each network sees.
+
+    python -m okdph_jax.views --config=configs/cifar10.py --out=views.png
 
 A row per image, the first of the training set; the original, then a column per view.
 """

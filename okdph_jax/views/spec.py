@@ -80,7 +80,7 @@ def _parts(node):
 
 
 def _call(factory, name, node, spec):
-  read = _alternative if name == "any" else ast.literal_eval
+  read = _alternative if name == "any" else _number
   signature = inspect.signature(factory)
   try:
     args = [read(arg) for arg in getattr(node, "args", [])]
@@ -91,6 +91,13 @@ def _call(factory, name, node, spec):
     raise ValueError(
       f"view {spec!r}: {ast.unparse(node)}: {error}; it is written {name}{signature}"
     ) from None
+
+
+def _number(node):
+  try:
+    return ast.literal_eval(node)
+  except ValueError:
+    raise ValueError(f"{ast.unparse(node)!r} is not a number") from None
 
 
 def _alternative(node):

@@ -44,8 +44,8 @@ def trained(case):
   method = build(case)
   tx = method.optimizer(0.05, momentum=0.9, weight_decay=0.0)
   augment, key, batch = tiny.augment(method.views), jax.random.key(1), tiny.batch()
-  start = jax.jit(lambda: initial_state(method, tx, augment, batch, key))
-  step = jax.jit(functools.partial(train_step, method, tx, augment))
+  start = tiny.jit(lambda: initial_state(method, tx, augment, batch, key))
+  step = tiny.jit(functools.partial(train_step, method, tx, augment))
 
   def run():
     states, metrics = [start()], []
@@ -87,8 +87,8 @@ def test_same_key_same_run(case):
 def test_readers_give_logits(case):
   method, _, _, states, _ = trained(case)
   image = tiny.batch().image
-  single = jax.jit(method.predict)(states[-1].learner, image)
-  more = jax.jit(method.ensembles)(states[-1].learner, image)
+  single = tiny.jit(method.predict)(states[-1].learner, image)
+  more = tiny.jit(method.ensembles)(states[-1].learner, image)
   assert single and not single.keys() & more.keys()
   for logits in (*single.values(), *more.values()):
     assert logits.shape == (tiny.B, tiny.K) and np.isfinite(logits).all()

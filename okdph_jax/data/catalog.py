@@ -1,0 +1,185 @@
+"""TFDS: finds a dataset by its name, prepares it where it is not, reads its records.
+
+TensorFlow and TFDS are imported inside functions: the package, and training from arrays,
+do without them.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from okdph_jax.data.pictures import one_line
+
+
+def find(name, directory=None):
+  """The TFDS builder of that name, whether or not it is prepared."""
+  tfds = tensorflow_datasets()
+  options = {"data_dir": str(pathlib.Path(directory).expanduser())} if directory else {}
+  try:
+    if name == "digits":
+      from okdph_jax.data.digits import Digits
+
+      return Digits(**options)
+    return tfds.builder(name, **options)
+  except tfds.core.registered.DatasetNotFoundError:
+    known = ["digits", "folder", "arrays", *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = (
+      f"did you mean {' or '.join(map(repr, near))}?" if near else "see tensorflow.org/datasets"
+    )
+    raise ValueError(
+      f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset; {hint}"
+    ) from None
+  except Exception as error:  # an unknown config or version, a missing extra package
+    raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None
+
+
+def prepared(name, directory=None):
+  """The TFDS builder of a prepared dataset; prepares it first where it is not."""
+  builder = find(name, directory)
+  if _is_prepared(builder):
+    return builder
+  quietly = _silent if name == "digits" else contextlib.nullcontext
+  try:
+    _reach(builder)
+    with quietly(), contextlib.redirect_stdout(sys.stderr):
+      builder.download_and_prepare()
+  except Exception as error:  # the network, the disk, checksums, files to be put by hand
+    if not _is_prepared(builder):  # else another process was faster
+      raise ValueError(
+        f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "
+        f"failed ({one_line(error)}); {_remedies(name, directory)}"
+      ) from None
+  return find(name, directory)
+
+
+def _is_prepared(builder):
+  return (pathlib.Path(builder.data_path) / "dataset_info.json").exists()
+
+
+def _remedies(name, directory):
+  if name == "digits":
+    return "choose a data.dir with room that can be written to"
+  options = f", data_dir={str(directory)!r}" if directory else ""
+  return (
+    f"with a network run python -c \"import tensorflow_datasets as tfds; tfds.load({name!r}"
+    f'{options})", or point data.dir to where it is prepared, or use data.name=\'digits\', '
+    "which needs no network"
+  )
+
+
+def _reach(builder):
+  """Raises unless the host of the downloads answers: TFDS itself would try for minutes."""
+  import requests
+
+  if builder.url_infos and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    url = next(iter(builder.url_infos))
+    try:
+      requests.head(url, timeout=10)
+    except requests.RequestException:
+      raise ConnectionError(f"no answer from {url}") from None
+
+
+def supervised(builder, name):
+  """The names of the image and of its label."""
+  tfds = tensorflow_datasets()
+  features = builder.info.features
+  image, label = builder.info.supervised_keys or ("image", "label")
+  kinds = (tfds.features.Image, tfds.features.ClassLabel)
+  for key, kind in zip((image, label), kinds, strict=True):
+    if not isinstance(key, str) or key not in features or not isinstance(features[key], kind):
+      raise ValueError(
+        f"data.name={name!r} is not for image classification: it has no single image with a "
+        f"class label, but {', '.join(features)}"
+      )
+  if features[image].np_dtype != np.uint8:
+    raise ValueError(
+      f"data.name={name!r} has images of {features[image].np_dtype}; uint8 is read"
+    )
+  return image, label
+
+
+class Records(NamedTuple):
+  """The records of a split in canonical order."""
+
+  names: list
+  images: np.ndarray  # of bytes, or uint8 [N, H, W, C]
+  labels: np.ndarray  # int32
+
+
+def records(builder, split, image, label, name=None, decode=False):
+  """All `Records` of a split. image, label, name: the features' names; sorted by the last."""
+  tfds = tensorflow_datasets()
+  columns = dict(image=image, label=label) | ({"name": name} if name else {})
+  with reading(builder, split):
+    examples = builder.as_dataset(
+      split=split,
+      shuffle_files=False,
+      read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+      decoders=None if decode else {image: tfds.decode.SkipDecoding()},
+    )
+    examples = examples.map(lambda x: {key: x[column] for key, column in columns.items()})
+    batches = list(tfds.as_numpy(examples.batch(1024)))
+  if not batches:
+    raise ValueError(f"the split {split!r} of {builder.data_path} has no images; choose another")
+  read = {key: np.concatenate([batch[key] for batch in batches]) for key in columns}
+  labels = read["label"].astype(np.int32)
+  if not name:
+    return Records([f"record {i} of {split}" for i in range(len(labels))], read["image"], labels)
+  names = np.array(read["name"].tolist())  # as objects they would not sort by their bytes
+  order = np.argsort(names, kind="stable")
+  names = [x.decode() if isinstance(x, bytes) else str(x) for x in names[order].tolist()]
+  return Records(names, read["image"][order], labels[order])
+
+
+@contextlib.contextmanager
+def reading(builder, split):
+  """Says in one line what TFDS or TensorFlow have against reading this split."""
+  import tensorflow as tf
+
+  try:
+    yield
+  except (ValueError, RuntimeError, AssertionError, tf.errors.OpError) as error:
+    raise ValueError(
+      f"cannot read the split {split!r} of {builder.data_path} ({one_line(error)}); "
+      f"there are {', '.join(builder.info.splits)}"
+    ) from None
+
+
+def tensorflow_datasets():
+  """tensorflow_datasets, with TensorFlow quiet and off the accelerators, which are JAX's."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    with _silent():
+      import tensorflow as tf
+      import tensorflow_datasets as tfds
+
+      for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+  except ImportError as error:
+    raise ValueError(
+      f"datasets by name and folders are read by TensorFlow Datasets ({one_line(error)}); pip "
+      "install tensorflow tensorflow-datasets, or use data.name='arrays', which needs neither"
+    ) from None
+  logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
+  return tfds
+
+
+@contextlib.contextmanager
+def _silent():
+  """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)

@@ -1,0 +1,73 @@
+"""One picture: decoded from its file, cut to a square."""
+
+import io
+import math
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageOps
+
+GREY = ("1", "L", "LA", "I;16", "I")  # Pillow's modes of one channel
+BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
+
+
+def decode(name, encoded, channels=None):
+  """A Pillow image of 1 or 3 channels, by itself as the file has them; ValueError names it."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      grey = image.mode in GREY if channels is None else channels == 1
+      return image.convert("L" if grey else "RGB")
+  except Exception as error:  # Pillow raises whatever its decoders do
+    reason = f"is not a readable image ({one_line(error)}); replace or delete it"
+    raise ValueError(f"{name} {reason}") from None
+
+
+def pixels(image):
+  """uint8 [H, W, C]."""
+  array = np.asarray(image)
+  return array if array.ndim == 3 else array[..., None]
+
+
+def square(image, size):
+  """The shorter side resized to `size`, then the central square."""
+  return ImageOps.fit(image, (size, size), BILINEAR)
+
+
+def evaluation_crop(image, size):
+  """The shorter side resized to 256/224 of `size`, then the central square of `size`."""
+  width, height = image.size
+  scale = round(size * 256 / 224) / min(width, height)
+  image = image.resize((round(width * scale), round(height * scale)), BILINEAR)
+  left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+  return image.crop((left, top, left + size, top + size))
+
+
+def random_resized_crop(generator, image, size):
+  """A random part of the image, resized to a square of `size`.
+
+  Szegedy et al., CVPR 2015, arXiv:1409.4842, as torchvision has it.
+  """
+  return image.crop(random_box(generator, *image.size)).resize((size, size), BILINEAR)
+
+
+def random_box(generator, width, height):
+  """(left, top, right, bottom): area U(0.08, 1), aspect ratio log-uniform in 3/4 to 4/3.
+
+  After 10 boxes that do not fit, the largest central one within these ratios.
+  """
+  low, high = 3 / 4, 4 / 3
+  for _ in range(10):
+    area = width * height * generator.uniform(0.08, 1)
+    ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
+    w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      left, top = generator.integers(width - w + 1), generator.integers(height - h + 1)
+      return int(left), int(top), int(left) + w, int(top) + h
+  w, h = min(width, round(height * high)), min(height, round(width / low))
+  left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h
+
+
+def one_line(error):
+  """An error's message in one line, at most 300 characters, or its kind."""
+  return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__

@@ -1,0 +1,258 @@
+"""Training sets that do not fit in memory: decoded on the host as the steps need them.
+
+The images stay encoded, in files or in TFDS's records, until their batch is due. Each is
+decoded once and cropped once for every view; the views' other operations run on the device.
+As in memory, the batch of step s is a function of (seed, s): an epoch's order comes from
+(seed, epoch), a crop from (seed, step, position, view). To resume, records before the step
+are skipped undecoded; of files none is read.
+
+Threads and memory are bounded: one thread per core decodes, and `AHEAD` batches besides
+the current one are in the making, the last of them already on its way to the device.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from okdph_jax import host
+from okdph_jax.data.batches import epoch_steps, permutation, sharding
+from okdph_jax.data.pictures import (
+  decode,
+  evaluation_crop,
+  one_line,
+  pixels,
+  random_resized_crop,
+)
+from okdph_jax.nouns import Batch
+
+AHEAD = 2  # batches in the making besides the current one
+SHUFFLED = 4096  # records that wait in TFDS's shuffle buffer: half a gigabyte of ImageNet
+UNKNOWN = -1  # the label of a record that has not been read
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """Encoded images [N, S, S, C]: what a `Dataset` has in place of arrays when streamed."""
+
+  store: Any  # Files or Shards
+  chosen: np.ndarray  # int [N]: which of the store's images, in canonical order
+  size: int  # S
+  channels: int  # C
+  skip_corrupt: bool = False  # else a corrupt image stops the run
+  skipped: list = dataclasses.field(default_factory=list)  # what was wrong with each
+
+  def __len__(self):
+    return len(self.chosen)
+
+  def __getitem__(self, indices):
+    return dataclasses.replace(self, chosen=self.chosen[indices])
+
+  @property
+  def shape(self):
+    return len(self), self.size, self.size, self.channels
+
+
+class Entry(NamedTuple):
+  """One image that is due."""
+
+  name: str
+  label: int
+  encoded: bytes | pathlib.Path
+
+
+class Files(NamedTuple):
+  """Images in files: any order costs the same, so an epoch is a true permutation."""
+
+  paths: tuple
+  labels: np.ndarray
+
+  def batches(self, chosen, batch_size, order=None, start=0):
+    """Lists of entries, from image `start` of the epoch `order` = (seed, epoch) on."""
+    if order is not None:
+      chosen = chosen[permutation(*order, len(chosen))]
+    for first in range(start, len(chosen), batch_size):
+      due = chosen[first : first + batch_size]
+      yield [Entry(str(self.paths[i]), int(self.labels[i]), self.paths[i]) for i in due]
+
+
+class Shards(NamedTuple):
+  """The records of a TFDS split, read through tf.data.
+
+  An epoch shuffles the shards, interleaves 16 of them and draws from a buffer of `SHUFFLED`
+  records. An image's index is its position in the unshuffled split.
+  """
+
+  builder: Any
+  split: str
+  image: str  # names of the features
+  label: str
+
+  def batches(self, chosen, batch_size, order=None, start=0):
+    """As `Files.batches`; `chosen` has no index twice."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    parts = self.builder.info.splits[self.split].file_instructions
+    sizes = np.array([part.take for part in parts])
+    first = np.cumsum(sizes) - sizes  # the index of each shard's first record
+    generator = None if order is None else np.random.default_rng((order[0] % 2**32, order[1]))
+    sequence = np.arange(len(parts)) if order is None else generator.permutation(len(parts))
+
+    def records(file, skip, take, index):
+      return tf.data.TFRecordDataset(file).skip(skip).take(take).enumerate(index)
+
+    def parsed(index, record):
+      decoders = {self.image: tfds.decode.SkipDecoding()}
+      example = self.builder.info.features.deserialize_example(record, decoders=decoders)
+      return index, example[self.label], example[self.image]
+
+    columns = [part.filename for part in parts], [part.skip for part in parts], sizes, first
+    due = tf.data.Dataset.from_tensor_slices(tuple(np.array(c)[sequence] for c in columns))
+    due = due.interleave(records, cycle_length=1 if order is None else 16, block_length=16)
+    if len(chosen) < sizes.sum():
+      wanted = tf.constant(np.isin(np.arange(sizes.sum()), chosen))
+      due = due.filter(lambda index, record: wanted[index])
+    if order is not None:
+      due = due.shuffle(SHUFFLED, seed=int(generator.integers(2**62)))
+    due = due.skip(start).map(parsed).batch(batch_size).prefetch(1)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 2  # reading and copying; `stream` decodes
+    try:
+      for batch in tfds.as_numpy(due.with_options(options)):
+        yield [self._entry(parts, first, *item) for item in zip(*batch, strict=True)]
+    except tf.errors.OpError as error:
+      raise ValueError(
+        f"{self.builder.data_path}: cannot read the records of {self.split!r} "
+        f"({one_line(error)}); prepare the dataset again"
+      ) from None
+
+  def _entry(self, parts, first, index, label, encoded):
+    part = np.searchsorted(first, index, side="right") - 1
+    place = f"record {parts[part].skip + index - first[part]} of {parts[part].filename}"
+    return Entry(place, int(label), encoded)
+
+
+def stream(pictures, *, seed, batch_size, views, mesh=None):
+  """Returns `batch(step) -> Batch`, image uint8 [V, B, S, S, C], a crop of its own per view.
+
+  Steps may be asked for in any order; what follows the last one is already in the making.
+  """
+  making = _Making(pictures, mesh)
+  steps = epoch_steps(len(pictures), batch_size)
+
+  def following(step):
+    for now, entries in zip(itertools.count(step), _epochs(step), strict=False):
+      yield making.submit(entries, views, lambda i, v, now=now: (seed % 2**32, now, i, v))
+
+  def _epochs(step):
+    first, position = divmod(step, steps)
+    for epoch in itertools.count(first):
+      order, start = (seed, epoch), position * batch_size
+      yield from pictures.store.batches(pictures.chosen, batch_size, order, start)
+      position = 0
+
+  at, current, rest = None, None, None
+
+  def batch(step):
+    nonlocal at, current, rest
+    if step != at:
+      if at is None or step != at + 1:
+        rest = _ahead(following(step))
+      at, current = step, next(rest)[0]
+    return current
+
+  return batch
+
+
+def padded_stream(pictures, batch_size, *, mesh=None):
+  """Every image once, cropped for evaluation: as `batches.padded`, (Batch, mask bool [B]).
+
+  The mask is also false at corrupt images that are skipped.
+  """
+  making = _Making(pictures, mesh)
+  store = pictures.store.batches(pictures.chosen, batch_size)
+  yield from _ahead(making.submit(entries, pad_to=batch_size) for entries in store)
+
+
+def _ahead(results):
+  """The results of futures in turn, with `AHEAD` more of them in the making."""
+  queue = collections.deque()
+  for future in results:
+    queue.append(future)
+    if len(queue) > AHEAD:
+      yield queue.popleft().result()
+  while queue:
+    yield queue.popleft().result()
+
+
+class _Making:
+  """The threads that make batches: one per core decodes, one more sends to the device."""
+
+  def __init__(self, pictures, mesh):
+    self._pictures, self._mesh = pictures, mesh
+    self._decoders = futures.ThreadPoolExecutor(host.cores(), "decode")
+    self._sender = futures.ThreadPoolExecutor(1, "send")
+
+  def submit(self, entries, views=None, seeds=None, pad_to=None):
+    """A future of (Batch, mask): `views` random crops by `seeds(i, v)`, or evaluation's."""
+    size, channels = self._pictures.size, self._pictures.channels
+    count = pad_to or len(entries)
+    image = np.zeros((views or 1, count, size, size, channels), np.uint8)
+    labels = np.zeros(count, np.int32)
+
+    def fill(i, entry):
+      labels[i] = entry.label
+      picture = self._read(entry)
+      if views is None:
+        image[0, i] = pixels(evaluation_crop(picture, size))
+      for v in range(views or 0):
+        generator = np.random.default_rng(seeds(i, v))
+        image[v, i] = pixels(random_resized_crop(generator, picture, size))
+
+    decoding = [self._decoders.submit(fill, i, entry) for i, entry in enumerate(entries)]
+    return self._sender.submit(self._send, image, labels, decoding, views is None)
+
+  def _read(self, entry):
+    encoded = entry.encoded
+    try:
+      encoded = encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
+    except OSError as error:
+      raise ValueError(f"{entry.name} cannot be read ({one_line(error)})") from None
+    return decode(entry.name, encoded, self._pictures.channels)
+
+  def _send(self, image, labels, decoding, evaluation):
+    mask = np.zeros(len(labels), bool)
+    for i, done in enumerate(decoding):
+      mask[i] = done.exception() is None
+      if not mask[i]:
+        self._corrupt(done.exception())
+    if evaluation:
+      return self._placed(Batch(image[0], labels), mask, 0)
+    if not mask.any():
+      raise ValueError("every image of a batch is corrupt") from decoding[0].exception()
+    good = np.flatnonzero(mask)
+    for i in np.flatnonzero(~mask):  # another image of the batch takes its place
+      image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
+    return self._placed(Batch(image, labels), mask, 1)
+
+  def _corrupt(self, error):
+    pictures = self._pictures
+    if not (pictures.skip_corrupt and isinstance(error, ValueError)):
+      raise error
+    if str(error) not in pictures.skipped:
+      pictures.skipped.append(str(error))
+      print(f"skipped ({len(pictures.skipped)} so far): {error}", flush=True)
+
+  def _placed(self, batch, mask, axis):
+    if self._mesh is None:
+      return jax.device_put((batch, mask))
+    along = sharding(self._mesh, len(mask))
+    images = NamedSharding(self._mesh, PartitionSpec(*[None] * axis, *along.spec))
+    return jax.device_put(batch, Batch(images, along)), jax.device_put(mask, along)
