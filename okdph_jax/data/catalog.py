@@ -68,8 +68,8 @@ def _remedies(name, directory):
     return "choose a data.dir with room that can be written to"
   options = f", data_dir={str(directory)!r}" if directory else ""
   return (
-    f"with a network run python -c \"import tensorflow_datasets as tfds; tfds.load({name!r}"
-    f'{options})", or point data.dir to where it is prepared, or use data.name=\'digits\', '
+    f'with a network run python -c "import tensorflow_datasets as tfds; tfds.load({name!r}'
+    f"{options})\", or point data.dir to where it is prepared, or use data.name='digits', "
     "which needs no network"
   )
 
@@ -127,11 +127,15 @@ def records(builder, split, image, label, name=None, decode=False):
     examples = examples.map(lambda x: {key: x[column] for key, column in columns.items()})
     batches = list(tfds.as_numpy(examples.batch(1024)))
   if not batches:
-    raise ValueError(f"the split {split!r} of {builder.data_path} has no images; choose another")
+    raise ValueError(
+      f"the split {split!r} of {builder.data_path} has no images; choose another"
+    )
   read = {key: np.concatenate([batch[key] for batch in batches]) for key in columns}
   labels = read["label"].astype(np.int32)
   if not name:
-    return Records([f"record {i} of {split}" for i in range(len(labels))], read["image"], labels)
+    return Records(
+      [f"record {i} of {split}" for i in range(len(labels))], read["image"], labels
+    )
   names = np.array(read["name"].tolist())  # as objects they would not sort by their bytes
   order = np.argsort(names, kind="stable")
   names = [x.decode() if isinstance(x, bytes) else str(x) for x in names[order].tolist()]

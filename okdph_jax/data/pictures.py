@@ -1,25 +1,58 @@
-"""One picture: decoded from its file, cut to a square."""
+"""Pictures: decoded from their files, cut to squares."""
 
 import io
 import math
 import textwrap
+from concurrent import futures
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from okdph_jax import host
 
 GREY = ("1", "L", "LA", "I;16", "I")  # Pillow's modes of one channel
 BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
 
 
-def decode(name, encoded, channels=None):
-  """A Pillow image of 1 or 3 channels, by itself as the file has them; ValueError names it."""
+def decode(name, encoded, channels):
+  """A Pillow image of 1 or 3 channels; the ValueError of a corrupt one names it."""
   try:
     with Image.open(io.BytesIO(encoded)) as image:
-      grey = image.mode in GREY if channels is None else channels == 1
-      return image.convert("L" if grey else "RGB")
+      return image.convert("L" if channels == 1 else "RGB")
   except Exception as error:  # Pillow raises whatever its decoders do
     reason = f"is not a readable image ({one_line(error)}); replace or delete it"
     raise ValueError(f"{name} {reason}") from None
+
+
+def is_grey(path):
+  """Whether a file has one channel; one that cannot be opened is for `decode` to name."""
+  try:
+    with Image.open(path) as image:
+      return image.mode in GREY
+  except Exception:
+    return True
+
+
+def stacked(names, encoded, size, channels):
+  """Decoded images, uint8 [N, H, W, C].
+
+  With a `size` each becomes a `square`; without, all must have one size.
+  """
+
+  def picture(name, data):
+    image = decode(name, data, channels)
+    return pixels(square(image, size) if size else image)
+
+  with futures.ThreadPoolExecutor(host.cores()) as pool:
+    images = list(pool.map(picture, names, encoded))
+  for name, image in zip(names, images, strict=True):
+    if image.shape != images[0].shape:
+      sizes = ["x".join(map(str, x.shape[1::-1])) for x in (image, images[0])]
+      raise ValueError(
+        f"images differ in size: {name} is {sizes[0]}, {names[0]} is {sizes[1]}; set "
+        "data.image_size, e.g. to 64"
+      )
+  return np.stack(images)
 
 
 def pixels(image):

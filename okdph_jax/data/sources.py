@@ -4,24 +4,20 @@ The canonical order, to which permutations, subsets and the validation split ref
 TFDS `id` where the dataset has one, else the order of its records; a folder's files by
 their path; arrays as they are.
 
-TensorFlow and TFDS are imported inside functions: the package, and training from arrays,
-do without them.
+TensorFlow is met in `catalog` only, inside functions; arrays do without it.
 """
 
 import contextlib
-import difflib
-import logging
 import os
 import pathlib
-import sys
 from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from okdph_jax import host
-from okdph_jax.data.pictures import GREY, decode, evaluation_crop, one_line, pixels, square
+from okdph_jax.data import catalog
+from okdph_jax.data.pictures import decode, is_grey, one_line, stacked
 from okdph_jax.data.stream import UNKNOWN, Files, Pictures, Shards
 
 # Mean and standard deviation per channel of x / 255 as the paper's release has them; other
@@ -144,7 +140,9 @@ def _check(data):
       f"data.validation={data.validation}: a number of images is asked for, 0 for no validation"
     )
   if _option(data, "corrupt") not in ("stop", "skip"):
-    raise ValueError(f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped")
+    raise ValueError(
+      f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped"
+    )
   if data.name in ("folder", "arrays") and not data.dir:
     wanted = (
       "a folder with train/CLASS/ and test/CLASS/" if data.name == "folder" else "an .npz"
@@ -244,15 +242,14 @@ def normalisation(name, images):
 
 
 def _sample(pictures, count=1_000):
-  """The first images of an epoch, decoded; corrupt ones are left for the run to find."""
+  """The first images of an order of their own; corrupt ones are left for the run to find."""
+  entries = next(pictures.store.batches(pictures.chosen, count, order=(SEED, 0)))
+
+  def picture(entry):
+    with contextlib.suppress(ValueError):
+      return pictures.evaluation(entry)
+
   with futures.ThreadPoolExecutor(host.cores()) as pool:
-    entries = next(pictures.store.batches(pictures.chosen, count, order=(SEED, 0)))
-
-    def picture(entry):
-      with contextlib.suppress(ValueError, OSError):
-        image = decode(entry.name, entry.read(), pictures.channels)
-        return pixels(evaluation_crop(image, pictures.size))
-
     return np.stack([image for image in pool.map(picture, entries) if image is not None])
 
 
@@ -304,257 +301,92 @@ def _pair(path, arrays, split):
   return images, labels.astype(np.int32)
 
 
-# TFDS, and folders, which are read through it.
+# TFDS by name, and folders.
 
 
 def read_tfds(data):
   """A dataset of images with labels by its TFDS name, prepared first if need be."""
-  builder = _builder(data.name, data.dir)
-  image, label = _supervised(builder, data.name)
-  builder = prepared(data.name, data.dir)
+  image, label = catalog.supervised(catalog.find(data.name, data.dir), data.name)
+  builder = catalog.prepared(data.name, data.dir)
   features, size = builder.info.features, _option(data, "image_size")
-  shape, names = features[image].shape, tuple(features[label].names)
-  columns = dict(image=image, label=label, name="id" if "id" in features else None)
-  as_stored = size is None and None not in shape  # then TensorFlow decodes, twice as fast
+  height, width, channels = features[image].shape
+  side = size or (height if height == width else None)
 
-  def count(split):
-    with _tfds_errors(builder, data, split):
-      return builder.info.splits[split].num_examples
+  def records(split):
+    name = "id" if "id" in features else None
+    if size or height is None or width is None:
+      found = catalog.records(builder, split, image, label, name)
+      return stacked(found.names, found.images, size, channels), found.labels
+    found = catalog.records(builder, split, image, label, name, decode=True)  # twice as fast
+    return found.images, found.labels
 
-  side = size or max(shape[:2], key=lambda x: x or 0)
-  counts = [count(split) for split in (data.train, data.test)]
-  if _is_large(sum(counts), side, data):
-    splits = [
-      (Pictures(Shards(builder, split, image, label), np.arange(n), side, shape[-1] or 3, skip), ...)
-    ]
-  def read(split):
-    try:
-      records = _records(builder, split, **columns, decode=as_stored)
-    except (ValueError, RuntimeError, _tf_error()) as error:
-      raise ValueError(
-        f"data.name={data.name!r}: cannot read {split!r} from {builder.data_path} "
-        f"({one_line(error)}); there are {', '.join(builder.info.splits)}"
-      ) from None
-    if as_stored:
-      return records.images, records.labels
-    return _decoded(records, size, shape[-1]), records.labels
+  def stream(split):
+    count = builder.info.splits[split].num_examples
+    pictures = _streamed(data, Shards(builder, split, image, label), count, side, channels or 3)
+    return pictures, np.full(count, UNKNOWN, np.int32)
 
-  train, test = read(data.train), read(data.test)
-  return Source(str(builder.data_path), tuple(features[label].names), train, test)
+  with catalog.reading(builder, f"{data.train}, {data.test}"):
+    count = sum(builder.info.splits[split].num_examples for split in (data.train, data.test))
+  decoded = count * side**2 * (channels or 3) if side else builder.info.dataset_size
+  read = stream if decoded > _option(data, "memory_limit") else records
+  names = tuple(features[label].names)
+  return Source(str(builder.data_path), names, read(data.train), read(data.test))
 
 
 def read_folder(data):
-  """DIR/train/CLASS/* and DIR/test/CLASS/* (.png, .jpg, .jpeg), every file checked."""
-  root = pathlib.Path(data.dir).expanduser()
-  classes = _classes(root / data.train)
-  unknown = [name for name in _classes(root / data.test) if name not in classes]
-  if unknown:
-    raise ValueError(f"{root / data.test / unknown[0]}: {data.train} has no class of that name")
-  builder = _tfds().folder_dataset.ImageFolder(str(root))
+  """DIR/train/CLASS/* and DIR/test/CLASS/* (.png, .jpg, .jpeg), every file checked.
 
-  def read(split, channels=None):
-    records = _records(builder, split, "image", "label", "image/filename")
-    within = [pathlib.Path(os.fsdecode(name)).parent.name for name in records.names]
-    empty = [name for name in _classes(root / split) if name not in within]
-    if empty:
-      raise ValueError(f"{root / split / empty[0]} has no .png, .jpg or .jpeg files")
-    labels = np.array([classes.index(name) for name in within], np.int32)
-    return _decoded(records, getattr(data, "image_size", None), channels), labels
+  What fits in memory is read through TFDS's ImageFolder; the rest needs no TFDS.
+  """
+  root, size = pathlib.Path(data.dir).expanduser(), _option(data, "image_size")
+  train, test = (_files(root / split) for split in (data.train, data.test))
+  classes = tuple(sorted({path.parent.name for path in train}))
+  strange = [path.parent for path in test if path.parent.name not in classes]
+  if strange:
+    raise ValueError(f"{strange[0]}: {data.train} has no class of that name")
+  channels = 1 if all(is_grey(path) for path in train[:: max(len(train) // 100, 1)]) else 3
 
-  train = read(data.train)
-  return Source(str(root), classes, train, read(data.test, train[0].shape[-1]))
+  def images(split, paths):
+    if size and (len(train) + len(test)) * size**2 * channels > _option(data, "memory_limit"):
+      return _streamed(data, Files(paths, labels(paths)), len(paths), size, channels)
+    builder = catalog.tensorflow_datasets().folder_dataset.ImageFolder(str(root))
+    found = catalog.records(builder, split, "image", "label", "image/filename")
+    encoded = dict(zip(found.names, found.images, strict=True))
+    names = [str(path) for path in paths]  # ImageFolder also lists hidden files
+    return stacked(names, [encoded[name] for name in names], size, channels)
+
+  def labels(paths):
+    return np.array([classes.index(path.parent.name) for path in paths], np.int32)
+
+  splits = (
+    (images(split, x), labels(x)) for split, x in ((data.train, train), (data.test, test))
+  )
+  return Source(str(root), classes, *splits)
 
 
-def _classes(folder):
+def _files(folder):
+  """The images of a split, sorted by their paths."""
   if not folder.is_dir():
     raise ValueError(
-      f"{folder} is not a folder; data.name='folder' reads train/CLASS/ and test/CLASS/"
+      f"{folder} is not a folder; data.name='folder' reads train/CLASS/, test/CLASS/"
     )
-  return tuple(sorted(x.name for x in folder.iterdir() if x.is_dir() and x.name[0] != "."))
+  paths = []
+  for part in folder.iterdir():
+    if part.is_dir() and not part.name.startswith("."):
+      here = [x for x in part.iterdir() if x.suffix.lower() in (".png", ".jpg", ".jpeg")]
+      here = [x for x in here if not x.name.startswith(".")]
+      if not here:
+        raise ValueError(f"{part} has no .png, .jpg or .jpeg files; fill it or remove it")
+      paths += here
+  if not paths:
+    raise ValueError(f"{folder} has no classes; put the images of each in a folder of its own")
+  return tuple(sorted(paths, key=os.fsencode))
 
 
-class Records(NamedTuple):
-  """The records of a split in canonical order."""
-
-  names: np.ndarray
-  images: np.ndarray  # of bytes, or uint8 [N, H, W, C]
-  labels: np.ndarray  # int32
-
-
-def _records(builder, split, image, label, name, decode=False):
-  tfds = _tfds()
-  columns = dict(image=image, label=label) | ({"name": name} if name else {})
-  examples = builder.as_dataset(
-    split=split,
-    shuffle_files=False,
-    read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    decoders=None if decode else {image: tfds.decode.SkipDecoding()},
-  )
-  examples = examples.map(lambda x: {key: x[column] for key, column in columns.items()})
-  batches = list(tfds.as_numpy(examples.batch(1024)))
-  if not batches:
-    return Records(*(np.array([], kind) for kind in ("S", object, np.int32)))
-  read = {key: np.concatenate([batch[key] for batch in batches]) for key in columns}
-  labels = read["label"].astype(np.int32)
-  if not name:
-    return Records(np.array([f"record {i}" for i in range(len(labels))]), read["image"], labels)
-  names = np.array(read["name"].tolist())  # bytes compare as such once they are no objects
-  order = np.argsort(names, kind="stable")
-  return Records(names[order], read["image"][order], labels[order])
-
-
-def _decoded(records, size, channels=None):
-  """Decoded images, uint8 [N, H, W, C].
-
-  C is 1 if `channels` says so, or where it says nothing and all images are grey. With a
-  `size` the shorter side is resized to it and the central square kept; without, all images
-  must have one size.
-  """
-
-  def picture(name, encoded):
-    image = decode(_text(name), encoded, channels)
-    return np.asarray(square(image, size) if size else image)
-
-  with futures.ThreadPoolExecutor(host.cores()) as pool:
-    images = list(pool.map(picture, records.names, records.images))
-  if not images:
-    return np.zeros((0, 1, 1, channels or 1), np.uint8)
-  for name, image in zip(records.names, images, strict=True):
-    if image.shape[:2] != images[0].shape[:2]:
-      sizes = ["x".join(map(str, x.shape[1::-1])) for x in (image, images[0])]
-      raise ValueError(
-        f"images differ in size: {_text(name)} is {sizes[0]}, {_text(records.names[0])} is "
-        f"{sizes[1]}; set data.image_size, e.g. to 64"
-      )
-  if len({image.ndim for image in images}) == 2:  # grey ones among coloured ones
-    images = [np.stack([x] * 3, -1) if x.ndim == 2 else x for x in images]
-  images = np.stack(images)
-  return images if images.ndim == 4 else images[..., None]
-
-
-def _supervised(builder, name):
-  """The names of the image and of its label."""
-  tfds = _tfds()
-  features = builder.info.features
-  image, label = builder.info.supervised_keys or ("image", "label")
-  kinds = (tfds.features.Image, tfds.features.ClassLabel)
-  for key, kind in zip((image, label), kinds, strict=True):
-    if not isinstance(key, str) or key not in features or not isinstance(features[key], kind):
-      raise ValueError(
-        f"data.name={name!r} is not for image classification: it has no single image with a "
-        f"class label, but {', '.join(features)}"
-      )
-  if features[image].np_dtype != np.uint8:
+def _streamed(data, store, count, size, channels):
+  if size is None:
     raise ValueError(
-      f"data.name={name!r} has images of {features[image].np_dtype}; uint8 is read"
+      f"data.name={data.name!r} is larger than data.memory_limit and is streamed; set "
+      "data.image_size to the side of the square crops, e.g. 224"
     )
-  return image, label
-
-
-def prepared(name, directory=None):
-  """The TFDS builder of a prepared dataset; prepares it first where it is not."""
-  builder = _builder(name, directory)
-  if _is_prepared(builder):
-    return builder
-  quietly = _silent if name == "digits" else contextlib.nullcontext
-  try:
-    _reach(builder)
-    with quietly(), contextlib.redirect_stdout(sys.stderr):
-      builder.download_and_prepare()
-  except Exception as error:  # the network, the disk, checksums, files to be put by hand
-    if not _is_prepared(builder):  # else another process was faster
-      options = f", data_dir={str(directory)!r}" if directory else ""
-      code = f"import tensorflow_datasets as tfds; tfds.load({name!r}{options})"
-      remedies = (
-        f'run python -c "{code}" with a network, point data.dir to where it is prepared'
-      )
-      if name == "digits":
-        remedies = "choose a data.dir with room that can be written to"
-      else:
-        remedies += ", or use data.name='digits', which needs no network"
-      raise ValueError(
-        f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "
-        f"failed ({one_line(error)}); {remedies}"
-      ) from None
-  return _builder(name, directory)
-
-
-def _builder(name, directory):
-  tfds = _tfds()
-  options = {"data_dir": str(pathlib.Path(directory).expanduser())} if directory else {}
-  try:
-    if name == "digits":
-      from okdph_jax.data.digits import Digits
-
-      return Digits(**options)
-    return tfds.builder(name, **options)
-  except tfds.core.registered.DatasetNotFoundError:
-    known = ["digits", "folder", "arrays", *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-      f"did you mean {' or '.join(map(repr, near))}?" if near else "see tensorflow.org/datasets"
-    )
-    raise ValueError(
-      f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset; {hint}"
-    ) from None
-  except Exception as error:  # an unknown config or version, a missing extra package
-    raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None
-
-
-def _is_prepared(builder):
-  return (pathlib.Path(builder.data_path) / "dataset_info.json").exists()
-
-
-def _reach(builder):
-  """Raises unless the host of the downloads answers: TFDS itself would try for minutes."""
-  import requests
-
-  if builder.url_infos and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    url = next(iter(builder.url_infos))
-    try:
-      requests.head(url, timeout=10)
-    except requests.RequestException:
-      raise ConnectionError(f"no answer from {url}") from None
-
-
-def _tfds():
-  """tensorflow_datasets, with TensorFlow quiet and off the accelerators, which are JAX's."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  try:
-    with _silent():
-      import tensorflow as tf
-      import tensorflow_datasets as tfds
-
-      for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
-  except ImportError as error:
-    raise ValueError(
-      f"datasets by name and folders are read by TensorFlow Datasets ({one_line(error)}); pip "
-      "install tensorflow tensorflow-datasets, or use data.name='arrays', which needs neither"
-    ) from None
-  logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
-  return tfds
-
-
-@contextlib.contextmanager
-def _silent():
-  """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with open(os.devnull, "w") as nowhere:
-    os.dup2(nowhere.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
-
-
-def _tf_error():
-  import tensorflow as tf
-
-  return tf.errors.OpError
-
-
-def _text(name):
-  return name.decode() if isinstance(name, bytes) else str(name)
+  return Pictures(store, np.arange(count), size, channels, _option(data, "corrupt") == "skip")

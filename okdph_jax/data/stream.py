@@ -58,6 +58,18 @@ class Pictures:
   def shape(self):
     return len(self), self.size, self.size, self.channels
 
+  def read(self, entry):
+    """An entry as a Pillow image, decoded."""
+    return decode(entry.name, entry.bytes(), self.channels)
+
+  def evaluation(self, entry):
+    """uint8 [S, S, C], cropped as evaluation sees it."""
+    return pixels(evaluation_crop(self.read(entry), self.size))
+
+  def crop(self, image, seed):
+    """uint8 [S, S, C], a random crop that depends on the image and `seed` only."""
+    return pixels(random_resized_crop(np.random.default_rng(seed), image, self.size))
+
 
 class Entry(NamedTuple):
   """One image that is due."""
@@ -65,6 +77,14 @@ class Entry(NamedTuple):
   name: str
   label: int
   encoded: bytes | pathlib.Path
+
+  def bytes(self):
+    if not isinstance(self.encoded, pathlib.Path):
+      return self.encoded
+    try:
+      return self.encoded.read_bytes()
+    except OSError as error:
+      raise ValueError(f"{self.name} cannot be read ({one_line(error)})") from None
 
 
 class Files(NamedTuple):
@@ -202,30 +222,22 @@ class _Making:
 
   def submit(self, entries, views=None, seeds=None, pad_to=None):
     """A future of (Batch, mask): `views` random crops by `seeds(i, v)`, or evaluation's."""
-    size, channels = self._pictures.size, self._pictures.channels
+    pictures = self._pictures
     count = pad_to or len(entries)
-    image = np.zeros((views or 1, count, size, size, channels), np.uint8)
+    image = np.zeros((views or 1, count, *pictures.shape[1:]), np.uint8)
     labels = np.zeros(count, np.int32)
 
     def fill(i, entry):
       labels[i] = entry.label
-      picture = self._read(entry)
       if views is None:
-        image[0, i] = pixels(evaluation_crop(picture, size))
-      for v in range(views or 0):
-        generator = np.random.default_rng(seeds(i, v))
-        image[v, i] = pixels(random_resized_crop(generator, picture, size))
+        image[0, i] = pictures.evaluation(entry)
+        return
+      decoded = pictures.read(entry)
+      for v in range(views):
+        image[v, i] = pictures.crop(decoded, seeds(i, v))
 
     decoding = [self._decoders.submit(fill, i, entry) for i, entry in enumerate(entries)]
     return self._sender.submit(self._send, image, labels, decoding, views is None)
-
-  def _read(self, entry):
-    encoded = entry.encoded
-    try:
-      encoded = encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
-    except OSError as error:
-      raise ValueError(f"{entry.name} cannot be read ({one_line(error)})") from None
-    return decode(entry.name, encoded, self._pictures.channels)
 
   def _send(self, image, labels, decoding, evaluation):
     mask = np.zeros(len(labels), bool)

@@ -6,14 +6,6 @@ import jax.numpy as jnp
 from okdph_jax.views import ops
 from okdph_jax.views.spec import VIEWS, parse
 
-# Mean and standard deviation per channel, of pixels in [0, 1]. CIFAR-10's deviation is the
-# widespread average over images, not the pixels' own (0.2470, 0.2435, 0.2616).
-NORMALISATION = {
-  "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-  "cifar100": ((0.5070752, 0.4865489, 0.4409178), (0.2673343, 0.2564385, 0.2761505)),
-  "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
 
 def make(specs, mean, std):
   """From the batch to one normalised view of it per spec: `augment(key, image)`.
@@ -64,4 +56,4 @@ def normalise(mean, std):
   return op
 
 
-__all__ = ["NORMALISATION", "VIEWS", "make", "normalise", "parse", "view"]
+__all__ = ["VIEWS", "make", "normalise", "parse", "view"]

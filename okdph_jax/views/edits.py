@@ -174,6 +174,8 @@ def luma(x):
   """int32 [H, W, C] -> [H, W, 1], ITU-R 601 as Pillow rounds it; one channel is its own."""
   if x.shape[-1] == 1:
     return x
+  if x.shape[-1] != 3:
+    raise ValueError(f"pixel ops need images of 1 or 3 channels, not {x.shape[-1]}")
   return (19595 * x[..., :1] + 38470 * x[..., 1:2] + 7471 * x[..., 2:] + 32768) >> 16
 
 

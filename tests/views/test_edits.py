@@ -126,3 +126,8 @@ def test_large_images_do_not_overflow():
 def test_an_unknown_op_is_named():
   with pytest.raises(ValueError, match="Posterise"):
     edits.edit("Posterise", 4, 32, 32)
+
+
+def test_images_of_two_channels_are_refused():
+  with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
+    edits.apply(np.zeros((4, 4, 2), np.uint8), edits.Edit())
