@@ -120,6 +120,8 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, student
   config.data.replacement = False  # the release draws its subsets with replacement
   config.data.validation = 0  # images held out of training; the paper has none
   config.data.image_size = config_dict.placeholder(int)  # resize to it; None: as they are
+  config.data.memory_limit = 4 * 2**30  # bytes of decoded images; a larger set is streamed
+  config.data.corrupt = "stop"  # or "skip": what a corrupt image in a stream does
 
   config.network = network
   options, config.views = method_and_views(method, network, dataset, setting, students)
@@ -131,7 +133,10 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, student
   config.momentum = 0.9
   config.weight_decay = 5e-4
   config.epochs = 300
-  config.milestones = (150, 225)  # x0.1; epochs of 300, scaled with `epochs`; "40 epochs" is not
+  config.milestones = (
+    150,
+    225,
+  )  # x0.1; epochs of 300, scaled with `epochs`; "40 epochs" is not
 
   config.eval_every_epochs = 1
   config.snapshots = 0  # epochs between kept copies of the learner, for analyses; 0: none

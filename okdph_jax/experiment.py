@@ -38,7 +38,13 @@ FIELDS = {  # the config's options and their types
   "checkpoint_every_minutes": float,
 }
 
-LEAST = {"epochs": 1, "batch_size": 1, "eval_every_epochs": 1, "snapshots": 0, "weight_decay": 0}
+LEAST = {
+  "epochs": 1,
+  "batch_size": 1,
+  "eval_every_epochs": 1,
+  "snapshots": 0,
+  "weight_decay": 0,
+}
 
 
 class Experiment(NamedTuple):

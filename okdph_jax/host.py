@@ -3,11 +3,13 @@
 Called before anything touches a device.
 """
 
+import contextlib
 import ctypes
 import os
+import sys
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
 # glibc's malloc.h: mallopt's parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -24,7 +26,9 @@ def configure(devices=None, batch=None):
   if devices is not None and devices < 1:
     raise ValueError(f"devices={devices}: at least 1 is needed; leave it out for one per core")
   if devices and batch and batch % devices:
-    raise ValueError(f"devices={devices} does not divide batch_size={batch}; choose one that does")
+    raise ValueError(
+      f"devices={devices} does not divide batch_size={batch}; choose a number that does"
+    )
   count = devices or next(n for n in range(min(cores(), 4), 0, -1) if (batch or n) % n == 0)
   jax.config.update("jax_num_cpu_devices", count)
 
@@ -43,7 +47,7 @@ def keep_freed_memory():
   """
   try:
     mallopt = ctypes.CDLL("libc.so.6").mallopt
-  except (OSError, AttributeError):
+  except (OSError, AttributeError):  # macOS, musl
     return
   mallopt(_M_MMAP_MAX, 0)
   mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -68,6 +72,28 @@ def mesh(devices=None):
   available = jax.devices()
   if devices is not None and not 1 <= devices <= len(available):
     raise ValueError(
-      f"devices={devices}, but {jax.default_backend()} has {len(available)} of them; ask for at most that many"
+      f"devices={devices}, but there are {len(available)} ({jax.default_backend()}); "
+      "ask for at most that many"
     )
   return Mesh(available[:devices], ("data",), axis_types=(AxisType.Auto,))
+
+
+@contextlib.contextmanager
+def silent():
+  """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def hide_accelerators(tensorflow):
+  """Leaves the accelerators to JAX: TensorFlow would take their memory when it starts."""
+  for kind in ("GPU", "TPU"):
+    tensorflow.config.set_visible_devices([], kind)

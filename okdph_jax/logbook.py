@@ -1,13 +1,14 @@
 """What a run writes about itself: config.json, metrics.jsonl, TensorBoard events, result.json.
 
-Everything here is plain numbers and files: neither JAX nor, unless events are written,
-TensorFlow is imported.
+Everything here is plain numbers and files; TensorFlow is imported where events are written.
 """
 
 import json
 import math
 import os
 from contextlib import AbstractContextManager
+
+from okdph_jax import host
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 
@@ -282,7 +283,11 @@ def _scalars(line):
 def _events(workdir):
   """clu's TensorBoard writer, or None and one line."""
   try:
-    from clu.metric_writers import SummaryWriter
+    with host.silent():
+      import tensorflow as tf  # clu imports it
+      from clu.metric_writers import SummaryWriter
+
+      host.hide_accelerators(tf)
   except ImportError as error:
     print(f"no TensorBoard events: {error}; pip install clu tensorflow tensorboard")
     return None

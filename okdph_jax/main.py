@@ -14,6 +14,8 @@ from ml_collections import config_flags
 
 def parse(arguments):
   """(config, workdir) from the command line; ValueError, in one line, for anything wrong."""
+  # ml_collections wants the file before what overrides it.
+  arguments = sorted(arguments, key=lambda argument: not argument.startswith("--config="))
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     "config", None, flag_values=values, sys_argv=["main", *arguments]
@@ -29,7 +31,9 @@ def parse(arguments):
   if rest:
     raise ValueError(f"{' '.join(rest)!r} is not an option; write --config=... --workdir=...")
   if asked is None or not folder:
-    raise ValueError("--config=configs/FILE.py[:METHOD,NETWORK,...] and --workdir=DIR are needed")
+    raise ValueError(
+      "--config=configs/FILE.py[:METHOD,NETWORK,...] and --workdir=DIR are needed"
+    )
   return asked, folder
 
 

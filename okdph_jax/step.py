@@ -1,5 +1,7 @@
 """One descent step of any method, and the state it moves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,14 +46,17 @@ def report(terms: Terms):
   """The objective by name; "steps" counts, so that sums divided by it are means."""
   total = terms.task + terms.distill
   values = {"loss": total, "task": terms.task, "distill": terms.distill, "steps": 1}
-  return {name: jnp.asarray(jax.lax.stop_gradient(v), jnp.float32) for name, v in values.items()}
+  return {
+    name: jnp.asarray(jax.lax.stop_gradient(v), jnp.float32) for name, v in values.items()
+  }
 
 
 def initial_state(method, tx, augment, batch, key):
-  """The state before the first step; `batch` gives shapes alone. Jit it, to place it at once."""
+  """The state before the first step; `batch` may be shapes. Jit it, to place it at once."""
   key_init = jax.random.fold_in(key, 2**31 - 1)  # no step comes so far
   views = jax.eval_shape(augment, key, batch.image)
   learner = method.init(key_init, jnp.zeros(views.shape, views.dtype))
   state = State(jnp.int32(0), learner, tx.init(learner.params), {})
-  _, metrics = jax.eval_shape(lambda s: train_step(method, tx, augment, s, batch, key), state)
+  step = functools.partial(train_step, method, tx, augment)
+  _, metrics = jax.eval_shape(step, state, batch, key)
   return state.replace(sums=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))

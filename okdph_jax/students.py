@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from okdph_jax.convolution import conv_general_dilated
+from okdph_jax.normalization import batch_norm, is_plain
 
 
 def stack(net, keys, *inputs):
@@ -29,7 +30,7 @@ def run(net, variables, x, key=None, *, train=False):
   x: [B, ...]. `key` feeds dropout. With `train=False` the statistics come back unchanged.
   """
   rngs = None if key is None else {"dropout": key}
-  with nn.intercept_methods(_own_convolution):
+  with nn.intercept_methods(_own_layers):
     if not train:
       return net.apply(variables, x, False, rngs=rngs), variables["batch_stats"]
     outputs, new = net.apply(variables, x, True, rngs=rngs, mutable=["batch_stats"])
@@ -50,7 +51,12 @@ def shared_input(x, n):
   return jnp.broadcast_to(x, (n, *x.shape))
 
 
-def _own_convolution(call, args, kwargs, context):
-  if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
-    object.__setattr__(context.module, "conv_general_dilated", conv_general_dilated)
+def _own_layers(call, args, kwargs, context):
+  """Stock layers with our inner loops: what they compute is the same."""
+  module = context.module
+  if context.method_name == "__call__":
+    if isinstance(module, nn.Conv):  # a frozen dataclass: its field is set from behind
+      object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
+    elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):
+      return batch_norm(module, args[0])
   return call(*args, **kwargs)

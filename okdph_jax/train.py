@@ -78,14 +78,10 @@ def train(config, workdir, dataset, experiment, interrupted):
   """The loop: from the latest checkpoint, or the start, to the last evaluation."""
   everywhere = NamedSharding(host.mesh(config.devices), PartitionSpec())
   key = jax.device_put(jax.random.key(config.seed), everywhere)
-  batch = data.on_device(
-    dataset.train_images,
-    dataset.train_labels,
-    seed=config.seed,
-    batch_size=config.batch_size,
-    mesh=everywhere.mesh,
-  )
-  state, advance = compile_steps(experiment, batch, key, everywhere)
+  feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=everywhere.mesh)
+  batch = data.training(dataset.train_images, dataset.train_labels, seed=config.seed, **feed)
+  shapes = data.shapes(dataset.train_images, **feed)
+  state, advance = compile_steps(experiment, shapes, key, everywhere)
   measure = evaluator(dataset, experiment, batch, key, everywhere.mesh, interrupted)
   every = config.eval_every_epochs * experiment.epoch_steps
 
@@ -159,26 +155,23 @@ def train(config, workdir, dataset, experiment, interrupted):
         raise
 
 
-def compile_steps(experiment, batch, key, everywhere):
-  """The initial state, and the compiled step for each of the epoch's two batch sizes."""
+def compile_steps(experiment, shapes, key, everywhere):
+  """The initial state, and {batch size: compiled step} for the epoch's full and short batch."""
   parts = experiment.method, experiment.tx, experiment.augment
+  example = next(iter(shapes.values()))
   began = time.monotonic()
-  start = jax.jit(
-    functools.partial(initial_state, *parts),
+  state = jax.jit(
+    lambda key: initial_state(*parts, example, key),
     out_shardings=everywhere,
     compiler_options=host.once_only(),
-  )
-  state = start(batch(0), key)
+  )(key)
   step = jax.jit(
     functools.partial(train_step, *parts),
     donate_argnums=0,
     out_shardings=everywhere,
     compiler_options=host.compiler_options(),
   )
-  advance = {}
-  for example in (batch(0), batch(experiment.epoch_steps - 1)):
-    if len(example.label) not in advance:
-      advance[len(example.label)] = step.lower(state, example, key).compile()
+  advance = {size: step.lower(state, batch, key).compile() for size, batch in shapes.items()}
   print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
   return state, advance
 
@@ -186,7 +179,7 @@ def compile_steps(experiment, batch, key, everywhere):
 def evaluator(dataset, experiment, batch, key, mesh, interrupted):
   """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}."""
   count = evaluate.counter(experiment.method, experiment.look)
-  augment = jax.jit(experiment.augment)
+  augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
   splits = {"test": (dataset.test_images, dataset.test_labels)}
   if len(dataset.validation_labels):
     splits["validation"] = (dataset.validation_images, dataset.validation_labels)
@@ -224,7 +217,9 @@ def look(state, looked, step, experiment, checkpoints):
     f"the loss stopped being a number between steps {looked} and {step}, at learning rate "
     f"{float(experiment.schedule(step - 1)):g}; lower config.learning_rate (or omega and beta) "
     "and start in another --workdir; "
-    + (f"the last good checkpoint, of step {kept}, is kept" if kept else "no checkpoint is lost")
+    + (
+      f"the last good checkpoint, of step {kept}, is kept" if kept else "no checkpoint is lost"
+    )
   )
 
 
@@ -284,7 +279,9 @@ def interruptible():
     signal.signal(number, previous[number])
 
   try:
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+      number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
+    }
   except ValueError:  # not the main thread: signals are somebody else's
     previous = {}
   try:
@@ -305,7 +302,9 @@ def same_run(workdir, resolved):
       "take that config again, or another --workdir"
     )
   was, here = there["environment"], environment()
-  if moved := [f"{n}: {was[n]} -> {here[n]}" for n in ("devices", "cores") if was[n] != here[n]]:
+  if moved := [
+    f"{n}: {was[n]} -> {here[n]}" for n in ("devices", "cores") if was[n] != here[n]
+  ]:
     print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
 
 

@@ -32,10 +32,12 @@ def indices(seed, step, size, batch_size):
   return permutation(seed, epoch, size)[position * batch_size : (position + 1) * batch_size]
 
 
-def sharding(mesh, batch_size):
-  """Where a batch lies: split over the mesh's "data" where that divides it, else whole."""
+def sharding(mesh, batch_size, *, axis=0):
+  """Where a batch lies: its `axis` split over the mesh's "data" where that divides, else whole."""
   split = batch_size % mesh.shape["data"] == 0
-  return NamedSharding(mesh, PartitionSpec("data") if split else PartitionSpec())
+  return NamedSharding(
+    mesh, PartitionSpec(*[None] * axis, "data") if split else PartitionSpec()
+  )
 
 
 def on_device(images, labels, *, seed, batch_size, mesh=None):

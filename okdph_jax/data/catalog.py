@@ -7,13 +7,13 @@ do without them.
 import contextlib
 import difflib
 import logging
-import os
 import pathlib
 import sys
 from typing import NamedTuple
 
 import numpy as np
 
+from okdph_jax import host
 from okdph_jax.data.pictures import one_line
 
 
@@ -158,14 +158,12 @@ def reading(builder, split):
 
 def tensorflow_datasets():
   """tensorflow_datasets, with TensorFlow quiet and off the accelerators, which are JAX's."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
-    with _silent():
+    with host.silent():
       import tensorflow as tf
       import tensorflow_datasets as tfds
 
-      for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
+      host.hide_accelerators(tf)
   except ImportError as error:
     raise ValueError(
       f"datasets by name and folders are read by TensorFlow Datasets ({one_line(error)}); pip "
@@ -173,17 +171,3 @@ def tensorflow_datasets():
     ) from None
   logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
   return tfds
-
-
-@contextlib.contextmanager
-def _silent():
-  """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with open(os.devnull, "w") as nowhere:
-    os.dup2(nowhere.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)

@@ -17,7 +17,7 @@ import numpy as np
 
 from okdph_jax import host
 from okdph_jax.data import catalog
-from okdph_jax.data.pictures import decode, is_grey, one_line, stacked
+from okdph_jax.data.pictures import is_grey, one_line, stacked
 from okdph_jax.data.stream import UNKNOWN, Files, Pictures, Shards
 
 # Mean and standard deviation per channel of x / 255 as the paper's release has them; other
@@ -61,16 +61,16 @@ class Dataset(NamedTuple):
   def summary(self):
     """What was read, in one line."""
     shape = "x".join(map(str, self.train_images.shape[1:]))
-    train = f"{len(self.train_labels):,} training"
+    counts = [f"{len(self.train_labels):,} training"]
     if self.distinct != len(self.train_labels):
-      train += f" ({self.distinct:,} distinct)"
-    held = (
-      f" {len(self.validation_labels):,} validation," if len(self.validation_labels) else ""
-    )
+      counts[0] += f" ({self.distinct:,} distinct)"
+    if len(self.validation_labels):
+      counts.append(f"{len(self.validation_labels):,} validation")
+    counts.append(f"{len(self.test_labels):,} test images {shape}")
     streamed = ", streamed" if isinstance(self.train_images, Pictures) else ""
     return (
-      f"{self.name} ({self.place}{streamed}): {train},{held} {len(self.test_labels):,} test images "
-      f"{shape}, {self.classes} classes; normalisation {self.normalisation}"
+      f"{self.name} ({self.place}{streamed}): {', '.join(counts)}, {self.classes} classes; "
+      f"normalisation {self.normalisation}"
     )
 
 
@@ -108,7 +108,7 @@ def load(config):
   return Dataset(
     name=data.name,
     place=source.place,
-    train_images=images if len(kept) == len(images) else images[kept],
+    train_images=images if np.array_equal(kept, np.arange(len(images))) else images[kept],
     train_labels=labels[kept],
     validation_images=images[held],
     validation_labels=labels[held],
@@ -126,7 +126,8 @@ _DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop"}
 
 
 def _option(data, name):
-  return getattr(data, name, _DEFAULTS[name])
+  asked = getattr(data, name, None)  # absent or None: as by default
+  return _DEFAULTS[name] if asked is None else asked
 
 
 def _check(data):

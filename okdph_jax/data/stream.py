@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from okdph_jax import host
 from okdph_jax.data.batches import epoch_steps, permutation, sharding
@@ -183,9 +182,9 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
   def batch(step):
     nonlocal at, current, rest
     if step != at:
-      if at is None or step != at + 1:
-        rest = _ahead(following(step))
-      at, current = step, next(rest)[0]
+      goes_on, at = at is not None and step == at + 1, None  # None: a failure begins anew
+      rest = rest if goes_on else _ahead(following(step))
+      current, at = next(rest)[0], step
     return current
 
   return batch
@@ -266,5 +265,5 @@ class _Making:
     if self._mesh is None:
       return jax.device_put((batch, mask))
     along = sharding(self._mesh, len(mask))
-    images = NamedSharding(self._mesh, PartitionSpec(*[None] * axis, *along.spec))
+    images = sharding(self._mesh, len(mask), axis=axis)
     return jax.device_put(batch, Batch(images, along)), jax.device_put(mask, along)

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from okdph_jax.methods.protocol import descend
+from okdph_jax.trees import norm
 
 
 def sam(method, task, *, rho=0.05):
@@ -22,7 +22,7 @@ def sam(method, task, *, rho=0.05):
   del task  # a sharper gradient asks nothing of the surroundings
 
   def climb(params, grads):
-    reach = rho / (optax.global_norm(grads) + 1e-12)
+    reach = rho / (norm(grads) + 1e-12)
     return jax.tree.map(lambda p, g: p + reach * g, params, grads)
 
   return ascend(method, climb)
@@ -40,7 +40,7 @@ def asam(method, task, *, rho=0.5, eta=0.01):
 
   def climb(params, grads):
     scaled = jax.tree.map(lambda p, g: (jnp.abs(p) + eta) * g, params, grads)
-    reach = rho / (optax.global_norm(scaled) + 1e-12)
+    reach = rho / (norm(scaled) + 1e-12)
     return jax.tree.map(lambda p, g: p + reach * (jnp.abs(p) + eta) * g, params, scaled)
 
   return ascend(method, climb)

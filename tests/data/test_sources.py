@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from okdph_jax import data
-from okdph_jax.data import sources
+from okdph_jax.data import catalog, sources
 
 
 def config(**options):
@@ -146,6 +146,13 @@ def test_subsets_take_a_part_of_each_class():
     sources.subset(labels, 3, 0.01, replacement=False)
 
 
+def test_a_draw_as_large_as_the_set_is_still_a_draw(npz, arrays):
+  dataset = data.load(config(dir=npz(), fraction=0.99, replacement=True))
+  assert len(dataset.train_images) == 60 > dataset.distinct
+  chosen = sources.subset(arrays["train_labels"], 3, 0.99, replacement=True)
+  np.testing.assert_array_equal(dataset.train_images, arrays["train_images"][chosen])
+
+
 def test_the_release_draws_with_replacement_class_by_class():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100))
   np.random.seed(42)  # the long way: the global generator, as in the release's notebook
@@ -185,16 +192,11 @@ def test_cifar10_by_name():
   np.testing.assert_allclose(
     dataset.train_images.mean((0, 1, 2)) / 255, dataset.mean, atol=5e-3
   )
-  records = sources._records(
-    sources._builder("cifar10", None), "train[:20%]", "image", "label", "id"
-  )
-  assert list(records.names) == sorted(records.names)  # the canonical order
-  first = np.asarray(Image.open(io.BytesIO(records.images[0])))
+  found = catalog.records(catalog.find("cifar10"), "train[:20%]", "image", "label", "id")
+  assert found.names == sorted(found.names)  # the canonical order
+  first = np.asarray(Image.open(io.BytesIO(found.images[0])))
   np.testing.assert_array_equal(dataset.train_images[0], first)
   assert "tst" in refusal(name="cifar10", test="tst")
-
-
-# Names.
 
 
 def test_names_that_do_not_exist_or_are_no_images():
@@ -203,7 +205,7 @@ def test_names_that_do_not_exist_or_are_no_images():
 
 
 def test_not_prepared_and_no_network(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, "_reach", _no_network)
+  monkeypatch.setattr(catalog, "_reach", no_network)
   line = refusal(name="mnist", dir=str(tmp_path))
   for word in (
     "'mnist'",
@@ -217,7 +219,7 @@ def test_not_prepared_and_no_network(tmp_path, monkeypatch):
   assert not list(tmp_path.rglob("dataset_info.json"))
 
 
-def _no_network(builder):
+def no_network(builder):
   raise ConnectionError("no answer from the network")
 
 

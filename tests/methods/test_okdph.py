@@ -14,7 +14,9 @@ from okdph_jax.nouns import Batch, Views
 from okdph_jax.step import initial_state, train_step
 
 N, B, K, EPOCH = 3, 6, 4, 5
-OPTIONS = dict(students=N, omega=0.7, beta=0.6, gamma=0.3, fuse_every="2 steps", same_init=False)
+OPTIONS = dict(
+  students=N, omega=0.7, beta=0.6, gamma=0.3, fuse_every="2 steps", same_init=False
+)
 
 
 class Smooth(nn.Module):
@@ -97,7 +99,9 @@ def test_each_student_gets_the_gradient_of_its_own_loss(hybrid_gradient):
 
       want = jax.grad(loss)(theta)
       mine = jax.tree.map(lambda leaf, m=m: leaf[m], got)
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), mine, want)
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), mine, want
+      )
       if not hybrid_gradient:  # finite differences know no stop_gradient
         continue
       # z_en is detached: hold it by moving the teacher out, i.e. differentiate with beta's
@@ -116,7 +120,10 @@ def central_difference(net, learner, views, m, theta, direction, eps=1e-5):
   params = learner.params["students"]
 
   def logits(p, n, x):
-    variables = {"params": p, "batch_stats": jax.tree.map(lambda s: s[n], learner.stats["students"])}
+    variables = {
+      "params": p,
+      "batch_stats": jax.tree.map(lambda s: s[n], learner.stats["students"]),
+    }
     return net.apply(variables, x, True, mutable=["batch_stats"])[0]
 
   def all_logits(theta):
@@ -209,7 +216,9 @@ def test_three_steps_equal_algorithm_1_written_in_numpy():
 
 def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_step():
   """D4: with gamma = 1 and `previous`, the update just made survives in the momentum alone."""
-  options = OPTIONS | dict(fuse_with="previous", weights="uniform", gamma=1.0, fuse_clock="epoch")
+  options = OPTIONS | dict(
+    fuse_with="previous", weights="uniform", gamma=1.0, fuse_clock="epoch"
+  )
   method = okdph(task(Smooth()), **options)
   views = look(method)
   tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
@@ -291,12 +300,21 @@ def test_what_cannot_be_is_refused_in_one_line(wrong, says):
 
 
 def test_fusion_leaves_the_hybrid_where_it_is():
-  stack = {"w": jax.random.normal(jax.random.key(0), (N, 5, 2)), "b": jnp.arange(6.0).reshape(N, 2)}
+  stack = {
+    "w": jax.random.normal(jax.random.key(0), (N, 5, 2)),
+    "b": jnp.arange(6.0).reshape(N, 2),
+  }
   r = dirichlet(jax.random.key(1), N)
   hybrid = hybridize(stack, r)
-  np.testing.assert_allclose(hybrid["w"], sum(np.asarray(r)[m] * stack["w"][m] for m in range(N)), rtol=1e-5)
+  np.testing.assert_allclose(
+    hybrid["w"], sum(np.asarray(r)[m] * stack["w"][m] for m in range(N)), rtol=1e-5
+  )
   fused = fuse(stack, hybrid, 0.3)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), hybridize(fused, r), hybrid)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    hybridize(fused, r),
+    hybrid,
+  )
   jax.tree.map(np.testing.assert_array_equal, fuse(stack, hybrid, 0.0), stack)
   for leaf, h in zip(*map(jax.tree.leaves, (fuse(stack, hybrid, 1.0), hybrid)), strict=True):
     assert (np.asarray(leaf) == np.asarray(h)).all()
@@ -304,7 +322,9 @@ def test_fusion_leaves_the_hybrid_where_it_is():
 
 def test_dirichlet_weights_are_uniform_over_the_simplex():
   """Dir(1, ..., 1): mean 1/N, variance (N - 1) / (N^2 (N + 1)), every corner as likely."""
-  r = np.asarray(jax.vmap(lambda key: dirichlet(key, N))(jax.random.split(jax.random.key(0), 20000)))
+  r = np.asarray(
+    jax.vmap(lambda key: dirichlet(key, N))(jax.random.split(jax.random.key(0), 20000))
+  )
   np.testing.assert_allclose(r.sum(-1), 1, rtol=1e-5)
   np.testing.assert_allclose(r.mean(0), 1 / N, atol=0.01)
   np.testing.assert_allclose(r.var(0), (N - 1) / (N**2 * (N + 1)), atol=0.003)

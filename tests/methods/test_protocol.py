@@ -14,7 +14,8 @@ from okdph_jax.step import initial_state, train_step
 
 OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
 STACKS = {
-  **{f"{name} around {m}": (m, (name,)) for name in WRAPPERS for m in ("okdph", "dml")},
+  **{f"{name} around dml": ("dml", (name,)) for name in WRAPPERS},
+  **{f"{name} around okdph": ("okdph", (name,)) for name in ("sam", "dot", "swa", "ema")},
   "dot around kd": ("kd", ("dot",)),
   "dot around ffl": ("ffl", ("dot",)),
   "dot around kr": ("kr", ("dot",)),
@@ -87,8 +88,8 @@ def test_same_key_same_run(case):
 def test_readers_give_logits(case):
   method, _, _, states, _ = trained(case)
   image = tiny.batch().image
-  single = tiny.jit(method.predict)(states[-1].learner, image)
-  more = tiny.jit(method.ensembles)(states[-1].learner, image)
+  readers = tiny.jit(lambda *args: (method.predict(*args), method.ensembles(*args)))
+  single, more = readers(states[-1].learner, image)
   assert single and not single.keys() & more.keys()
   for logits in (*single.values(), *more.values()):
     assert logits.shape == (tiny.B, tiny.K) and np.isfinite(logits).all()

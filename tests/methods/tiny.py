@@ -3,7 +3,7 @@
 import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from okdph_jax.methods.protocol import Task
@@ -56,23 +56,25 @@ def net(classes=K):
 
 
 def batch(size=B, seed=0):
-  key = jax.random.key(seed)
-  image = jax.random.normal(key, (size, 8, 8, 1))
-  return Batch(image, jnp.arange(size, dtype=jnp.int32) % K)
+  image = np.random.default_rng(seed).normal(size=(size, 8, 8, 1)).astype(np.float32)
+  return Batch(image, np.arange(size, dtype=np.int32) % K)
 
 
 def augment(views):
   """Views that differ, and do not change from step to step."""
-  noise = jax.random.normal(jax.random.key(7), (views, 1, 8, 8, 1))
+  noise = np.random.default_rng(7).normal(size=(views, 1, 8, 8, 1)).astype(np.float32)
   return lambda key, image: image[None] + 0.1 * noise
 
 
 def task(network=None, *, teacher=False, epochs=4, epoch_steps=3):
   network = network or net()
-  variables = None
-  if teacher:
-    variables = (net(), start(net(), jax.random.key(9), batch().image))
-  return Task(network, K, epoch_steps, epochs, variables)
+  return Task(network, K, epoch_steps, epochs, (net(), trained()) if teacher else None)
+
+
+@functools.cache
+def trained():
+  """The variables of a network; nobody asks whether it is good."""
+  return jit(lambda: start(net(), jax.random.key(9), batch().image))()
 
 
 def learner(params, stats=None, memory=None):

@@ -1,0 +1,202 @@
+"""Time and memory of the OKDPH step, beside PyTorch eager where torch is installed.
+
+    python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128]
+
+One worker process each for JAX, PyTorch (NCHW, the release's layout) and PyTorch
+channels-last; they take turns, so that a machine that drifts drifts for all. One process
+could not give separate peaks of memory, and our malloc settings would change PyTorch's.
+PyTorch's step is given its views; `ratio` compares it with ours given the same. Times are
+the best of all rounds. Run it while nothing else does.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
+WORKERS = ("jax", "torch", "torch_channels_last")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--network", default="resnet32")
+  parser.add_argument("--students", type=int, default=2)
+  parser.add_argument("--batch", type=int, default=128, help="images per step")
+  parser.add_argument("--rounds", type=int, default=4, help="turns of each worker")
+  parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+  parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  work(args) if args.worker else compare(args)
+
+
+def compare(args):
+  """Lets the workers take turns and prints what they measured; the last line is JSON."""
+  names = WORKERS[:1]
+  if args.network == "resnet32" and importlib.util.find_spec("torch"):
+    names = WORKERS
+  command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--worker"]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  workers = {name: subprocess.Popen([*command, name], **pipes) for name in names}
+  ready = {name: ask(worker) for name, worker in workers.items()}  # built and compiled
+  rounds = [
+    {name: ask(worker, "go") for name, worker in workers.items()} for _ in range(args.rounds)
+  ]
+  peak = {name: ask(worker, "stop")["peak_mb"] for name, worker in workers.items()}
+  best = {
+    name: {part: min(turn[name][part] for turn in rounds) for part in rounds[0][name]}
+    for name in names
+  }
+  ours = best["jax"]
+  ours["backward and update"] = ours["step, views given"] - ours["forward"]
+  setting = f"{args.network}, {args.students} students and the hybrid, batch {args.batch}"
+  print(f"{setting}, {ready['jax']['devices']}")
+  order = "step", "step, views given", "views", "forward", "backward and update"
+  for part in order:
+    print(f"  okdph_jax {part:20} {1e3 * ours[part]:8.0f} ms  {rate(args, ours[part])}")
+  for name in names[1:]:
+    print(f"  {name:30} {1e3 * best[name]['step']:8.0f} ms  {rate(args, best[name]['step'])}")
+  print(f"  compiled in {ready['jax']['compile_s']:.0f} s; peak memory in MB: {peak}")
+
+  def ms(name):
+    return round(1e3 * best[name]["step"], 1) if name in best else None
+
+  given = round(1e3 * ours["step, views given"], 1)
+  result = {
+    "okdph_jax_ms": given,
+    "torch_ms": ms("torch"),
+    "torch_channels_last_ms": ms("torch_channels_last"),
+    "ratio": round(given / ms("torch"), 3) if "torch" in best else None,
+    "compile_s": round(ready["jax"]["compile_s"], 1),
+    "peak_mb": peak["jax"],
+    "torch_peak_mb": peak.get("torch"),
+    "okdph_jax_with_views_ms": ms("jax"),
+  }
+  print(json.dumps(result))
+
+
+def rate(args, seconds):
+  return f"{args.batch / seconds:8.0f} images/s"
+
+
+def ask(worker, word=""):
+  """Sends a word and waits for the line of JSON that answers it."""
+  if word:
+    worker.stdin.write(word + "\n")
+    worker.stdin.flush()
+  answer = worker.stdout.readline()
+  if not answer:
+    raise SystemExit(f"a worker ended with {worker.wait()}: {' '.join(worker.args)}")
+  return json.loads(answer)
+
+
+def work(args):
+  """A worker: says that it is ready, then measures at every "go"."""
+  if args.worker == "jax":
+    parts, about = jax_parts(args)
+  else:
+    parts, about = torch_parts(args), {}
+  for run in parts.values():
+    run()  # warm
+  print(json.dumps(about), flush=True)
+  for word in iter(input, "stop"):
+    assert word == "go"
+    times = {name: min(timed(run) for _ in range(args.steps)) for name, run in parts.items()}
+    print(json.dumps(times), flush=True)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+  print(json.dumps({"peak_mb": peak}), flush=True)
+
+
+def timed(run):
+  began = time.perf_counter()
+  run()
+  return time.perf_counter() - began
+
+
+def torch_parts(args):
+  from benchmarks.torch_step import step_function
+
+  last = args.worker == "torch_channels_last"
+  return {"step": step_function(args.students, args.batch, last)}
+
+
+def jax_parts(args):
+  """The step as `train` runs it, and its parts, as functions without arguments."""
+  from okdph_jax import host
+
+  host.configure(batch=args.batch)
+  import jax
+  import numpy as np
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from okdph_jax import models, views
+  from okdph_jax.methods import METHODS
+  from okdph_jax.methods.protocol import Task
+  from okdph_jax.nouns import Batch, Views
+  from okdph_jax.step import initial_state, train_step
+
+  method = METHODS["okdph"](
+    Task(models.build(args.network, 10), 10, epoch_steps=391, epochs=300),
+    students=args.students,
+  )
+  tx = method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
+  specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
+  augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
+  mesh = host.mesh()
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (args.batch, 32, 32, 3), np.uint8)
+  label = rng.integers(0, 10, args.batch, np.int32)
+  batch = jax.device_put(Batch(image, label), NamedSharding(mesh, PartitionSpec("data")))
+  key = jax.device_put(jax.random.key(0), everywhere)
+  options = {"compiler_options": host.compiler_options()}
+
+  look = jax.jit(augment, **options).lower(key, batch.image).compile()
+  seen = batch._replace(image=look(key, batch.image))
+
+  def given(key, image):
+    del key
+    return image
+
+  def forward(learner, batch, key):
+    return method.losses(learner, Views(*batch), 0, key)
+
+  def compiled(augment, batch):
+    start = functools.partial(initial_state, method, tx, augment)
+    start = jax.jit(start, out_shardings=everywhere, compiler_options=host.once_only())
+    step = functools.partial(train_step, method, tx, augment)
+    step = jax.jit(step, donate_argnums=0, out_shardings=everywhere, **options)
+    state = start(batch, key)
+    began = time.perf_counter()
+    step = step.lower(state, batch, key).compile()
+    return state, step, time.perf_counter() - began
+
+  def stepping(state, step, batch):
+    def run():
+      nonlocal state
+      state, metrics = step(state, batch, key)
+      jax.block_until_ready((state, metrics))
+
+    return run
+
+  state, whole, compile_s = compiled(augment, batch)
+  state_given, step_given, _ = compiled(given, seen)
+  learner = jax.tree.map(lambda x: x.copy(), state.learner)
+  forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
+  parts = {
+    "step": stepping(state, whole, batch),
+    "step, views given": stepping(state_given, step_given, seen),
+    "views": lambda: jax.block_until_ready(look(key, batch.image)),
+    "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
+  }
+  about = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+  return parts, {"compile_s": compile_s, "devices": about}
+
+
+if __name__ == "__main__":
+  main()

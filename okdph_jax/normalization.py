@@ -1,0 +1,64 @@
+"""Batch normalisation whose derivative is written down rather than traced.
+
+Traced through mean and variance, the derivative of `nn.BatchNorm` keeps several tensors of
+the size of x for the backward pass; written down, it keeps x alone.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def normalize(x, scale, bias, epsilon):
+  """Normalises x [..., C] over all axes but the last: (y [..., C], mean [C], variance [C]).
+
+  y = scale (x - mean) / sqrt(variance + epsilon) + bias (Ioffe and Szegedy, ICML 2015,
+  arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax.
+  """
+  axes = tuple(range(x.ndim - 1))
+  mean = x.mean(axes)
+  variance = jnp.maximum(0, (x * x).mean(axes) - mean * mean)
+  return (x - mean) * (scale * lax.rsqrt(variance + epsilon)) + bias, mean, variance
+
+
+@normalize.defjvp
+def _derivative(epsilon, primals, tangents):
+  x, scale, _ = primals
+  y, mean, variance = normalize(*primals, epsilon)
+  return (y, mean, variance), _tangent(x, scale, mean, variance + epsilon, *tangents)
+
+
+@jax.checkpoint  # else x and the normalised x are both kept for the backward pass
+def _tangent(x, scale, mean, variance, dx, dscale, dbias):
+  """Linear in dx, dscale and dbias, with two sums; so is its transpose, the gradient."""
+  axes = tuple(range(x.ndim - 1))
+  unit = (x - mean) * lax.rsqrt(variance)
+  slope = scale * lax.rsqrt(variance)
+  dmean, along = dx.mean(axes), (dx * unit).mean(axes)
+  dy = slope * dx + (dbias - slope * dmean) + unit * (dscale - slope * along)
+  return dy, dmean, 2 * jnp.sqrt(variance) * along
+
+
+def is_plain(module, x, use_running_average=None, *, mask=None):
+  """Whether this call of an `nn.BatchNorm` is one that `batch_norm` can stand in for."""
+  average = nn.merge_param(
+    "use_running_average", module.use_running_average, use_running_average
+  )
+  affine = module.use_scale and module.use_bias and module.param_dtype == x.dtype
+  local = module.axis == -1 and module.axis_name is None and mask is None
+  return not average and affine and local and module.dtype is None
+
+
+def batch_norm(module, x):
+  """What `module`, an `nn.BatchNorm` in training, does to x, running statistics included."""
+  scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
+  y, mean, variance = normalize(x, scale, bias, module.epsilon)
+  for name, value in {"mean": mean, "var": variance}.items():
+    running = module.get_variable("batch_stats", name)
+    running += (1 - module.momentum) * (value - running)
+    module.put_variable("batch_stats", name, running)
+  return y

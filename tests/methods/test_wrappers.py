@@ -1,0 +1,291 @@
+"""SAM, DOT, SWA and EMA against their formulas, and where they change nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from okdph_jax.methods import METHODS, WRAPPERS
+from okdph_jax.methods.dot import reaches
+from okdph_jax.methods.protocol import descend
+from okdph_jax.nouns import Terms, Views
+from okdph_jax.optimizers import dot_sgd, sgd
+from okdph_jax.schedules import multistep
+from okdph_jax.step import State, train_step
+from okdph_jax.students import run
+
+KEY = jax.random.key(3)
+STARTS = {}  # one compiled start per method
+
+
+def begin(name, **options):
+  """A method, a learner of it and views; starts are compiled once."""
+  method = METHODS[name](tiny.task(teacher=True), **options)
+  batch = tiny.batch()
+  image = tiny.augment(method.views)(None, batch.image)
+  if name not in STARTS:
+    STARTS[name] = tiny.jit(method.init)(KEY, image)
+  return method, STARTS[name], Views(image, batch.label)
+
+
+def objective(method, learner, views, step=5):
+  return lambda params: method.losses(learner.replace(params=params), views, step, KEY)
+
+
+def train(method, learner, steps):
+  """The state after some steps on one batch."""
+  tx = method.optimizer(0.05, momentum=0.9, weight_decay=0.01)
+  step = tiny.jit(functools.partial(train_step, method, tx, tiny.augment(method.views)))
+  state = State(jnp.int32(0), learner, tx.init(learner.params), {})
+  for _ in range(steps):
+    state = step(state.replace(sums={}), tiny.batch(), KEY)[0]
+  return state
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("name", ["dml", "okdph"])
+def test_sam_without_radius_is_the_method_itself(name):
+  method, learner, views = begin(name)
+  wrapped = WRAPPERS["sam"](method, None, rho=0.0)
+
+  @tiny.jit
+  def gradients(params):
+    f = objective(method, learner, views)
+    return method.gradient(f, params)[0], wrapped.gradient(f, params)[0]
+
+  close(*gradients(learner.params))
+
+
+@pytest.mark.parametrize("wrapper", ["sam", "asam"])
+@pytest.mark.parametrize("name", ["dml", "okdph"])
+def test_sam_climbs_by_its_formula(wrapper, name):
+  """Independent students have a norm each, parts of one objective a joint one."""
+  method, learner, views = begin(name)
+  rho, eta = 0.3, 0.01
+  wrapped = WRAPPERS[wrapper](method, None, rho=rho)
+  seen = []
+
+  def quadratic(params):
+    """Its gradient is the point itself, so that the second gradient is where SAM stood."""
+    seen.append(params)
+    half = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)) / 2
+    return Terms(half, 0.0), (learner, {})
+
+  params = jax.tree.map(np.asarray, learner.params)
+  got, _ = wrapped.gradient(quadratic, params)
+  leaves = [leaf.astype(np.float64) for leaf in jax.tree.leaves(params)]
+  scale = [np.abs(leaf) + eta if wrapper == "asam" else np.ones_like(leaf) for leaf in leaves]
+
+  def norm(parts):
+    return np.sqrt(sum((part**2).sum() for part in parts))
+
+  for leaf, s, mine in zip(leaves, scale, jax.tree.leaves(got), strict=True):
+    for m in range(2):
+      rows = range(2) if name == "okdph" else [m]
+      moving = [(t * g)[n] for t, g in zip(scale, leaves, strict=True) for n in rows]
+      stood = leaf[m] + rho / norm(moving) * s[m] ** 2 * leaf[m]
+      np.testing.assert_allclose(mine[m], stood, rtol=1e-4, atol=1e-6)
+
+
+def test_sam_keeps_the_statistics_of_its_first_pass():
+  method, learner, views = begin("dml")
+  wrapped = WRAPPERS["sam"](method, None, rho=5.0)
+  f = objective(method, learner, views)
+  _, (after, metrics) = tiny.jit(lambda p: wrapped.gradient(f, p))(learner.params)
+  _, (want, plain) = tiny.jit(f)(learner.params)
+  close(after.stats, want.stats)
+  close(metrics, plain)
+
+
+@pytest.mark.parametrize("name", ["kd", "kr", "base"])
+def test_dot_without_delta_is_sgd(name):
+  method, learner, _ = begin(name)
+  wrapped = WRAPPERS["dot"](method, None, delta=0.0)
+  close(train(wrapped, learner, 4).learner, train(method, learner, 4).learner, 1e-3, 1e-5)
+
+
+def test_dot_moves_by_its_formula():
+  mu, delta, decay, rate = 0.9, 0.075, 0.01, 0.1
+  tx = dot_sgd(rate, momentum=mu, weight_decay=decay, delta=delta)
+  params = {"both": jnp.array(1.0), "task": jnp.array(2.0), "kd": jnp.array(3.0)}
+  state, want = tx.init(params), {k: float(v) for k, v in params.items()}
+  v_ce, v_kd, single = 0.0, 0.0, {"task": 0.0, "kd": 0.0}
+  for t in range(1, 5):
+    g_ce, g_kd = 0.3 * t, -0.7 / t
+    grads = Terms(
+      {"both": jnp.array(g_ce), "task": jnp.array(g_ce), "kd": None},
+      {"both": jnp.array(g_kd), "task": None, "kd": jnp.array(g_kd)},
+    )
+    updates, state = tx.update(grads, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    v_ce = (mu - delta) * v_ce + g_ce + decay * want["both"]
+    v_kd = (mu + delta) * v_kd + g_kd
+    want["both"] -= rate * (v_ce + v_kd)
+    for name, g in (("task", g_ce), ("kd", g_kd)):
+      single[name] = mu * single[name] + g + decay * want[name]
+      want[name] -= rate * single[name]
+  close(params, want)
+  with pytest.raises(ValueError, match="delta=0.1 takes momentum 0.9 out of"):
+    dot_sgd(rate, momentum=0.9, weight_decay=decay, delta=0.1)
+
+
+@pytest.mark.parametrize("name", ["kr", "okddip", "okdph"])
+def test_dot_splits_the_gradient_by_what_each_term_reaches(name):
+  method, learner, views = begin(name)
+  wrapped = WRAPPERS["dot"](method, None)
+
+  def three(params):
+    f = objective(method, learner, views)
+    return wrapped.gradient(f, params)[0], descend(f, params)[0]
+
+  split, plain = tiny.jit(three)(learner.params)
+  unseen = lambda g: g is None  # noqa: E731
+  whole = jax.tree.map(
+    lambda p, a, b: sum(g for g in (a, b) if not unseen(g)), plain, split.task, split.distill
+  )
+  close(whole, plain, 1e-4, 1e-6)
+  alone = {"kr": "labels", "okddip": "attention"}.get(name)
+  for part, tree in split.task["shared"].items():
+    reached = [not unseen(g) for g in jax.tree.leaves(tree, is_leaf=unseen)]
+    assert all(reached) if part != alone else not any(reached), part
+  assert not any(map(unseen, jax.tree.leaves(split.task["students"], is_leaf=unseen)))
+  assert not any(map(unseen, jax.tree.leaves(split.distill, is_leaf=unseen)))
+
+
+def test_what_reaches_what_is_structure_and_not_value():
+  """A factor of 0.0 is a gradient; a stopped one is none, even inside a jitted part."""
+
+  def terms(p):
+    inner = jax.jit(lambda a, b: (a * 0.0, jax.lax.stop_gradient(b)))
+    a, b = inner(p["a"], p["b"])
+    return Terms(a + p["c"], b + p["c"] * 2), ()
+
+  params = {"a": 1.0, "b": 2.0, "c": 3.0}
+  _, push, _ = jax.linearize(terms, params, has_aux=True)
+  want = Terms({"a": True, "b": False, "c": True}, {"a": False, "b": False, "c": True})
+  assert reaches(push, params) == want
+
+
+def test_dot_goes_inside_sam():
+  method, *_ = begin("dml")
+  with pytest.raises(ValueError, match="name it before sam"):
+    WRAPPERS["dot"](WRAPPERS["sam"](method, None), None)
+
+
+def test_swa_averages_the_ends_of_its_epochs():
+  """Start 241 of 300 in a run of 4 epochs is epoch 3: two snapshots."""
+  method, _, views = begin("dml")
+  wrapped = WRAPPERS["swa"](method, tiny.task())
+  learner = tiny.jit(wrapped.init)(KEY, views.image)
+  snapshots, after = [], tiny.jit(wrapped.after_step)
+  for step in range(1, 13):
+    learner = learner.replace(params=jax.tree.map(lambda x: x * 0.9, learner.params))
+    learner = after(learner, step, KEY)
+    if step in (9, 12):
+      snapshots.append(learner.params)
+      swa = learner.memory["swa"]
+      want = jax.tree.map(lambda *x: sum(x) / len(x), *snapshots)  # noqa: B023
+      close(swa["params"], want)
+    assert learner.memory["swa"]["snapshots"] == len(snapshots)
+
+
+def test_swa_before_its_start_and_of_one_snapshot_is_the_network():
+  method, _, views = begin("dml")
+  wrapped = WRAPPERS["swa"](method, tiny.task())
+  learner = tiny.jit(wrapped.init)(KEY, views.image)
+  learner = learner.replace(params=jax.tree.map(lambda x: x * 0.9, learner.params))
+  assert wrapped.before_eval(learner, iter(())) is learner  # no pass over the data
+  predict, image = tiny.jit(wrapped.predict), views.image[0]
+  for state in (learner, wrapped.after_step(learner, 9, KEY)):
+    readers = predict(state, image)
+    assert [*readers] == ["student_0", "student_1", "swa_student_0", "swa_student_1"]
+    np.testing.assert_array_equal(readers["swa_student_1"], readers["student_1"])
+
+
+def test_swa_follows_its_schedule_and_hands_on_the_rest():
+  task = tiny.task(epochs=300)
+  bare = METHODS["base"](task)._replace(optimizer=lambda rate, **rest: (rate, rest))
+  wrapped = WRAPPERS["swa"](bare, task)
+  schedule = multistep(0.1, (150, 225), epochs=300, epoch_steps=3)
+  rate, rest = wrapped.optimizer(schedule, momentum=0.8, weight_decay=0.1)
+  assert rest == {"momentum": 0.8, "weight_decay": 0.1}
+  for epoch in (0, 119, 120, 121, 180, 216, 217, 299):
+    t = epoch / 241
+    want = 0.1 if t <= 0.5 else 0.001 if t > 0.9 else 0.1 * (1 - 0.99 * (t - 0.5) / 0.4)
+    np.testing.assert_allclose([rate(3 * epoch), rate(3 * epoch + 2)], want, rtol=1e-4)
+
+
+def test_swa_estimates_statistics_as_the_mean_over_images():
+  """Of the averaged weights, over batches of several sizes, whatever statistics were before."""
+  method, _, views = begin("base", students=1)
+  wrapped = WRAPPERS["swa"](method, tiny.task())
+  learner = wrapped.after_step(tiny.jit(wrapped.init)(KEY, views.image), 9, KEY)
+  learner = learner.replace(params=jax.tree.map(lambda x: x * 0.5, learner.params))
+  batches = [tiny.batch(4), tiny.batch(2, seed=1), tiny.batch(4, seed=2)]
+  passes = [Views(b.image[None], b.label) for b in batches]
+  ready = wrapped.before_eval(learner, passes)
+
+  average = jax.tree.map(lambda x: x[0], learner.memory["swa"]["params"]["students"])
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape[1:]), learner.stats["students"])
+  want = zeros
+  for b in batches:  # from zero, running statistics are a tenth of the batch's
+    _, tenth = run(tiny.net(), {"params": average, "batch_stats": zeros}, b.image, train=True)
+    share = len(b.label) / 10
+    want = jax.tree.map(lambda w, s: w + 10 * s * share, want, tenth)  # noqa: B023
+  close(jax.tree.map(lambda x: x[0], ready.memory["swa"]["stats"]["students"]), want, 1e-4)
+  close(ready.stats, learner.stats, 0, 0)
+  close(ready.params, learner.params, 0, 0)
+  np.testing.assert_array_equal(
+    wrapped.predict(ready, passes[0].image[0])["swa_student_0"],
+    method.predict(
+      learner.replace(
+        params=learner.memory["swa"]["params"], stats=ready.memory["swa"]["stats"]
+      ),
+      passes[0].image[0],
+    )["student_0"],
+  )
+
+
+def kernel(params):
+  return np.asarray(params["students"]["branch"]["Dense_0"]["kernel"])
+
+
+def test_ema_averages_and_changes_nothing():
+  method, learner, views = begin("dml")
+  wrapped = WRAPPERS["ema"](method, None, decay=0.6)
+  memory = {"ema": {"params": learner.params, "stats": learner.stats}}
+  after = train(wrapped, learner.replace(memory=memory), 3).learner
+  close(after.params, train(method, learner, 3).learner.params, 0, 0)
+  average = None
+  for t in range(4):
+    now = kernel(train(method, learner, t).learner.params)
+    d = min(1 - 1 / (t + 1), 0.6)
+    average = now if average is None else d * average + (1 - d) * now
+  close(kernel(after.memory["ema"]["params"]), average)
+
+
+def test_wrappers_refuse_to_go_around_twice():
+  method, _, views = begin("dml")
+  twice = WRAPPERS["ema"](WRAPPERS["ema"](method, None), None)
+  with pytest.raises(ValueError, match="ema is already around this method"):
+    jax.eval_shape(twice.init, KEY, views.image)
+
+
+def test_weighted_scales_the_two_terms():
+  method, learner, views = begin("dml")
+  wrapped = WRAPPERS["weighted"](method, None, task_weight=0.5, distill_weight=3.0)
+  plain, scaled = (m.losses(learner, views, 0, KEY)[0] for m in (method, wrapped))
+  np.testing.assert_allclose(scaled, [plain.task * 0.5, plain.distill * 3], rtol=1e-6)
+
+
+def test_one_weight_decay_per_subtree():
+  params = {"a": {"x": jnp.ones(2), "y": jnp.ones(())}, "b": jnp.ones(3)}
+  tx = sgd(1.0, momentum=0.0, weight_decay={"a": 0.5, "b": 0.25})
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  close(updates, {"a": {"x": -0.5 * np.ones(2), "y": -0.5}, "b": -0.25 * np.ones(3)})

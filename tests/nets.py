@@ -1,0 +1,35 @@
+"""A stranger's networks: what `--config.network=tests.nets:Small` names."""
+
+from flax import linen as nn
+
+
+class Small(nn.Module):
+  """Nothing of okdph_jax in it: stock convolution, normalisation and dropout."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(8, (3, 3), use_bias=False)(x)
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+    x = nn.Dropout(0.1, deterministic=not train)(x.reshape(len(x), -1))
+    return nn.Dense(self.classes)(x)
+
+
+class Stateless(nn.Module):
+  """Without batch statistics."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    del train
+    return nn.Dense(self.classes)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+
+class Broken(nn.Module):
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(self.classes + 1)(x.mean((1, 2)))
