@@ -54,11 +54,13 @@ def step_function(students, batch, channels_last):
   dirichlet = torch.distributions.Dirichlet(torch.ones(students))
 
   def mix(weights, stacks):
-    return {name: sum(w * s[name] for w, s in zip(weights, stacks)) for name in stacks[0]}
+    return {
+      name: sum(w * s[name] for w, s in zip(weights, stacks, strict=True)) for name in stacks[0]
+    }
 
   def step():
     weights = dirichlet.sample()
-    own = [net(view) for net, view in zip(networks, views)]
+    own = [net(view) for net, view in zip(networks, views[:-1], strict=True)]
     variables = mix(weights, parameters), mix(weights, buffers)
     mixed = functional_call(hybrid, variables, (views[-1],))
     teacher = F.softmax((sum(own) + mixed).detach() / (students + 1) / TEMPERATURE, 1)

@@ -3,8 +3,8 @@
     make demo
     python -m okdph_jax.main --config=configs/digits.py --workdir=DIR
 
-The argument is METHOD,NETWORK,STUDENTS, okdph,resnet8,2 by default. Images are 8x8x1 and a mirrored
-digit is another digit, so the views are ours: a shift by a pixel, a rotation, a hole.
+The argument is METHOD,NETWORK,STUDENTS, okdph,resnet8,2 by default. Images are 8x8x1 and a
+mirrored digit is another digit, so the views are ours: a shift by a pixel, a rotation, a hole.
 Expected: best single network above 0.97.
 """
 

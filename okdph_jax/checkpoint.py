@@ -131,7 +131,7 @@ def _discard_torn(directory):
 
 def snapshot(workdir, epoch, learner):
   """Keeps a copy of the learner in `workdir/snapshots/EPOCH`, for analyses."""
-  directory = os.path.join(os.path.abspath(workdir), "snapshots", str(epoch))
+  directory = Path(workdir).absolute() / "snapshots" / str(epoch)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(directory, _on_host(learner), force=True)
 

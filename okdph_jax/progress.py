@@ -23,7 +23,7 @@ class Progress(AbstractContextManager):
     self._began = self._spoke
 
   def update(self, step, *, loss, accuracy, images_per_second):
-    """After some steps: `loss` and `accuracy` are of training, means since the last evaluation."""
+    """After some steps: training's loss and accuracy are means since the last evaluation."""
     numbers = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {images_per_second:,.0f} images/s"
     if self._terminal:
       self._bar.set_postfix_str(numbers, refresh=False)

@@ -1,4 +1,4 @@
-"""The picture of style.md kept honest: imports only go down, and TensorFlow stays in its rooms."""
+"""The floors kept honest: imports only go down, and TensorFlow stays in its rooms."""
 
 import ast
 import subprocess
@@ -70,7 +70,7 @@ def test_only_data_and_the_logbook_know_tensorflow(path):
 
 
 def test_everything_imports_where_tensorflow_is_not():
-  """On a machine with jax, flax, optax and orbax alone; ml_collections is main's and configs'."""
+  """With jax, flax, optax and orbax alone; ml_collections is for running from a config."""
   names = [
     ".".join(["okdph_jax", *path.relative_to(PACKAGE).with_suffix("").parts])
     for path in MODULES

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a run, killed and resumed, and every way to ask wrongly."""
+"""The command line as a user meets it: runs killed and resumed, and wrong questions."""
 
 import json
 import os

@@ -33,7 +33,7 @@ def indices(seed, step, size, batch_size):
 
 
 def sharding(mesh, batch_size, *, axis=0):
-  """Where a batch lies: its `axis` split over the mesh's "data" where that divides, else whole."""
+  """Where a batch lies: split along `axis` where the mesh's "data" divides it, else whole."""
   split = batch_size % mesh.shape["data"] == 0
   return NamedSharding(
     mesh, PartitionSpec(*[None] * axis, "data") if split else PartitionSpec()

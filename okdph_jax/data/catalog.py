@@ -45,7 +45,7 @@ def prepared(name, directory=None):
   builder = find(name, directory)
   if _is_prepared(builder):
     return builder
-  quietly = _silent if name == "digits" else contextlib.nullcontext
+  quietly = host.silent if name == "digits" else contextlib.nullcontext
   try:
     _reach(builder)
     with quietly(), contextlib.redirect_stdout(sys.stderr):
