@@ -8,8 +8,6 @@ import math
 import os
 from contextlib import AbstractContextManager
 
-from okdph_jax import host
-
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 
 # Where the data lie, and how often a run speaks or saves, change no number.
@@ -282,6 +280,8 @@ def _scalars(line):
 
 def _events(workdir):
   """clu's TensorBoard writer, or None and one line."""
+  from okdph_jax import host  # JAX comes with it, which reading a logbook needs not
+
   try:
     with host.silent():
       import tensorflow as tf  # clu imports it
