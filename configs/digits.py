@@ -14,9 +14,10 @@ VIEWS = ("crop(1)", "crop(1)|rotate(15)", "crop(1)|cutout(3)")
 
 
 def get_config(argument=""):
-  options = {"network": "resnet8"} | paper.split(argument, "method", "network", "students")
-  if "students" in options:
-    options["students"] = int(options["students"])
+  options = dict(method="okdph", network="resnet8")
+  options |= paper.split(argument, method=str, network=str, students=int)
+  if options["method"] == "okdph":
+    options["fuse_every"] = "1 epoch"  # 23 steps
   config = paper.recipe("digits", **options)
   config.views = tuple(VIEWS[i % len(VIEWS)] for i in range(len(config.views)))
   config.batch_size = 64

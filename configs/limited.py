@@ -1,6 +1,6 @@
 """A fraction of the training set, the paper's Table 3.
 
-    python -m okdph_jax.main --config=configs/limited.py:okdph,resnet32,cifar10,0.01 --workdir=DIR
+    python -m okdph_jax.main --config=configs/limited.py:okdph,vgg16,cifar100,0.1 --workdir=DIR
 
 The argument is METHOD,NETWORK,DATASET,FRACTION, okdph,resnet32,cifar10,0.01 by default. The
 subset is the release's: drawn per class with replacement. Expected on cifar10 (paper, best over
@@ -11,10 +11,10 @@ from configs import paper
 
 
 def get_config(argument=""):
-  options = paper.split(argument, "method", "network", "dataset", "fraction")
-  fraction = float(options.pop("fraction", 0.01))
-  dataset = options.pop("dataset", "cifar10")
-  config = paper.recipe(dataset, **options, setting=fraction)
+  options = paper.split(argument, method=str, network=str, dataset=paper.CIFAR, fraction=float)
+  fraction = options.pop("fraction", 0.01)
+  setting = fraction if fraction != 1 else None
+  config = paper.recipe(**dict(dataset="cifar10", setting=setting) | options)
   config.data.fraction = fraction
   config.data.replacement = True
   return config

@@ -6,6 +6,7 @@ Table 6. The recipe (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 ep
 150 and 225) is the paper's section 4.1 and the release's.
 """
 
+import difflib
 import inspect
 
 import ml_collections
@@ -60,54 +61,89 @@ HARD = {
   ("cifar100", "densenet40_12", 0.01): cell(0.8, 0.8, 0.5, "5 steps"),
 }
 
-# Where the paper gives no cell (ours): its most frequent one.
-DEFAULT = cell(0.8, 0.8, 0.5, "1 epoch")
+# Where the paper gives no cell, as on ImageNet (ours): its most frequent one, 9 of 36.
+DEFAULT = cell(0.8, 0.8, 0.5, "5 steps")
 
-# The first student's and every baseline's view; the paper's supplement, section 2.
-PLAIN_VIEW = {"cifar10": "hflip", "cifar100": "hflip+rot", "imagenet2012": "hflip"}
+CIFAR = ("cifar10", "cifar100")
+
+# The first student's and every baseline's view; the paper's supplement, section 2. ImageNet's
+# have no crop: a stream has cropped for each view before the views begin.
+PLAIN_VIEW = {"cifar10": "hflip", "cifar100": "hflip+rot", "imagenet2012": "flip"}
+
+# Rows that are a wrapper around `base`: base's options, and the wrapper's by dataset. The radii
+# are those of SAM's and ASAM's own papers, the label smoothing is OKDPH's.
+WRAPPED = {
+  "sam": (dict(label_smoothing=0.1), {"cifar10": dict(rho=0.05), "cifar100": dict(rho=0.1)}),
+  "asam": (dict(label_smoothing=0.1), {"cifar10": dict(rho=0.5), "cifar100": dict(rho=1.0)}),
+  "swa": ({}, {}),
+  "ema": ({}, {}),  # the paper's "EMA" row is mean_teacher
+}
 
 
 def okdph_views(dataset, students):
   """One per student, the hybrid's last (two students: the main text, section 4.1)."""
   first = PLAIN_VIEW.get(dataset, "hflip")
-  if dataset == "imagenet2012":
-    return (first, "augment", "auto_aug")
-  return {
+  views = {
     2: (first, "cutout", "augment"),
     3: (first, "cutout", "augment", "auto_aug"),
     4: (first, "cutout", "augment", "plain", "auto_aug"),
-  }[students]
-
-
-def method_and_views(name, network, dataset, setting=None, students=None):
-  """`config.method` with every option that the method has, and `config.views`."""
-  from okdph_jax.methods import METHODS
-
-  if name not in METHODS:
-    raise ValueError(f"method {name!r} is not one of {', '.join(METHODS)}")
-  options = {
-    parameter.name: parameter.default
-    for parameter in inspect.signature(METHODS[name]).parameters.values()
-    if parameter.kind is parameter.KEYWORD_ONLY
   }
-  if students is not None:
-    if "students" not in options:
-      raise ValueError(f"{name} trains one network; leave the number of students out")
-    options["students"] = students
-  m = options.get("students", 1)
+  if dataset == "imagenet2012":
+    views = {2: (first, "randaugment", "autoaugment")}
+  if students not in views:
+    raise ValueError(
+      f"the paper's okdph has {', '.join(map(str, views))} students on {dataset}, not "
+      f"{students}; for that set config.method.students, and config.views with one view more"
+    )
+  return views[students]
+
+
+def row(name, network, dataset, setting=None, **options):
+  """One row of the paper's tables: (`config.method`, `config.wrappers`, `config.views`).
+
+  A method or wrapper comes with every option that it has; `options` are the method's.
+  """
+  from okdph_jax.methods import METHODS, WRAPPERS
+
+  if name not in METHODS and name not in WRAPPED:
+    near = difflib.get_close_matches(name, [*METHODS, *WRAPPED], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"method {name!r} is not one of {', '.join([*METHODS, *WRAPPED])}{hint}")
+  wrappers = ()
+  if name in WRAPPED:
+    inner, radii = WRAPPED[name]
+    options = inner | options
+    wrappers = (dict(name=name) | defaults(WRAPPERS[name]) | radii.get(dataset, {}),)
+    name = "base"
+  method = dict(name=name) | defaults(METHODS[name])
+  if "students" in options and "students" not in method:
+    raise ValueError(f"{name} trains one network; leave the number of students out")
+  students = options.get("students", method.get("students", 1))
+  if students < 1:
+    raise ValueError(f"students is {students}; there must be at least 1")
   if name == "okdph":
-    if not 2 <= m <= 4:
-      raise ValueError(f"the paper has okdph with 2, 3 and 4 students; asked for {m}")
-    table = CLEAN.get((dataset, network, m)) if setting is None else None
-    options |= table or HARD.get((dataset, network, setting), DEFAULT)
-    return dict(name=name, **options), okdph_views(dataset, m)
+    table, last = (CLEAN, students) if setting is None else (HARD, setting)
+    method |= table.get((dataset, network, last), DEFAULT)
+    return method | options, wrappers, okdph_views(dataset, students)
   view = PLAIN_VIEW.get(dataset, "hflip")
-  number = m if name in ("base", "dml", "kdcl", "pcl") else 2 if name == "mean_teacher" else 1
-  return dict(name=name, **options), (view,) * number
+  if name == "mean_teacher":
+    number = 2
+  else:  # branches share one view, but for PCL's
+    number = students if name in ("base", "dml", "kdcl", "pcl") else 1
+  return method | options, wrappers, (view,) * number
 
 
-def recipe(dataset, method="okdph", network="resnet32", *, setting=None, students=None):
-  """The whole configuration of one CIFAR cell."""
+def defaults(builder):
+  """A method's or wrapper's options with their defaults."""
+  parameters = inspect.signature(builder).parameters.values()
+  return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **options):
+  """The whole configuration of one CIFAR cell.
+
+  setting: "noisy", or a fraction of the training set: Table 7's cell. options: the method's.
+  """
   config = ml_collections.ConfigDict()
   config.seed = 42  # the release's
 
@@ -124,19 +160,19 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, student
   config.data.corrupt = "stop"  # or "skip": what a corrupt image in a stream does
 
   config.network = network
-  options, config.views = method_and_views(method, network, dataset, setting, students)
-  config.method = ml_collections.ConfigDict(options)
-  config.wrappers = ()
+  config.method, config.wrappers, config.views = row(
+    method, network, dataset, setting, **options
+  )
+  config.teacher = ""  # kd's: the --workdir of a finished run, or DIR:READER
+  config.generations = 1  # of kd; in several each is the next one's teacher
+  config.test_view = "plain"  # of what is evaluated on
 
   config.batch_size = 128
   config.learning_rate = 0.1
   config.momentum = 0.9
   config.weight_decay = 5e-4
   config.epochs = 300
-  config.milestones = (
-    150,
-    225,
-  )  # x0.1; epochs of 300, scaled with `epochs`; "40 epochs" is not
+  config.milestones = (150, 225)  # x0.1; of 300 epochs, scaled with them; "40 epochs" is not
 
   config.eval_every_epochs = 1
   config.snapshots = 0  # epochs between kept copies of the learner, for analyses; 0: none
@@ -145,9 +181,26 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, student
   return config
 
 
-def split(argument, *names):
-  """ "okdph,vgg16" against names: {"method": "okdph", "network": "vgg16"}."""
+def split(argument, **kinds):
+  """ "dml,vgg16" with method=str, network=str, students=int: {"method": "dml", "network": ...}.
+
+  A kind is a type, or the tuple of the values that there are.
+  """
   values = [value.strip() for value in argument.split(",")] if argument else []
-  if len(values) > len(names):
-    raise ValueError(f"the config takes {','.join(names)}; got {argument!r}")
-  return {name: value for name, value in zip(names, values, strict=False) if value}
+  if len(values) > len(kinds):
+    raise ValueError(f"the config takes {','.join(kinds).upper()}; got {argument!r}")
+  given = zip(kinds.items(), values, strict=False)
+  return {name: read(name, value, kind) for (name, kind), value in given if value}
+
+
+def read(name, value, kind):
+  """One part of a config's argument; ValueError, in one line, for what is none."""
+  if isinstance(kind, tuple):
+    if value not in kind:
+      raise ValueError(f"{name} {value!r} is not one of {', '.join(kind)}")
+    return value
+  try:
+    return kind(value)
+  except ValueError:
+    wanted = {int: "a whole number", float: "a number"}[kind]
+    raise ValueError(f"{name} is {value!r}; it must be {wanted}") from None

@@ -10,6 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from okdph_jax.nouns import Learner
+
 ITEM = "state"
 
 
@@ -127,6 +129,22 @@ def _discard_torn(directory):
       checkpoint = file.parent.parent
       print(f"checkpoint of step {checkpoint.name} cannot be read: deleted")
       shutil.rmtree(checkpoint)
+
+
+def best_learner(workdir):
+  """The learner of the best checkpoint of a run, as NumPy arrays; nothing there is touched.
+
+  Raises:
+    ValueError: in one line, where there is none that can be read.
+  """
+  directory = Path(workdir).absolute() / "checkpoints"
+  options = ocp.CheckpointManagerOptions(best_fn=_standing, read_only=True)
+  try:
+    with ocp.CheckpointManager(directory, options=options, item_names=(ITEM,)) as manager:
+      args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
+      return Learner(**manager.restore(manager.best_step(), args=args)[ITEM]["learner"])
+  except Exception as error:  # Orbax, tensorstore and zlib each raise their own
+    raise ValueError(f"no checkpoint in {directory} can be read: {_one_line(error)}") from error
 
 
 def snapshot(workdir, epoch, learner):

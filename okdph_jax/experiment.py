@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ import ml_collections
 import numpy as np
 from tabulate import tabulate
 
-from okdph_jax import data, host, models, schedules, views
+from okdph_jax import data, host, logbook, models, schedules, views
+from okdph_jax.checkpoint import best_learner
 from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.methods.protocol import Method, Task
 from okdph_jax.nouns import Learner
+from okdph_jax.students import run
 
 FIELDS = {  # the config's options and their types
   "seed": int,
@@ -25,10 +28,13 @@ FIELDS = {  # the config's options and their types
   "batch_size": int,
   "network": str,
   "views": tuple,
+  "test_view": str,
   "eval_every_epochs": int,
   "data": ml_collections.ConfigDict,
   "method": ml_collections.ConfigDict,
   "wrappers": tuple,
+  "teacher": str,
+  "generations": int,
   "learning_rate": float,
   "momentum": float,
   "weight_decay": float,
@@ -42,6 +48,7 @@ LEAST = {
   "epochs": 1,
   "batch_size": 1,
   "eval_every_epochs": 1,
+  "generations": 1,
   "snapshots": 0,
   "weight_decay": 0,
 }
@@ -74,6 +81,12 @@ def check(config):
     raise ValueError(f"config.learning_rate is {config.learning_rate}; it must be positive")
   if not 0 <= config.momentum < 1:
     raise ValueError(f"config.momentum is {config.momentum}; it lies in [0, 1)")
+  name = config.method.get("name")
+  if name != "kd" and (config.teacher or config.generations > 1):
+    raise ValueError(
+      f"{name} has no teacher of another run; take the method kd, or leave "
+      "config.teacher empty and config.generations at 1"
+    )
 
 
 def unknown(given, known, where):
@@ -96,10 +109,8 @@ def build(config, dataset):
   """The experiment of a checked config; ValueError, in one line, where it cannot be."""
   epoch_steps = data.epoch_steps(len(dataset.train_labels), config.batch_size)
   net = models.build(config.network, dataset.classes)
-  task = Task(net, dataset.classes, epoch_steps, config.epochs)
-  method = call(METHODS, "method", dict(config.method), task)
-  for options in config.wrappers:
-    method = call(WRAPPERS, "wrapper", dict(options), method, task)
+  taught_by = teacher(config.teacher, dataset) if config.teacher else None
+  method = assemble(config, Task(net, dataset.classes, epoch_steps, config.epochs, taught_by))
   if len(config.views) != method.views:
     raise ValueError(
       f"{described(config)} looks at {method.views} view{'s' * (method.views != 1)} "
@@ -107,8 +118,10 @@ def build(config, dataset):
       + ", ".join(map(repr, config.views))
     )
   learner, single = rehearse(config.network, method, dataset)
-  schedule = schedules.multistep(
-    config.learning_rate, config.milestones, epochs=config.epochs, epoch_steps=epoch_steps
+  schedule = method.schedule(
+    schedules.multistep(
+      config.learning_rate, config.milestones, epochs=config.epochs, epoch_steps=epoch_steps
+    )
   )
   return Experiment(
     net=net,
@@ -118,10 +131,65 @@ def build(config, dataset):
     schedule=schedule,
     tx=method.optimizer(schedule, momentum=config.momentum, weight_decay=config.weight_decay),
     augment=views.make(config.views, dataset.mean, dataset.std),
-    look=views.make(("plain",), dataset.mean, dataset.std),
+    look=views.make((config.test_view,), dataset.mean, dataset.std),
     epoch_steps=epoch_steps,
     steps=epoch_steps * config.epochs,
   )
+
+
+def assemble(config, task):
+  """The method of a config with its wrappers around it."""
+  method = call(METHODS, "method", dict(config.method), task)
+  for options in config.wrappers:
+    method = call(WRAPPERS, "wrapper", dict(options), method, task)
+  return method
+
+
+def teacher(asked, dataset):
+  """(net, variables) of one reader of a finished run, as its best checkpoint has it.
+
+  asked: "DIR", the best single network of the run in that folder, or "DIR:READER".
+  ValueError, in one line, where there is none or where it learnt from other data.
+  """
+  folder, reader, result = finished(asked)
+  config = ml_collections.ConfigDict(result["config"])
+  there = {name: result["config"]["data"].get(name) for name in measured(dataset)}
+  if different := logbook.differing(there, measured(dataset)):
+    raise ValueError(
+      f"the teacher in {folder} was trained on other data ({'; '.join(different)}); "
+      "choose one that was trained on these"
+    )
+  net = models.build(config.network, dataset.classes)
+  # It is only read: what taught it, and for how long an epoch was, no longer matters.
+  task = Task(net, dataset.classes, 1, config.epochs, teacher=(net, None))
+  networks = assemble(config, task).networks(best_learner(folder))
+  if reader not in networks:
+    raise ValueError(
+      f"the teacher in {folder} has no single network {reader!r}; it has {', '.join(networks)}"
+    )
+  images = jnp.zeros((2, *dataset.train_images.shape[1:]))
+  try:
+    jax.eval_shape(lambda: run(net, networks[reader], images))
+  except Exception as error:  # whatever a network may raise
+    raise ValueError(
+      f"the teacher in {folder} no longer fits its network {config.network!r}: "
+      f"{str(error).splitlines()[0]}"
+    ) from error
+  return net, networks[reader]
+
+
+def finished(asked):
+  """(folder, reader, result) of the run that "DIR" or "DIR:READER" names."""
+  folder, reader = re.fullmatch(r"(.+?)(?::(\w+))?", asked).groups()
+  if not os.path.isdir(folder):
+    raise ValueError(f"config.teacher={asked}: there is no folder {folder}")
+  result = logbook.read_result(folder)
+  if result is None:
+    raise ValueError(
+      f"config.teacher={asked}: no run in {folder} is finished, it has no result.json; "
+      "finish it, or name another --workdir"
+    )
+  return folder, reader or result["best_single"]["reader"], result
 
 
 def call(table, kind, options, *arguments):
@@ -130,17 +198,19 @@ def call(table, kind, options, *arguments):
   if name not in table:
     raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(table) or 'none'}")
   parameters = inspect.signature(table[name]).parameters.values()
-  defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-  unknown(options, defaults, f"{kind} {name}")
+  known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+  unknown(options, known, f"{kind} {name}")
   for option, value in options.items():
-    if defaults[option] is not None and defaults[option] is not inspect.Parameter.empty:
-      typed(f"{kind} {name}'s {option}", value, type(defaults[option]))
+    default, stated = known[option].default, known[option].annotation
+    if default is not None:
+      wanted = type(default) if stated is inspect.Parameter.empty else stated
+      typed(f"{kind} {name}'s {option}", value, wanted)
   return table[name](*arguments, **options)
 
 
 def described(config):
-  students = config.method.get("students")
-  return config.method.name + (f" with {students} students" if students else "")
+  students = config.method.get("students", 1)
+  return config.method.name + (f" with {students} students" if students > 1 else "")
 
 
 def rehearse(network, method, dataset):
@@ -167,11 +237,22 @@ def rehearse(network, method, dataset):
   return learner, tuple(single)
 
 
-def resolve(config, dataset):
+def resolve(config, dataset, workdir):
   """The config as plain data, with what was measured: what config.json keeps."""
   resolved = config.to_dict()
-  resolved["data"]["normalisation"] = {"mean": dataset.mean, "std": dataset.std}
+  resolved["data"] |= measured(dataset)
+  if config.teacher:  # so that a run and its teacher can be moved together
+    resolved["teacher"] = os.path.relpath(config.teacher, workdir)
   return resolved
+
+
+def measured(dataset):
+  """What a network has to know of its data."""
+  return {
+    "classes": dataset.classes,
+    "image": dataset.train_images.shape[1:],
+    "normalisation": {"mean": dataset.mean, "std": dataset.std},
+  }
 
 
 def environment():
@@ -186,9 +267,11 @@ def environment():
   }
 
 
-def parameters(learner):
-  """How many numbers descent moves."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(learner.params))
+def parameters(experiment, dataset):
+  """How many numbers descent moves, and how many the one network has that is deployed."""
+  leaves = jax.tree.leaves(experiment.learner.params)
+  trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+  return trained, models.parameters(experiment.net, dataset.train_images.shape[1:])
 
 
 def summary(config, dataset, experiment):
@@ -196,18 +279,22 @@ def summary(config, dataset, experiment):
   here = environment()
   versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
   image_shape = dataset.train_images.shape[1:]
-  one = models.parameters(experiment.net, image_shape)
+  trained, deployed = parameters(experiment, dataset)
   about = getattr(experiment.net, "about", type(experiment.net).__name__)
   rows = [
     ("software", versions),
     ("devices", f"{here['devices']} x {here['device']}, {here['cores']} cores"),
     ("data", dataset.summary),
     ("views", " / ".join(config.views)),
-    ("network", f"{config.network}: {about}; {one:,} parameters"),
-    ("method", f"{described(config)}; trains {parameters(experiment.learner):,} parameters"),
+    ("network", f"{config.network}: {about}"),
+    ("method", described(config)),
     ("wrappers", ", ".join(options["name"] for options in config.wrappers) or "none"),
+    ("parameters", f"{trained:,} trained, {deployed:,} deployed (one network)"),
     ("steps", f"{config.epochs} epochs of {experiment.epoch_steps}: {experiment.steps:,}"),
   ]
+  if config.teacher:
+    folder, reader, result = finished(config.teacher)
+    rows.insert(5, ("teacher", f"{reader} of the {result['network']} in {folder}"))
   return tabulate(rows, tablefmt="plain") + "\n" + parameter_table(experiment.net, image_shape)
 
 

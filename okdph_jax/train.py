@@ -4,11 +4,13 @@ import contextlib
 import functools
 import importlib.metadata
 import math
+import os
 import signal
 import time
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from okdph_jax import data, evaluate, host, logbook
@@ -46,27 +48,60 @@ def fit(config, workdir):
   with interruptible() as interrupted:
     check(config)
     host.configure(config.devices, config.batch_size)
-    writable(workdir)
-    dataset = data.load(config)
-    experiment = build(config, dataset)
-    resolved = resolve(config, dataset)
-    same_run(workdir, resolved)
-    if result := logbook.read_result(workdir):
-      print(f"{workdir} is finished; nothing to do\n{closing(result)}")
-      return FINISHED
-    logbook.write_config(workdir, resolved, environment())
-    print(summary(config, dataset, experiment), flush=True)
-    try:
-      train(config, workdir, dataset, experiment, interrupted)
-    except Interrupted:
-      print(f"interrupted: {workdir} holds a checkpoint; the same command goes on from there")
-      return INTERRUPTED
+    for one, folder in generations(config, workdir):
+      code = run(one, folder, interrupted)
+      if code == INTERRUPTED:
+        break
+  return code
+
+
+def generations(config, workdir):
+  """The runs, (config, folder), of a config: one, or as many as there are generations.
+
+  Self-distillation (Born-Again Networks, Furlanello et al., ICML 2018, arXiv:1805.04770):
+  generation k starts afresh from the seed + k in workdir/generation_k, and the best network
+  of generation k - 1 teaches it. The first learns from `config.teacher`, or where there is
+  none from the labels alone.
+  """
+  if config.generations == 1:
+    yield config, workdir
+    return
+  for k in range(config.generations):
+    one = config.copy_and_resolve_references()
+    one.generations, one.seed = 1, config.seed + k
+    if k:
+      one.teacher = os.path.join(workdir, f"generation_{k - 1}")
+    elif not config.teacher:
+      one.method = ConfigDict({"name": "base", "students": 1})
+    yield one, os.path.join(workdir, f"generation_{k}")
+
+
+def run(config, workdir, interrupted):
+  """One run, from its beginning or its latest checkpoint; the exit code."""
+  writable(workdir)
+  dataset = data.load(config)
+  experiment = build(config, dataset)
+  resolved = resolve(config, dataset, workdir)
+  same_run(workdir, resolved)
+  if result := logbook.read_result(workdir):
+    print(f"{workdir} is finished; nothing to do\n{closing(result)}")
+    return FINISHED
+  logbook.write_config(workdir, resolved, environment())
+  print(summary(config, dataset, experiment), flush=True)
+  try:
+    flops = train(config, workdir, dataset, experiment, interrupted)
+  except Interrupted:
+    print(f"interrupted: {workdir} holds a checkpoint; the same command goes on from there")
+    return INTERRUPTED
+  trained, deployed = parameters(experiment, dataset)
   result = logbook.result(
     logbook.lines(workdir),
     resolved,
     singles=experiment.single,
     students=config.method.get("students", 1),
-    parameters=parameters(experiment.learner),
+    parameters=trained,
+    parameters_deployed=deployed,
+    flops_per_image=flops,
     version=importlib.metadata.version("okdph_jax"),
   )
   logbook.write_result(workdir, result)
@@ -75,13 +110,16 @@ def fit(config, workdir):
 
 
 def train(config, workdir, dataset, experiment, interrupted):
-  """The loop: from the latest checkpoint, or the start, to the last evaluation."""
+  """The loop: from the latest checkpoint, or the start, to the last evaluation.
+
+  Returns the FLOPs of a training step per image.
+  """
   everywhere = NamedSharding(host.mesh(config.devices), PartitionSpec())
   key = jax.device_put(jax.random.key(config.seed), everywhere)
   feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=everywhere.mesh)
   batch = data.training(dataset.train_images, dataset.train_labels, seed=config.seed, **feed)
   shapes = data.shapes(dataset.train_images, **feed)
-  state, advance = compile_steps(experiment, shapes, key, everywhere)
+  state, advance, flops = compile_steps(experiment, shapes, key, everywhere)
   measure = evaluator(dataset, experiment, batch, key, everywhere.mesh, interrupted)
   every = config.eval_every_epochs * experiment.epoch_steps
 
@@ -153,10 +191,11 @@ def train(config, workdir, dataset, experiment, interrupted):
         look(state, looked, step, experiment, checkpoints)
         checkpoints.save(step, state)
         raise
+  return flops
 
 
 def compile_steps(experiment, shapes, key, everywhere):
-  """The initial state, and {batch size: compiled step} for the epoch's full and short batch."""
+  """The initial state, {batch size: compiled step} of the full and the short batch, FLOPs."""
   parts = experiment.method, experiment.tx, experiment.augment
   example = next(iter(shapes.values()))
   began = time.monotonic()
@@ -171,9 +210,31 @@ def compile_steps(experiment, shapes, key, everywhere):
     out_shardings=everywhere,
     compiler_options=host.compiler_options(),
   )
-  advance = {size: step.lower(state, batch, key).compile() for size, batch in shapes.items()}
-  print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
-  return state, advance
+  programs = {size: step.lower(state, batch, key) for size, batch in shapes.items()}
+  advance = {size: program.compile() for size, program in programs.items()}
+  seconds, size = time.monotonic() - began, len(example.label)
+  flops = flops_of(programs[size], functools.partial(train_step, *parts), state, example, key)
+  flops = flops and flops / size
+  known = f"; {flops / 1e9:.3g} GFLOP per training image" if flops else ""
+  print(f"compiled in {seconds:.0f} s{known}", flush=True)
+  return state, advance, flops
+
+
+def flops_of(program, function, *arguments):
+  """FLOPs of a lowered program, all devices together; None where nobody can tell.
+
+  By XLA's cost analysis of what is to be computed, before it is compiled: what a compiler
+  computes twice, or hands to a library, does not change it. Only the CPU's gives it.
+  """
+  cost = program.cost_analysis()
+  if cost is None:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    try:
+      with jax.default_device(jax.devices("cpu")[0]):
+        cost = jax.jit(function).lower(*shapes).cost_analysis()
+    except RuntimeError:  # JAX_PLATFORMS may leave the CPU out
+      return None
+  return cost["flops"]
 
 
 def evaluator(dataset, experiment, batch, key, mesh, interrupted):

@@ -4,19 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from okdph_jax.losses import accuracy
-from okdph_jax.methods.peers import one_by_one
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one
 from okdph_jax.nouns import Learner
 from okdph_jax.students import each, run, stack, start
 
 
-def branches(task, students, name, head, criterion, *, ensembles, predict=one_by_one):
+def branches(task, students, name, head, criterion, *, ensembles, named=one_by_one):
   """N branches from independent starts, all on the stem's map of one view.
 
   `head((maps [1, B, h, w, c], outputs [N, B, ...]), train) -> logits` is a Linen module,
   kept as `name` under `shared`: it sees the stem's map and the branches' `Outputs`.
   `criterion(logits [N, B, K], taught, label [B], step) -> Terms`, `taught` from the head;
-  `predict(logits)` and `ensembles(logits, taught)` give the readers.
+  `named(stack)` and `ensembles(logits, taught)` give the readers.
   """
   net = split(task.net, name)
 
@@ -31,13 +30,20 @@ def branches(task, students, name, head, criterion, *, ensembles, predict=one_by
     return criterion(logits, taught, views.label, step), (learner, metrics)
 
   def singles(learner, image):
-    return predict(forward(net, learner, image[None])[0][1].logits)
+    return named(forward(net, learner, image[None])[0][1].logits)
 
   def combined(learner, image):
     trunk, learner = forward(net, learner, image[None])
     return ensembles(trunk[1].logits, run_shared(head, name, learner, trunk)[0])
 
-  return Method(views=1, init=init, losses=losses, predict=singles, ensembles=combined)
+  return Method(
+    views=1,
+    init=init,
+    losses=losses,
+    predict=singles,
+    ensembles=combined,
+    networks=lambda learner: grown(learner, named),
+  )
 
 
 def split(net, name):
@@ -67,6 +73,15 @@ def grow(net, n, name, head, key, image):
   learner.params["shared"][name] = top["params"]
   learner.stats["shared"][name] = top["batch_stats"]
   return learner
+
+
+def grown(learner, named=one_by_one):
+  """Every branch on the stem, as the variables of one whole network: {reader: variables}."""
+  stem = learner.variables("shared", "stem")
+  return {
+    reader: {kind: {"stem": stem[kind], "branch": branch[kind]} for kind in branch}
+    for reader, branch in named(learner.students).items()
+  }
 
 
 def forward(net, learner, images, key=None, *, train=False):

@@ -37,4 +37,5 @@ def ema(method, task, *, decay=0.999):
     after_step=after_step,
     predict=beside(method.predict, averaged, "ema"),
     ensembles=beside(method.ensembles, averaged, "ema"),
+    networks=beside(method.networks, averaged, "ema"),
   )

@@ -6,7 +6,7 @@ from jax.lax import stop_gradient
 
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one
 from okdph_jax.nouns import Terms
 from okdph_jax.students import each, run
 
@@ -20,6 +20,9 @@ def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="s
   `targets="hard"` gives CE(z, argmax z_teacher) in place of the KL term. With the previous
   generation as teacher, a = 1 - b, this is self-distillation (Born-Again Networks, Furlanello
   et al., ICML 2018, arXiv:1805.04770).
+
+  Logs both losses unweighted, "label_loss" and "teacher_loss": with b = 0 the student learns
+  from the labels alone, and one sees how far from the teacher that leads.
 
   The defaults are those of DefangChen/OKDDip-AAAI2020; megvii-research/mdistiller has
   a = 0.1, b = 0.9, T = 4 on CIFAR-100 and a = b = 0.5, T = 1 on ImageNet. OKDPH's release
@@ -50,15 +53,17 @@ def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="s
     image, label = views
     logits, stats = each(net, learner.students, image, key, train=True)  # [1, B, K]
     target = stop_gradient(run(teacher_net, learner.memory["teacher"], image[0])[0])
+    label_loss = cross_entropy(logits[0], label)
     if targets == "soft":
-      distill = kl(logits[0], target, temperature)
+      teacher_loss = kl(logits[0], target, temperature)
     else:
-      distill = cross_entropy(logits[0], target.argmax(-1))
-    terms = Terms(task_weight * cross_entropy(logits[0], label), distill_weight * distill)
+      teacher_loss = cross_entropy(logits[0], target.argmax(-1))
+    terms = Terms(task_weight * label_loss, distill_weight * teacher_loss)
     learner = learner.replace(stats=learner.stats | {"students": stats})
-    return terms, (learner, {"accuracy": accuracy(logits[0], label)})
+    metrics = {"accuracy": accuracy(logits[0], label)}
+    return terms, (learner, metrics | {"label_loss": label_loss, "teacher_loss": teacher_loss})
 
   def predict(learner, image):
-    return peers.one_by_one(peers.students_logits(net, learner, image))
+    return one_by_one(peers.students_logits(net, learner, image))
 
   return Method(views=1, init=init, losses=losses, predict=predict, independent=True)

@@ -6,7 +6,7 @@ from jax.lax import stop_gradient
 
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one
 from okdph_jax.nouns import Terms
 from okdph_jax.students import each
 
@@ -54,7 +54,7 @@ def kr(task, *, temperature=2.0, fade=True, distances=None):
     return Terms(cross_entropy(logits[0], label), distill), (learner, metrics)
 
   def predict(learner, image):
-    return peers.one_by_one(peers.students_logits(net, learner, image))
+    return one_by_one(peers.students_logits(net, learner, image))
 
   return Method(views=1, init=init, losses=losses, predict=predict)
 

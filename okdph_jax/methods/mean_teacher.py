@@ -6,7 +6,7 @@ from jax.lax import stop_gradient
 
 from okdph_jax.losses import accuracy, consistency, cross_entropy
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one, whole
 from okdph_jax.nouns import Terms
 from okdph_jax.schedules import average_decay, ramp
 from okdph_jax.students import each
@@ -56,6 +56,18 @@ def mean_teacher(task, *, weight=10.0, decay=0.99):
   def predict(learner, image):
     student = peers.students_logits(net, learner, image)
     teacher, _ = each(net, learner.memory["teacher"], image[None])
-    return peers.one_by_one(student) | {"teacher": teacher[0]}
+    return one_by_one(student) | {"teacher": teacher[0]}
 
-  return Method(2, init, losses, predict, after_step=after_step, independent=True)
+  def networks(learner):
+    teacher = jax.tree.map(lambda leaf: leaf[0], learner.memory["teacher"])
+    return whole(learner) | {"teacher": teacher}
+
+  return Method(
+    views=2,
+    init=init,
+    losses=losses,
+    predict=predict,
+    networks=networks,
+    after_step=after_step,
+    independent=True,
+  )

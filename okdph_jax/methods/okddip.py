@@ -8,8 +8,8 @@ from jax.lax import stop_gradient
 
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
-from okdph_jax.methods.peers import mean_of, one_by_one
-from okdph_jax.methods.protocol import check
+from okdph_jax.methods.peers import mean_of
+from okdph_jax.methods.protocol import check, one_by_one
 from okdph_jax.nouns import Terms
 from okdph_jax.schedules import ramp
 
@@ -52,13 +52,15 @@ def okddip(task, *, students=3, temperature=3.0, detach_mean=False):
     weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
     return Terms(cross_entropy(logits, label).sum(), weight * distill)
 
-  def predict(logits):
-    return one_by_one(logits[:-1]) | {"leader": logits[-1]}
+  def named(stack):
+    readers = one_by_one(stack)
+    readers["leader"] = readers.pop(f"student_{students - 1}")
+    return readers
 
   def ensembles(logits, taught):
     del taught
     return mean_of(logits[:-1])
 
   return branches(
-    task, students, "attention", Attention(), criterion, predict=predict, ensembles=ensembles
+    task, students, "attention", Attention(), criterion, named=named, ensembles=ensembles
   )

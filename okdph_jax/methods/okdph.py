@@ -8,7 +8,7 @@ from okdph_jax import schedules
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one, whole
 from okdph_jax.nouns import Terms
 from okdph_jax.students import each, run
 
@@ -105,10 +105,14 @@ def okdph(
     learner = learner.replace(memory=learner.memory | {"weights": draw(key)})
     return lax.cond(due(step), fused, lambda learner: learner, learner)
 
+  def hybrids(learner):
+    weights = {"hybrid": learner.memory["weights"], "center": uniform(n)}
+    return {name: hybridize(learner.students, r) for name, r in weights.items()}
+
   def predict(learner, image):
-    readers = peers.one_by_one(peers.students_logits(net, learner, image))
-    for name, r in {"hybrid": learner.memory["weights"], "center": uniform(n)}.items():
-      readers[name] = run(net, hybridize(learner.students, r), image)[0]
+    readers = one_by_one(peers.students_logits(net, learner, image))
+    for name, variables in hybrids(learner).items():
+      readers[name] = run(net, variables, image)[0]
     return readers
 
   return Method(
@@ -117,6 +121,7 @@ def okdph(
     losses=losses,
     predict=predict,
     ensembles=lambda learner, image: peers.mean_of(peers.students_logits(net, learner, image)),
+    networks=lambda learner: whole(learner) | hybrids(learner),
     after_step=after_step,
   )
 

@@ -1,14 +1,16 @@
 """PCL: peers on views of their own, taught by an ensemble of them and by their averages."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
 
 from okdph_jax.losses import accuracy, cross_entropy, kl
-from okdph_jax.methods.branches import forward, grow, run_shared, split
-from okdph_jax.methods.peers import mean_of, one_by_one
-from okdph_jax.methods.protocol import Method, check
+from okdph_jax.methods.branches import forward, grow, grown, run_shared, split
+from okdph_jax.methods.peers import mean_of
+from okdph_jax.methods.protocol import Method, check, one_by_one
 from okdph_jax.models.layers import linear
 from okdph_jax.nouns import Learner, Terms
 from okdph_jax.schedules import average_decay, ramp
@@ -78,12 +80,15 @@ def pcl(task, *, students=3, temperature=3.0, decay=0.999):
     )
     return one_by_one(mean, "mean") | one_by_one(own)
 
+  def networks(learner):
+    return grown(mean_network(learner), partial(one_by_one, name="mean")) | grown(learner)
+
   def ensembles(learner, image):
     trunk, learner = forward(net, learner, image[None])
     concatenated, _ = run_shared(head, "ensemble", learner, trunk)
     return mean_of(trunk[1].logits) | {"concatenated": concatenated}
 
-  return Method(students, init, losses, predict, ensembles, after_step=after_step)
+  return Method(students, init, losses, predict, ensembles, networks, after_step=after_step)
 
 
 def peers(part):

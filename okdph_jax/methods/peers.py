@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from okdph_jax.losses import accuracy
-from okdph_jax.methods.protocol import Method
+from okdph_jax.methods.protocol import Method, one_by_one
 from okdph_jax.nouns import Learner
 from okdph_jax.students import each, shared_input, stack
 
@@ -49,11 +49,6 @@ def students_logits(net, learner, image):
   """Every student's logits on the same images: [N, B, K]."""
   n = jax.tree.leaves(learner.params["students"])[0].shape[0]
   return each(net, learner.students, shared_input(image, n))[0]
-
-
-def one_by_one(logits, name="student"):
-  """[N, B, K] as readers: {"student_0": [B, K], ...}."""
-  return {f"{name}_{n}": row for n, row in enumerate(logits)}
 
 
 def mean_of(logits):

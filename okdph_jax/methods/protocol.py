@@ -1,6 +1,7 @@
 """What a method is: a tuple of pure functions. To change one, wrap it."""
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,20 @@ def keep(learner, *_):
   return learner
 
 
+def as_given(schedule):
+  return schedule
+
+
+def one_by_one(stack, name="student"):
+  """The rows of a stack, an array or a tree [N, ...], as readers: {"student_0": [...], ...}."""
+  n = jax.tree.leaves(stack)[0].shape[0]
+  return {f"{name}_{i}": jax.tree.map(itemgetter(i), stack) for i in range(n)}
+
+
+def whole(learner):
+  return one_by_one(learner.students)
+
+
 def nothing(learner, image):
   del learner, image
   return {}
@@ -60,7 +75,9 @@ class Method(NamedTuple):
   losses: Callable  # (learner, views, step, key)    -> Terms, (Learner, metrics)
   predict: Callable  # (learner, image)              -> {reader: logits}, single networks
   ensembles: Callable = nothing  # (learner, image)  -> {reader: logits}, the rest
+  networks: Callable = whole  # (learner) -> {reader: its Linen variables}, as in `predict`
   gradient: Callable = descend  # (objective, params) -> grads, (Learner, metrics)
+  schedule: Callable = as_given  # (learning rate by step) -> the one it descends with
   optimizer: Callable = descent  # (schedule, *, momentum, weight_decay) -> optax transform
   after_step: Callable = keep  # (learner, step, key) -> Learner
   before_eval: Callable = keep  # (learner, batches of Views) -> Learner
@@ -70,9 +87,9 @@ class Method(NamedTuple):
 def beside(read, other, prefix):
   """The readers of `read`, and under `prefix` the same readers of `other(learner)`."""
 
-  def both(learner, image):
-    more = read(other(learner), image)
-    return read(learner, image) | {f"{prefix}_{name}": logits for name, logits in more.items()}
+  def both(learner, *image):
+    more = read(other(learner), *image)
+    return read(learner, *image) | {f"{prefix}_{name}": row for name, row in more.items()}
 
   return both
 
@@ -96,11 +113,14 @@ __all__ = [
   "Method",
   "Task",
   "Terms",
+  "as_given",
   "beside",
   "check",
   "descend",
   "descent",
   "keep",
   "nothing",
+  "one_by_one",
   "remember",
+  "whole",
 ]

@@ -1,16 +1,19 @@
 """SWA: the average of the last epochs' weights, beside any method."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from okdph_jax import host
 from okdph_jax.methods.protocol import beside, remember
 from okdph_jax.schedules import milestone
 from okdph_jax.trees import lerp
 
 
-def swa(method, task, *, start=241, learning_rate=0.001):
+def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
   """Stochastic Weight Averaging (Izmailov et al., UAI 2018, arXiv:1803.05407).
 
       theta_swa <- theta_swa + (theta - theta_swa) / (n + 1)
@@ -51,16 +54,16 @@ def swa(method, task, *, start=241, learning_rate=0.001):
     now = {"params": learner.params, "stats": learner.stats}
     return learner.replace(**jax.tree.map(lambda a, b: jnp.where(begun, a, b), average, now))
 
-  def optimizer(schedule, **rest):
-    first = schedule(0) if callable(schedule) else schedule
+  def schedule(given):
+    first = method.schedule(given)(0)
 
     def rate(step):
       done = (step // task.epoch_steps) * task.epoch_steps / max(start, 1)
       return first + (learning_rate - first) * jnp.clip((done - 0.5) / 0.4, 0.0, 1.0)
 
-    return method.optimizer(rate, **rest)
+    return rate
 
-  @jax.jit
+  @partial(jax.jit, compiler_options=host.compiler_options())
   def absorb(learner, views, seen):
     """The learner with this batch's statistics in the mean over the `seen` images before it."""
     key = jax.random.fold_in(jax.random.key(0), seen)  # dropout's, the same at every evaluation
@@ -83,9 +86,10 @@ def swa(method, task, *, start=241, learning_rate=0.001):
     init=init,
     after_step=after_step,
     before_eval=before_eval,
-    optimizer=optimizer,
+    schedule=schedule,
     predict=beside(method.predict, averaged, "swa"),
     ensembles=beside(method.ensembles, averaged, "swa"),
+    networks=beside(method.networks, averaged, "swa"),
   )
 
 

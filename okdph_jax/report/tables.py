@@ -146,7 +146,8 @@ def _settings(config, configs):
   kin = [other for other in configs if _method(other) == _method(config)]
   for key in sorted(config.keys() - IN_THE_TITLES):
     others = kin if key.startswith(("method.", "wrappers", "views")) else configs
-    if any(other.get(key) != config[key] for other in others):
+    # An option that a run of an earlier version did not have tells nothing apart.
+    if any(other.get(key, config[key]) != config[key] for other in others):
       yield f"{key.removeprefix('method.')}={json.loads(config[key])}".replace("|", "\\|")
 
 

@@ -11,6 +11,7 @@ import tiny
 
 from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.step import initial_state, train_step
+from okdph_jax.students import run
 
 OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
 STACKS = {
@@ -85,14 +86,22 @@ def test_same_key_same_run(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_readers_give_logits(case):
+def test_readers_give_logits_and_single_ones_are_networks(case):
   method, _, _, states, _ = trained(case)
   image = tiny.batch().image
-  readers = tiny.jit(lambda *args: (method.predict(*args), method.ensembles(*args)))
-  single, more = readers(states[-1].learner, image)
-  assert single and not single.keys() & more.keys()
+
+  @tiny.jit
+  def read(learner):
+    networks = method.networks(learner)
+    alone = {name: run(tiny.net(), variables, image)[0] for name, variables in networks.items()}
+    return method.predict(learner, image), method.ensembles(learner, image), alone
+
+  single, more, alone = read(states[-1].learner)
+  assert single and not single.keys() & more.keys() and single.keys() == alone.keys()
   for logits in (*single.values(), *more.values()):
     assert logits.shape == (tiny.B, tiny.K) and np.isfinite(logits).all()
+  for name, logits in single.items():
+    np.testing.assert_allclose(alone[name], logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,31 @@
+"""ImageNet, the paper's Table 2.
+
+    python -m okdph_jax.main --config=configs/imagenet.py --workdir=DIR
+
+The argument is METHOD,NETWORK,STUDENTS, okdph,resnet18,2 by default; okdph has two. TFDS's
+`imagenet2012` has to be prepared by hand first. Expected (paper): okdph 70.66, pcl 70.22,
+one 70.18, okddip 69.93, dml 69.82, kdcl 69.60, ffl 68.85 %.
+
+OKDPH's hyper-parameters for ImageNet are not published: ours are the paper's most frequent
+cell. Images are streamed, whatever their number, and cropped at random for each view on the
+host; the views (1, 4 and 5 of the supplement) do the rest on the device and crop no more. KD's
+weights are megvii-research/mdistiller's.
+"""
+
+from configs import paper
+
+
+def get_config(argument=""):
+  options = dict(network="resnet18")
+  options |= paper.split(argument, method=str, network=str, students=int)
+  if options.get("method") == "kd":
+    options |= dict(task_weight=0.5, distill_weight=0.5, temperature=1.0)
+  config = paper.recipe("imagenet2012", **options)
+  config.data.test = "validation"
+  config.data.image_size = 224
+  config.data.memory_limit = 0
+  config.batch_size = 256
+  config.weight_decay = 1e-4
+  config.epochs = 100
+  config.milestones = (90, 180, 270)  # 30, 60 and 90 of 100
+  return config
