@@ -4,16 +4,16 @@
 
 One worker process each for JAX, PyTorch (NCHW, the release's layout) and PyTorch
 channels-last; they take turns, so that a machine that drifts drifts for all. One process
-could not give separate peaks of memory, and our malloc settings would change PyTorch's.
-PyTorch's step is given its views; `ratio` compares it with ours given the same. Times are
-the best of all rounds. Run it while nothing else does.
+could not give separate peaks of memory, and our huge pages would change PyTorch's.
+PyTorch's step is given its views, and `okdph_jax_ms` and `ratio` are of our step given the
+same; the whole step, views included, stands beside them. Times are the best of all rounds,
+peaks are of the whole process when its first steps are done. Run it while nothing else does.
 """
 
 import argparse
 import functools
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -47,7 +47,9 @@ def compare(args):
   rounds = [
     {name: ask(worker, "go") for name, worker in workers.items()} for _ in range(args.rounds)
   ]
-  peak = {name: ask(worker, "stop")["peak_mb"] for name, worker in workers.items()}
+  for worker in workers.values():
+    worker.communicate("stop\n")
+  peak = {name: answer["peak_mb"] for name, answer in ready.items()}
   best = {
     name: {part: min(turn[name][part] for turn in rounds) for part in rounds[0][name]}
     for name in names
@@ -97,19 +99,20 @@ def ask(worker, word=""):
 
 def work(args):
   """A worker: says that it is ready, then measures at every "go"."""
-  if args.worker == "jax":
-    parts, about = jax_parts(args)
-  else:
-    parts, about = torch_parts(args), {}
+  parts, about = jax_parts(args) if args.worker == "jax" else torch_parts(args)
   for run in parts.values():
-    run()  # warm
+    run()
   print(json.dumps(about), flush=True)
-  for word in iter(input, "stop"):
-    assert word == "go"
+  while input() == "go":
     times = {name: min(timed(run) for _ in range(args.steps)) for name, run in parts.items()}
     print(json.dumps(times), flush=True)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-  print(json.dumps({"peak_mb": peak}), flush=True)
+
+
+def peak_mb(run):
+  """The most memory that this process has held once it has run three steps."""
+  for _ in range(3):
+    run()
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def timed(run):
@@ -122,13 +125,15 @@ def torch_parts(args):
   from benchmarks.torch_step import step_function
 
   last = args.worker == "torch_channels_last"
-  return {"step": step_function(args.students, args.batch, last)}
+  step = step_function(args.students, args.batch, last)
+  return {"step": step}, {"peak_mb": peak_mb(step)}
 
 
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
   from okdph_jax import host
 
+  host.use_huge_pages()
   host.configure(batch=args.batch)
   import jax
   import numpy as np
@@ -156,9 +161,6 @@ def jax_parts(args):
   key = jax.device_put(jax.random.key(0), everywhere)
   options = {"compiler_options": host.compiler_options()}
 
-  look = jax.jit(augment, **options).lower(key, batch.image).compile()
-  seen = batch._replace(image=look(key, batch.image))
-
   def given(key, image):
     del key
     return image
@@ -184,18 +186,22 @@ def jax_parts(args):
 
     return run
 
-  state, whole, compile_s = compiled(augment, batch)
-  state_given, step_given, _ = compiled(given, seen)
+  state, step, compile_s = compiled(augment, batch)
+  whole = stepping(state, step, batch)
+  peak = peak_mb(whole)
+  look = jax.jit(augment, **options).lower(key, batch.image).compile()
+  seen = batch._replace(image=look(key, batch.image))
+  state, step, _ = compiled(given, seen)
   learner = jax.tree.map(lambda x: x.copy(), state.learner)
   forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
   parts = {
-    "step": stepping(state, whole, batch),
-    "step, views given": stepping(state_given, step_given, seen),
+    "step": whole,
+    "step, views given": stepping(state, step, seen),
     "views": lambda: jax.block_until_ready(look(key, batch.image)),
     "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
   }
-  about = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-  return parts, {"compile_s": compile_s, "devices": about}
+  machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores"
+  return parts, {"compile_s": compile_s, "devices": machine, "peak_mb": peak}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m okdph_jax.main --config=configs/cifar10.py --workdir=DIR`: flags in, exit code out.
+"""`python -m okdph_jax.main --config=configs/cifar10.py --workdir=DIR`: flags to exit code.
 
 Exit codes: 0 finished, 1 the run failed, 2 what was asked cannot be run, 75 interrupted: the
 same command goes on.

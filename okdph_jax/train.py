@@ -224,7 +224,8 @@ def flops_of(program, function, *arguments):
   """FLOPs of a lowered program, all devices together; None where nobody can tell.
 
   By XLA's cost analysis of what is to be computed, before it is compiled: what a compiler
-  computes twice, or hands to a library, does not change it. Only the CPU's gives it.
+  computes twice, or hands to a library, does not change it. Products with a convolution's
+  padding do not count. JAX has the analysis for the CPU alone.
   """
   cost = program.cost_analysis()
   if cost is None:

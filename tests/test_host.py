@@ -1,6 +1,7 @@
 """The machine, in processes of their own: a backend that runs keeps its settings."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -46,29 +47,12 @@ def test_impossible_requests_are_refused_in_one_line(ask, words):
   assert "\n" not in str(error.value)
 
 
-def test_freed_memory_is_kept():
-  touch = """
-import ctypes, resource
-def faults():
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  for _ in range(5):
-    ctypes.memset(block := libc.malloc(64 << 20), 1, 64 << 20)
-    libc.free(block)
-  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-try:
-  libc = ctypes.CDLL("libc.so.6")
-  libc.gnu_get_libc_version
-except (OSError, AttributeError):
-  print("no glibc")
-else:
-  libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-  first = faults(); host.keep_freed_memory(); faults(); print(first, faults())
-"""
-  out = python(touch)
-  if out == ["no", "glibc"]:
-    pytest.skip("no glibc")
-  mapped, kept = map(int, out)
-  assert kept < mapped / 10
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_huge_pages_start_the_program_once_more_in_the_same_process():
+  code = "import os; print(os.getpid(), flush=True); host.use_huge_pages(); "
+  code += "print(os.environ['GLIBC_TUNABLES'])"
+  first, second, tunables = python(code, GLIBC_TUNABLES="glibc.malloc.check=0")
+  assert first == second and tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
 
 
 def test_compiler_options_are_the_platforms():

@@ -79,7 +79,7 @@ def test_only_the_networks_own_groups_appear():
     return students.each(net, stack | {"params": params}, image, train=True)[0].sum()
 
   text = jax.jit(jax.grad(loss)).lower(stack["params"]).as_text()
-  assert set(re.findall(r"(?:feature|batch)_group_count = (\d+)", text)) == {"1", "8"}
+  assert set(re.findall(r"(?:feature|batch)_group_count = (\d+)", text)) <= {"1", "8"}
 
 
 def test_evaluation_uses_running_statistics_and_leaves_them():
