@@ -73,4 +73,7 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+  from okdph_jax import host
+
+  host.use_huge_pages()
   sys.exit(main())
