@@ -25,6 +25,7 @@ def evaluation(step, loss=0.5):
     learning_rate=np.float32(0.1),
     losses={"loss": np.float32(loss), "task": 0.25},
     accuracy={"test": {"student_0": np.float64(0.5)}},
+    cross_entropy={"test": {"student_0": np.float64(0.25)}},
     seconds=1.5,
     images_per_second=100.0,
   )
@@ -202,7 +203,8 @@ def test_events_hold_the_same_numbers(tmp_path):
     for event in summary_iterator(str(events))
     for value in event.summary.value
   }
-  assert found["test/student_0"] == (10, 0.5)
+  assert found["test_accuracy/student_0"] == (10, 0.5)
+  assert found["test_cross_entropy/student_0"] == (10, 0.25)
   assert found["losses/task"] == (10, 0.25)
 
 
@@ -221,6 +223,7 @@ def test_lines_are_json(tmp_path, book):
     "learning_rate",
     "losses",
     "accuracy",
+    "cross_entropy",
     "seconds",
     "images_per_second",
   ]
