@@ -175,9 +175,11 @@ def train(config, workdir, dataset, experiment, interrupted):
             seconds = pace.step_seconds()
             progress.say(
               f"{seconds:.3f} s a step: about {duration(seconds * experiment.steps)} for the "
-              f"whole run, {duration(seconds * (experiment.steps - step))} of it to go, and "
-              f"{-(-(experiment.steps - step) // every)} evaluations"
+              f"whole run, {duration(seconds * (experiment.steps - step))} of it to go; "
+              f"evaluations to come, not counted: {-(-(experiment.steps - step) // every)}"
             )
+          if config.snapshots and step % (config.snapshots * experiment.epoch_steps) == 0:
+            snapshot(workdir, step // experiment.epoch_steps, state.learner)
           if interrupted():
             raise Interrupted
           if due:
@@ -185,8 +187,6 @@ def train(config, workdir, dataset, experiment, interrupted):
           elif looked == step and pace.minutes_since_save() > config.checkpoint_every_minutes:
             checkpoints.save(step, state)
             pace.saved()
-          if config.snapshots and step % (config.snapshots * experiment.epoch_steps) == 0:
-            snapshot(workdir, step // experiment.epoch_steps, state.learner)
       except Interrupted:
         look(state, looked, step, experiment, checkpoints)
         checkpoints.save(step, state)

@@ -22,6 +22,7 @@ RUN = (  # 40 epochs of 5 steps, the last of each a short batch
   "--config.eval_every_epochs=2",
   "--config.method.fuse_every=3 steps",
   "--config.checkpoint_every_minutes=0.01",
+  "--config.snapshots=20",
 )
 
 
@@ -101,6 +102,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_to_the_last_bit(
   straight, _ = finished
   assert evaluations(workdir) == evaluations(straight)
   jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(straight))
+  assert {p.name for p in (workdir / "snapshots").iterdir()} == {"20", "40"}
   seconds = [json.loads(line)["seconds"] for line in open(workdir / "metrics.jsonl")]
   assert seconds == sorted(seconds)
 
