@@ -320,7 +320,12 @@ class Pace:
     return self._session_seconds / max(self._session_steps, 1)
 
   def look_every(self):
-    """About once a second, and every `LOOK_EVERY` steps at least."""
+    """About once a second, and every `LOOK_EVERY` steps at least; after the first step.
+
+    Steps are dispatched ahead of what the device has done, and a stop waits for them all.
+    """
+    if not self._session_seconds:
+      return 1
     return min(max(int(1 / max(self.step_seconds(), 1e-3)), 1), LOOK_EVERY)
 
   def saved(self):
