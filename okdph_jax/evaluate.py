@@ -38,10 +38,3 @@ def evaluate(count, learner, batches, key):
     total += int(mask.sum())
   means = jax.tree.map(lambda s: float(s) / total, sums)
   return {r: m["right"] for r, m in means.items()}, {r: m["nll"] for r, m in means.items()}
-
-
-def single_readers(method, learner, image):
-  """Names of the readers that are one network, and of those that are more: two tuples."""
-  single = jax.eval_shape(method.predict, learner, image)
-  more = jax.eval_shape(method.ensembles, learner, image)
-  return tuple(single), tuple(more)
