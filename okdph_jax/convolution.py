@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from okdph_jax import convolution_cpu
 
 
 def conv_general_dilated(
@@ -100,40 +101,6 @@ def _plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
   return jax.linear_transpose(linear, unknown)(b)[0]
 
 
-def _on_cpu(a, b, **params):
-  # Without the barrier XLA:CPU fuses the BatchNorm and ReLU that feed a convolution into
-  # it and computes them again for every block of the kernel: half of a training step.
-  return _plain(*lax.optimization_barrier((a, b)), convolve=_tap_by_tap, **params)
-
-
-def _tap_by_tap(geometry, lhs, rhs):
-  """A depthwise convolution as a sum of shifted products, any other as it is.
-
-  XLA:CPU has no fast depthwise kernel: one of 3x3 takes it a hundred times longer.
-  """
-  spec, rhs_spec, out_spec = geometry.dimension_numbers
-  depthwise = geometry.feature_group_count == lhs.shape[spec[1]] == rhs.shape[rhs_spec[0]]
-  if not depthwise or geometry.feature_group_count == 1 or spec != out_spec:
-    return geometry.convolve(lhs, rhs)
-  shape = jax.eval_shape(geometry.convolve, lhs, rhs).shape
-  kernel = rhs.transpose(rhs_spec)[:, 0]  # [C, *window]
-  pads, steps = [(0, 0, 0)] * lhs.ndim, [1] * lhs.ndim
-  for i, d in enumerate(spec[2:]):
-    pads[d] = (*geometry.padding[i], geometry.lhs_dilation[i] - 1)
-    steps[d] = geometry.window_strides[i]
-  lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), pads)
-
-  def product(tap):
-    start = [0] * lhs.ndim
-    for d, t, dilation in zip(spec[2:], tap, geometry.rhs_dilation, strict=True):
-      start[d] = t * dilation
-    end = [s + (n - 1) * step + 1 for s, n, step in zip(start, shape, steps, strict=True)]
-    weight = lax.broadcast_in_dim(kernel[:, *tap], shape, (spec[1],))
-    return lax.slice(lhs, start, end, steps) * weight
-
-  return sum(map(product, np.ndindex(*kernel.shape[1:])))
-
-
 def _abstract(a, b, *, target, shape, geometry):
   del b, target, geometry
   return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
@@ -189,5 +156,7 @@ ad.defbilinear(convolution_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[convolution_p] = _batch
 mlir.register_lowering(convolution_p, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(
-  convolution_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu"
+  convolution_p,
+  mlir.lower_fun(partial(convolution_cpu.solve, plain=_plain), multiple_results=False),
+  platform="cpu",
 )

@@ -12,7 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from okdph_jax.convolution import conv_general_dilated
+from okdph_jax import convolution_cpu
+from okdph_jax.convolution import Geometry, conv_general_dilated
 
 N, B = 2, 4
 
@@ -114,6 +115,55 @@ def test_groups_equal_lax(name):
 def test_depthwise_equals_lax(name):
   options = GEOMETRIES[name] | {"feature_group_count": 4}
   same(COMPOSITIONS["grad"], *tensors(groups=4), **options)
+
+
+FORMS = {  # (image, kernel, stride) -> how each target is asked for on a CPU
+  "narrow": ((4, 6, 8, 3), (3, 3, 3, 16), 1, ("_two_pixels_at_once", "convolve")),
+  "narrow, odd": ((4, 6, 7, 3), (3, 3, 3, 16), 1, ("convolve", "convolve")),
+  "narrow, strided": ((4, 6, 8, 3), (3, 3, 3, 16), 2, ("convolve", "convolve")),
+  "wide": ((32, 4, 4, 3), (3, 3, 3, 128), 1, ("convolve", "_in_pieces")),
+  "wide, strided": ((32, 4, 4, 3), (3, 3, 3, 128), 2, ("convolve", "_in_pieces")),
+  "wide, odd batch": ((20, 4, 4, 3), (3, 3, 3, 128), 1, ("convolve", "convolve")),
+  "1x1": ((4, 4, 4, 3), (1, 1, 3, 24), 1, ("_product_of_patches",) * 2),
+  "1x1, strided": ((4, 5, 4, 3), (1, 1, 3, 24), 2, ("_product_of_patches",) * 2),
+  "map of 2x2": ((4, 2, 2, 3), (3, 3, 3, 24), 1, ("_product_of_patches",) * 2),
+  "map of 3x2, strided": ((4, 3, 2, 3), (3, 3, 3, 24), 2, ("_product_of_patches",) * 2),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_the_cpu_equal_lax(name):
+  """The output and both gradients, for each shape that XLA:CPU is asked about differently."""
+  image, kernel, stride, (forward, backward) = FORMS[name]
+  x, w = (
+    jax.random.normal(jax.random.key(i), (N, *shape)) for i, shape in enumerate((image, kernel))
+  )
+  padding = [((k - 1) // 2,) * 2 for k in kernel[:2]]
+  options = dict(window_strides=(stride, stride), padding=padding)
+
+  def outs(conv, x, w):
+    y = conv(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+  def all_three(conv, x, w):
+    (_, y), gradients = jax.vmap(jax.value_and_grad(partial(outs, conv), (0, 1), has_aux=True))(
+      x, w
+    )
+    return y, gradients
+
+  got, want = (
+    jax.jit(partial(all_three, conv))(x, w)
+    for conv in (conv_general_dilated, lax.conv_general_dilated)
+  )
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+  dimensions = lax.conv_dimension_numbers(image, kernel, ("NHWC", "HWIO", "NHWC"))
+  geometry = Geometry((stride,) * 2, padding, (1, 1), (1, 1), dimensions, 1, None)
+  taken = [
+    convolution_cpu._form(target, geometry, image, kernel).__name__ for target in ("out", "rhs")
+  ]
+  assert taken == [forward, backward]
 
 
 def test_half_precision_equals_lax():

@@ -1,0 +1,123 @@
+"""How XLA:CPU is best asked for a convolution: the same sums, put differently.
+
+Its convolution is near the machine's peak for some shapes and up to a hundred times slower for
+others; `docs/performance.md` has the measurement behind each choice here. Images are
+channels-last, [B, *space, C], and kernels [*window, C, O], as in `nn.Conv`; other layouts pass
+as they are.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Channels up to which one pixel's output does not keep XLA's loops busy.
+NARROW = 16
+# Channels from which a kernel's gradient is taken PIECE images at a time, so that they stay in
+# the cache; for fewer, cutting and copying the pieces costs what it gains.
+WIDE, PIECE = 128, 16
+
+
+def solve(a, b, *, target, shape, geometry, plain):
+  """The tensor `target` of a convolution from the two others, as `convolution` binds them.
+
+  plain: the same for any bilinear `convolve(geometry, lhs, rhs)`, by transposing it.
+  """
+  # Without the barrier XLA:CPU fuses the BatchNorm and ReLU that feed a convolution into
+  # it and computes them again for every block of the kernel: half of a training step.
+  a, b = lax.optimization_barrier((a, b))
+  shapes = {"out": (a.shape, b.shape), "lhs": (shape, a.shape), "rhs": (a.shape, shape)}
+  convolve = _form(target, geometry, *shapes[target])
+  if target == "lhs" and convolve is _two_pixels_at_once:  # its mirror image is itself
+    return convolve(geometry, b, _flip(a))
+  return plain(a, b, target=target, shape=shape, geometry=geometry, convolve=convolve)
+
+
+def _form(target, geometry, lhs, rhs):
+  """The bilinear `convolve(geometry, lhs, rhs)` to take for tensors of these shapes."""
+  *window, depth, width = rhs
+  as_it_is = type(geometry).convolve
+  if not _channels_last(geometry.dimension_numbers):
+    return as_it_is
+  if geometry.feature_group_count > 1:
+    return _sum_of_taps if depth == 1 and geometry.feature_group_count == width else as_it_is
+  reach = [(k - 1) * d + 1 for k, d in zip(window, geometry.rhs_dilation, strict=True)]
+  if max(window) == 1 or any(n < r for n, r in zip(lhs[1:-1], reach, strict=True)):
+    return _product_of_patches
+  if target == "rhs":
+    return _in_pieces if width >= WIDE and lhs[0] % PIECE == 0 else as_it_is
+  same = all(
+    (low, high) == ((k - 1) / 2,) * 2
+    for (low, high), k in zip(geometry.padding, window, strict=True)
+  )
+  steps = {*geometry.window_strides, *geometry.lhs_dilation, *geometry.rhs_dilation}
+  narrow = max(depth, width) <= NARROW and lhs[-2] % 2 == 0
+  return _two_pixels_at_once if narrow and same and steps == {1} else as_it_is
+
+
+def _channels_last(dimension_numbers):
+  lhs, rhs, out = dimension_numbers
+  last = len(lhs) - 1
+  return lhs == out == (0, last, *range(1, last)) and rhs == (last, last - 1, *range(last - 1))
+
+
+def _two_pixels_at_once(geometry, lhs, rhs):
+  """Two neighbours of a row as one output of twice the width, so that a register is filled.
+
+  Both see a window one pixel wider, in which the kernel stands left or right: for 3x3 a third
+  more multiplications, and a quarter less time.
+  """
+  around = [(0, 0)] * (rhs.ndim - 3)
+  kernels = [jnp.pad(rhs, [*around, side, (0, 0), (0, 0)]) for side in ((0, 1), (1, 0))]
+  by_two = geometry._replace(window_strides=(*geometry.window_strides[:-1], 2))
+  return by_two.convolve(lhs, jnp.concatenate(kernels, -1)).reshape(*lhs.shape[:-1], -1)
+
+
+def _flip(rhs):
+  """The kernel that takes the gradient of a stride-1 output to that of its image."""
+  return jnp.flip(rhs, range(rhs.ndim - 2)).swapaxes(-1, -2)
+
+
+def _in_pieces(geometry, lhs, rhs):
+  """PIECE images at a time; its transpose adds the pieces' kernel gradients.
+
+  The pieces interleave, so that a batch sharded over devices stays where it is.
+  """
+  images = lhs.reshape(PIECE, -1, *lhs.shape[1:])
+  outs = [geometry.convolve(images[:, i], rhs) for i in range(images.shape[1])]
+  return jnp.stack(outs, 1).reshape(-1, *outs[0].shape[1:])
+
+
+def _product_of_patches(geometry, lhs, rhs):
+  """One matrix product: of pixels for a window of 1x1, else of patches.
+
+  For 1x1 XLA has no fast kernel gradient, and none at all for a map smaller than the window.
+  """
+  taps = [tap for _, tap in _taps(geometry, lhs, rhs.shape[:-2])]
+  patches = jnp.concatenate(taps, -1)
+  product = jnp.matmul(
+    lax.collapse(patches, 0, patches.ndim - 1),
+    lax.collapse(rhs, 0, rhs.ndim - 1),
+    precision=geometry.precision,
+  )
+  return product.reshape(*patches.shape[:-1], -1)
+
+
+def _sum_of_taps(geometry, lhs, rhs):
+  """A depthwise convolution as shifted products, which XLA fuses into one pass."""
+  return sum(tap * rhs[*at, 0] for at, tap in _taps(geometry, lhs, rhs.shape[:-2]))
+
+
+def _taps(geometry, lhs, window):
+  """(place in the window, what of the image the outputs meet there [B, *out, C]), in order."""
+  dims = zip(geometry.padding, geometry.lhs_dilation, strict=True)
+  pads = [(0, 0, 0), *((*pad, dilation - 1) for pad, dilation in dims), (0, 0, 0)]
+  lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), pads)
+  strides = geometry.window_strides
+  reach = [(k - 1) * d for k, d in zip(window, geometry.rhs_dilation, strict=True)]
+  for place in np.ndindex(*window):
+    start = [i * d for i, d in zip(place, geometry.rhs_dilation, strict=True)]
+    end = [n - r + s for n, r, s in zip(lhs.shape[1:-1], reach, start, strict=True)]
+    yield (
+      place,
+      lax.slice(lhs, (0, *start, 0), (len(lhs), *end, lhs.shape[-1]), (1, *strides, 1)),
+    )
