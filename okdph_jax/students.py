@@ -59,4 +59,8 @@ def _own_layers(call, args, kwargs, context):
       object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
     elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):
       return batch_norm(module, args[0])
+    elif not type(module).__module__.startswith("flax."):
+      # A block's output is kept, not computed again by all that uses it: through a chain of
+      # residual sums XLA:CPU would go back to the first, in every block.
+      return jax.lax.optimization_barrier(call(*args, **kwargs))
   return call(*args, **kwargs)

@@ -18,17 +18,17 @@ conv = partial(layers.conv, init=layers.he_fan_in)
 
 
 class Layer(nn.Module):
-  """What one layer appends: through a bottleneck of four times the growth, or directly."""
+  """Appends channels: through a bottleneck of four times the growth, or directly."""
 
   growth: int
   bottleneck: bool
 
   @nn.compact
   def __call__(self, x, train):
-    x = nn.relu(norm(train)(x))
+    y = nn.relu(norm(train)(x))
     if self.bottleneck:
-      x = nn.relu(norm(train)(conv(4 * self.growth, 1)(x)))
-    return conv(self.growth, 3)(x)
+      y = nn.relu(norm(train)(conv(4 * self.growth, 1)(y)))
+    return jnp.concatenate([x, conv(self.growth, 3)(y)], -1)
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     for _ in range(self.layers):
-      x = jnp.concatenate([x, Layer(self.growth, self.bottleneck)(x, train)], -1)
+      x = Layer(self.growth, self.bottleneck)(x, train)
     return x
 
 
