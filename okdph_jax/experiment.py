@@ -74,6 +74,12 @@ def check(config):
   unknown(config, FIELDS, "config")
   for name, kind in FIELDS.items():
     typed(f"config.{name}", config.get(name), kind)
+  for wrapper in config.wrappers:
+    if not isinstance(wrapper, (dict, ml_collections.ConfigDict)):
+      raise ValueError(
+        f"config.wrappers has {wrapper!r}; each is a dict, written without dict(...): "
+        "\"({'name':'swa'},)\""
+      )
   for name, least in LEAST.items():
     if not config[name] >= least:
       raise ValueError(f"config.{name} is {config[name]}; it must be at least {least}")

@@ -190,6 +190,7 @@ ARRAYS = (D, "--config.data.name=arrays", "--config.data.dir=/nowhere/a.npz")
     ([D, "--config.learning_rate=-1.0"], ["learning_rate is -1.0", "positive"]),
     ([D, "--config.milestones=(225,150)"], ["ascending"]),
     ([D, "--config.wrappers=({'name':'sham'},)"], ["sham"]),
+    ([D, "--config.wrappers=(dict(name='swa'),)"], ["config.wrappers", "{'name':'swa'}"]),
     ([D, "--config.data.validation=5000"], ["validation", "1442"]),
     (list(ARRAYS), ["/nowhere/a.npz"]),
     ([D, "--config.data.name=folder", "--config.data.dir=/nowhere"], ["/nowhere"]),
