@@ -1,7 +1,10 @@
 """The OKDPH step in PyTorch eager, to compare with: students and hybrid, KD loss, SGD.
 
-ResNet32 as in the paper's release, untuned. Only `benchmarks.train_step` runs this.
+The paper's backbones for CIFAR-10 as its release builds them, untuned. Only
+`benchmarks.train_step` runs this.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -11,38 +14,106 @@ from torch.func import functional_call
 OMEGA, BETA, TEMPERATURE = 0.8, 0.8, 4.0
 
 
-def convolution(inputs, outputs, kernel, stride):
-  conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+def convolution(inputs, outputs, kernel, stride=1, bias=False):
+  conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
   return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-class Basic(nn.Module):
-  def __init__(self, inputs, outputs, stride):
+class Residual(nn.Module):
+  """Convolutions with a ReLU between, beside a shortcut; a ReLU behind their sum."""
+
+  def __init__(self, inputs, outputs, stride, *convolutions):
     super().__init__()
-    self.first = convolution(inputs, outputs, 3, stride)
-    self.second = convolution(outputs, outputs, 3, 1)
+    first, *others = convolutions
+    self.path = nn.Sequential(first, *(m for conv in others for m in (nn.ReLU(), conv)))
     same = inputs == outputs and stride == 1
     self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride)
 
   def forward(self, x):
-    return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+    return F.relu(self.path(x) + self.shortcut(x))
 
 
-def resnet32(classes=10):
-  layers, inputs = [convolution(3, 16, 3, 1), nn.ReLU()], 16
-  for outputs in (16, 32, 64):
-    for i in range(5):
-      layers.append(Basic(inputs, outputs, 2 if i == 0 and outputs > 16 else 1))
-      inputs = outputs
-  head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)
+def basic(inputs, width, stride):
+  first = convolution(inputs, width, 3, stride)
+  return Residual(inputs, width, stride, first, convolution(width, width, 3)), width
+
+
+def bottleneck(inputs, width, stride, widen=1):
+  inner, outputs = width * widen, 4 * width
+  convolutions = (
+    convolution(inputs, inner, 1),
+    convolution(inner, inner, 3, stride),
+    convolution(inner, outputs, 1),
+  )
+  return Residual(inputs, outputs, stride, *convolutions), outputs
+
+
+def resnet(block, blocks):
+  layers, inputs = [convolution(3, 16, 3), nn.ReLU()], 16
+  for width in (16, 32, 64):
+    for i in range(blocks):
+      layer, inputs = block(inputs, width, 2 if i == 0 and width > 16 else 1)
+      layers.append(layer)
+  head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10)
   return nn.Sequential(*layers, *head)
 
 
-def step_function(students, batch, channels_last):
+def vgg16():
+  layers, inputs = [], 3
+  for widths in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
+    for width in widths:
+      layers += [convolution(inputs, width, 3, bias=True), nn.ReLU()]
+      inputs = width
+    layers.append(nn.MaxPool2d(2))
+  hidden = nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()
+  return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(512, 10))
+
+
+class Dense(nn.Module):
+  """Appends `growth` channels through a bottleneck."""
+
+  def __init__(self, inputs, growth=12):
+    super().__init__()
+    self.path = nn.Sequential(
+      nn.BatchNorm2d(inputs),
+      nn.ReLU(),
+      convolution(inputs, 4 * growth, 1),
+      nn.ReLU(),
+      nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
+    )
+
+  def forward(self, x):
+    return torch.cat([x, self.path(x)], 1)
+
+
+def densenet40_12():
+  layers, width = [nn.Conv2d(3, 24, 3, 1, 1, bias=False)], 24
+  for block in range(3):
+    layers += [Dense(width + 12 * i) for i in range(6)]
+    width += 72
+    layers += [nn.BatchNorm2d(width), nn.ReLU()]
+    if block < 2:
+      layers += [nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
+      width //= 2
+  head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
+  return nn.Sequential(*layers, *head)
+
+
+NETWORKS = {
+  "resnet32": functools.partial(resnet, basic, 5),
+  "resnet110": functools.partial(resnet, bottleneck, 12),
+  "wrn20_8": functools.partial(resnet, functools.partial(bottleneck, widen=8), 2),
+  "vgg16": vgg16,
+  "densenet40_12": densenet40_12,
+}
+
+
+def step_function(network, students, batch, channels_last):
   """A step on fixed random views, as a function without arguments."""
   layout = torch.channels_last if channels_last else torch.contiguous_format
-  networks = [resnet32().to(memory_format=layout) for _ in range(students)]
-  hybrid = resnet32().to(memory_format=layout)
+  *networks, hybrid = (
+    NETWORKS[network]().to(memory_format=layout) for _ in range(students + 1)
+  )
   views = [
     torch.randn(batch, 3, 32, 32).contiguous(memory_format=layout) for _ in range(students + 1)
   ]

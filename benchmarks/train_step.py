@@ -38,8 +38,10 @@ def main():
 def compare(args):
   """Lets the workers take turns and prints what they measured; the last line is JSON."""
   names = WORKERS[:1]
-  if args.network == "resnet32" and importlib.util.find_spec("torch"):
-    names = WORKERS
+  if importlib.util.find_spec("torch"):
+    from benchmarks.torch_step import NETWORKS
+
+    names = WORKERS if args.network in NETWORKS else names
   command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--worker"]
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
   workers = {name: subprocess.Popen([*command, name], **pipes) for name in names}
@@ -125,7 +127,7 @@ def torch_parts(args):
   from benchmarks.torch_step import step_function
 
   last = args.worker == "torch_channels_last"
-  step = step_function(args.students, args.batch, last)
+  step = step_function(args.network, args.students, args.batch, last)
   return {"step": step}, {"peak_mb": peak_mb(step)}
 
 

@@ -102,6 +102,14 @@ def test_parameter_counts(name):
     )
 
 
+def test_pytorch_networks_of_the_benchmark():
+  pytest.importorskip("torch")
+  from benchmarks.torch_step import NETWORKS
+
+  for name, network in NETWORKS.items():
+    assert sum(p.numel() for p in network().parameters()) == PARAMETERS[name][10], name
+
+
 @pytest.mark.parametrize("name", BRANCH)
 def test_branch_counts(name):
   assert tuple(count(branch(name, k)[1]["params"]) for k in (10, 100)) == BRANCH[name]
