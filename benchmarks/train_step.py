@@ -44,8 +44,10 @@ def compare(args):
     names = WORKERS if args.network in NETWORKS else names
   command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--worker"]
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-  workers = {name: subprocess.Popen([*command, name], **pipes) for name in names}
-  ready = {name: ask(worker) for name, worker in workers.items()}  # built and compiled
+  workers, ready = {}, {}
+  for name in names:  # one after another: each builds, compiles and warms up alone
+    workers[name] = subprocess.Popen([*command, name], **pipes)
+    ready[name] = ask(workers[name])
   rounds = [
     {name: ask(worker, "go") for name, worker in workers.items()} for _ in range(args.rounds)
   ]
