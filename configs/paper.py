@@ -157,7 +157,7 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **optio
   config.data.validation = 0  # images held out of training; the paper has none
   config.data.image_size = config_dict.placeholder(int)  # resize to it; None: as they are
   config.data.memory_limit = 4 * 2**30  # bytes of decoded images; a larger set is streamed
-  config.data.corrupt = "stop"  # or "skip": what a corrupt image in a stream does
+  config.data.corrupt = "stop"  # or "skip": what a corrupt image does to the run
 
   config.network = network
   config.method, config.wrappers, config.views = row(

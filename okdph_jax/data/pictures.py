@@ -33,26 +33,39 @@ def is_grey(path):
     return True
 
 
-def stacked(names, encoded, size, channels):
-  """Decoded images, uint8 [N, H, W, C].
+def stacked(names, encoded, labels, size, channels, skip_corrupt=False):
+  """Decoded images, uint8 [N, H, W, C], and their labels.
 
-  With a `size` each becomes a `square`; without, all must have one size.
+  With a `size` each becomes a `square`; without, all must have one size. A corrupt one raises
+  its ValueError, or is left out and reported.
   """
 
   def picture(name, data):
-    image = decode(name, data, channels)
+    try:
+      image = decode(name, data, channels)
+    except ValueError as error:
+      if not skip_corrupt:
+        raise
+      print(f"skipped: {error}", flush=True)
+      return None
     return pixels(square(image, size) if size else image)
 
   with futures.ThreadPoolExecutor(host.cores()) as pool:
     images = list(pool.map(picture, names, encoded))
-  for name, image in zip(names, images, strict=True):
-    if image.shape != images[0].shape:
-      sizes = ["x".join(map(str, x.shape[1::-1])) for x in (image, images[0])]
+  kept = [i for i, image in enumerate(images) if image is not None]
+  if not kept:
+    raise ValueError(f"every one of {len(images)} images is corrupt, {names[0]} the first")
+  first = kept[0]
+  for i in kept:
+    if images[i].shape != images[first].shape:
+      sizes = ["x".join(map(str, images[j].shape[1::-1])) for j in (i, first)]
       raise ValueError(
-        f"images differ in size: {name} is {sizes[0]}, {names[0]} is {sizes[1]}; set "
+        f"images differ in size: {names[i]} is {sizes[0]}, {names[first]} is {sizes[1]}; set "
         "data.image_size, e.g. to 64"
       )
-  return np.stack(images)
+  if len(kept) < len(images):
+    print(f"corrupt images left out: {len(images) - len(kept)} of {len(images)}", flush=True)
+  return np.stack([images[i] for i in kept]), np.asarray(labels)[kept]
 
 
 def pixels(image):

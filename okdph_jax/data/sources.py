@@ -90,7 +90,7 @@ def load(config):
   `test` (TFDS split syntax, or a folder's subfolders), `validation` (images held out of
   training, first), `fraction` and `replacement` (then a part of each class). For TFDS and
   folders also, where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded
-  images; a larger dataset is streamed) and `corrupt` ("stop" or "skip", of a stream). Raises
+  images; a larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image). Raises
   ValueError, in one line, for all a user can cause.
   """
   data = config.data
@@ -317,7 +317,8 @@ def read_tfds(data):
     name = "id" if "id" in features else None
     if size or height is None or width is None:
       found = catalog.records(builder, split, image, label, name)
-      return stacked(found.names, found.images, size, channels), found.labels
+      skip = _option(data, "corrupt") == "skip"
+      return stacked(found.names, found.images, found.labels, size, channels, skip)
     found = catalog.records(builder, split, image, label, name, decode=True)  # twice as fast
     return found.images, found.labels
 
@@ -347,22 +348,18 @@ def read_folder(data):
     raise ValueError(f"{strange[0]}: {data.train} has no class of that name")
   channels = 1 if all(is_grey(path) for path in train[:: max(len(train) // 100, 1)]) else 3
 
-  def images(split, paths):
+  def read(split, paths):
+    labels = np.array([classes.index(path.parent.name) for path in paths], np.int32)
     if size and (len(train) + len(test)) * size**2 * channels > _option(data, "memory_limit"):
-      return _streamed(data, Files(paths, labels(paths)), len(paths), size, channels)
+      return _streamed(data, Files(paths, labels), len(paths), size, channels), labels
     builder = catalog.tensorflow_datasets().folder_dataset.ImageFolder(str(root))
     found = catalog.records(builder, split, "image", "label", "image/filename")
     encoded = dict(zip(found.names, found.images, strict=True))
     names = [str(path) for path in paths]  # ImageFolder also lists hidden files
-    return stacked(names, [encoded[name] for name in names], size, channels)
+    skip = _option(data, "corrupt") == "skip"
+    return stacked(names, [encoded[name] for name in names], labels, size, channels, skip)
 
-  def labels(paths):
-    return np.array([classes.index(path.parent.name) for path in paths], np.int32)
-
-  splits = (
-    (images(split, x), labels(x)) for split, x in ((data.train, train), (data.test, test))
-  )
-  return Source(str(root), classes, *splits)
+  return Source(str(root), classes, read(data.train, train), read(data.test, test))
 
 
 def _files(folder):

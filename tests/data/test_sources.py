@@ -300,6 +300,21 @@ def test_a_corrupt_file_is_named(folder):
   assert str(path) in refusal(name="folder", dir=str(folder))
 
 
+def test_a_corrupt_file_is_left_out_where_the_config_says_so(folder, capsys):
+  path = folder / "train" / "blue" / "1.png"
+  path.write_bytes(path.read_bytes()[:40])
+  dataset = data.load(config(name="folder", dir=str(folder), corrupt="skip"))
+  np.testing.assert_array_equal(dataset.train_labels, [0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(dataset.train_images[:3, 0, 0, 2], [100, 102, 0])
+  told = capsys.readouterr().out
+  assert f"skipped: {path}" in told and "corrupt images left out: 1 of 6" in told
+  for other in folder.glob("*/*/*.png"):
+    other.write_bytes(b"")
+  assert "every one of 6 images is corrupt" in refusal(
+    name="folder", dir=str(folder), corrupt="skip"
+  )
+
+
 def test_folders_that_are_no_dataset(folder, tmp_path_factory):
   (folder / "train" / "green").mkdir()
   assert "green has no .png" in refusal(name="folder", dir=str(folder))
