@@ -21,8 +21,8 @@ Test accuracy in %: mean ± standard deviation (ddof = 1) over n seeds; a single
 spread. *last*: after the last epoch. *best*: the highest of all evaluations on the test set,
 which is biased upwards, the more so the more evaluations and readers there are; the same holds
 for taking the highest of a run's single networks. *paper*: arXiv:2303.14666, 300 epochs, the
-highest of about 300 evaluations and of all readers, ensembles included; its neighbour *any
-reader: best* is what compares with it."""
+highest of about 300 evaluations and of all readers, ensembles included, its baselines on its
+first view alone; its neighbour *any reader: best* is what compares with it."""
 
 
 class Group(NamedTuple):
@@ -159,6 +159,7 @@ def _summary(name, rows):
     table.append(
       {
         "method": label,
+        "views": _views(runs[0]),
         "students": runs[0]["students"],
         "n": len(runs),
         "best single network: last": spread([_last_single(run) for run in runs]),
@@ -175,6 +176,11 @@ def _summary(name, rows):
       }
     )
   return _markdown(table)
+
+
+def _views(run):
+  """The distinct ones: what a network may see decides as much as its method."""
+  return ", ".join(dict.fromkeys(run["config"]["views"])).replace("|", "\\|")
 
 
 def _best(run):
@@ -239,5 +245,5 @@ def _markdown(table):
   rows = [[row[column] for column in columns] for row in table]
   if not rows:
     return ""
-  align = ["left" if column in ("method", "reader") else "right" for column in columns]
+  align = ["left" if column in ("method", "views", "reader") else "right" for column in columns]
   return tabulate(rows, columns, "pipe", colalign=align, disable_numparse=True)
