@@ -27,12 +27,17 @@ def main():
   args = parser.parse_args()
   host.use_huge_pages()
   host.configure(batch=args.batch)
-  from okdph_jax.models import NETS
+  from okdph_jax import models
 
+  try:
+    for name in args.networks:
+      models.build(name, classes=10)
+  except ValueError as error:
+    parser.error(str(error))
   reference, _, per_image = build("resnet32", args.batch)
   flops = per_image * args.batch
   print(ROW.format(*COLUMNS, "resnet32 = 1"), flush=True)
-  for name in args.networks or NETS:
+  for name in args.networks or models.NETS:
     size, batch = (224, max(args.batch // 4, 1)) if name in IMAGENET else (32, args.batch)
     run, seconds, per_image = build(name, batch, size)
     times = [(timed(run), timed(reference)) for _ in range(TURNS)]
