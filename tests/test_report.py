@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,15 @@ def test_groups_are_never_mixed():
 def test_other_epochs_are_another_row():
   labels = [row["method"] for row in rows(tables.render([made(), made(epochs=30)], head=True))]
   assert labels == ["okdph, epochs=30", "okdph, epochs=300"]
+
+
+def test_the_documents_hold_the_tables_of_the_committed_results():
+  root = Path(__file__).parents[1]
+  results, warnings = tables.find([root / "docs" / "results"])
+  assert results and not warnings
+  assert tables.render(results) in (root / "docs" / "results.md").read_text()
+  table = [x for x in tables.render(results, head=True).splitlines() if x.startswith("|")]
+  assert "\n".join(table) in (root / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
