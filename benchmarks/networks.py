@@ -9,9 +9,8 @@ Networks for ImageNet get images of 224 and a quarter of the batch.
 """
 
 import argparse
-import functools
-import time
 
+from benchmarks.train_step import compiled, given, okdph, stepping, timed
 from okdph_jax import host
 
 IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenet_v1")
@@ -54,53 +53,27 @@ def main():
     print(ROW.format(name, *row, f"{1e12 * cost:.2f}", f"{relative:.2f}"), flush=True)
 
 
-def build(network, batch, size=32, classes=10):
+def build(network, batch, size=32):
   """(a function that makes one step, seconds to compile it, FLOPs per image)."""
   import jax
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from okdph_jax import models
-  from okdph_jax.methods import METHODS
-  from okdph_jax.methods.protocol import Task
   from okdph_jax.nouns import Batch
-  from okdph_jax.step import initial_state, train_step
 
-  task = Task(models.build(network, classes), classes, epoch_steps=391, epochs=300)
-  method = METHODS["okdph"](task, students=2)
-  tx = method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
-  parts = method, tx, lambda key, image: image  # the views are given
-  everywhere = NamedSharding(host.mesh(), PartitionSpec())
-  along = functools.partial(NamedSharding, host.mesh())
-  key = jax.device_put(jax.random.key(0), everywhere)
+  method, tx = okdph(network, students=2)
+
+  def place(array, *axes):
+    return jax.device_put(array, NamedSharding(host.mesh(), PartitionSpec(*axes)))
+
+  key = place(jax.random.key(0))
   image = jax.random.normal(key, (method.views, batch, size, size, 3))
-  image = jax.device_put(image, along(PartitionSpec(None, "data")))
-  label = jax.device_put(jnp.zeros(batch, jnp.int32), along(PartitionSpec("data")))
-  start = functools.partial(initial_state, *parts)
-  start = jax.jit(start, out_shardings=everywhere, compiler_options=host.once_only())
-  state = start(Batch(image, label), key)
-  step = functools.partial(train_step, *parts)
-  options = {"compiler_options": host.compiler_options()}
-  step = jax.jit(step, donate_argnums=0, out_shardings=everywhere, **options)
-  began = time.perf_counter()
-  traced = step.trace(state, Batch(image, label), key)
-  compiled = traced.lower().compile()
-  seconds = time.perf_counter() - began
-  flops = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"] / batch
-
-  def run():
-    nonlocal state
-    state, metrics = compiled(state, Batch(image, label), key)
-    jax.block_until_ready((state, metrics))
-
+  views = Batch(place(image, None, "data"), place(jnp.zeros(batch, jnp.int32), "data"))
+  state, step, traced, seconds = compiled((method, tx, given), views, key)
+  flops = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
+  run = stepping(state, step, views, key)
   run()
-  return run, seconds, flops
-
-
-def timed(run):
-  began = time.perf_counter()
-  run()
-  return time.perf_counter() - began
+  return run, seconds, flops / batch
 
 
 if __name__ == "__main__":

@@ -32,7 +32,15 @@ def main():
   parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
   parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
   args = parser.parse_args()
-  work(args) if args.worker else compare(args)
+  if args.worker:
+    return work(args)
+  from okdph_jax import models
+
+  try:
+    models.build(args.network, classes=10)
+  except ValueError as error:
+    parser.error(str(error))
+  compare(args)
 
 
 def compare(args):
@@ -143,17 +151,10 @@ def jax_parts(args):
   import numpy as np
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from okdph_jax import models, views
-  from okdph_jax.methods import METHODS
-  from okdph_jax.methods.protocol import Task
+  from okdph_jax import views
   from okdph_jax.nouns import Batch, Views
-  from okdph_jax.step import initial_state, train_step
 
-  method = METHODS["okdph"](
-    Task(models.build(args.network, 10), 10, epoch_steps=391, epochs=300),
-    students=args.students,
-  )
-  tx = method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
+  method, tx = okdph(args.network, args.students)
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
   augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
   mesh = host.mesh()
@@ -165,47 +166,75 @@ def jax_parts(args):
   key = jax.device_put(jax.random.key(0), everywhere)
   options = {"compiler_options": host.compiler_options()}
 
-  def given(key, image):
-    del key
-    return image
-
   def forward(learner, batch, key):
     return method.losses(learner, Views(*batch), 0, key)
 
-  def compiled(augment, batch):
-    start = functools.partial(initial_state, method, tx, augment)
-    start = jax.jit(start, out_shardings=everywhere, compiler_options=host.once_only())
-    step = functools.partial(train_step, method, tx, augment)
-    step = jax.jit(step, donate_argnums=0, out_shardings=everywhere, **options)
-    state = start(batch, key)
-    began = time.perf_counter()
-    step = step.lower(state, batch, key).compile()
-    return state, step, time.perf_counter() - began
-
-  def stepping(state, step, batch):
-    def run():
-      nonlocal state
-      state, metrics = step(state, batch, key)
-      jax.block_until_ready((state, metrics))
-
-    return run
-
-  state, step, compile_s = compiled(augment, batch)
-  whole = stepping(state, step, batch)
+  state, step, _, compile_s = compiled((method, tx, augment), batch, key)
+  whole = stepping(state, step, batch, key)
   peak = peak_mb(whole)
   look = jax.jit(augment, **options).lower(key, batch.image).compile()
   seen = batch._replace(image=look(key, batch.image))
-  state, step, _ = compiled(given, seen)
+  state, step, _, _ = compiled((method, tx, given), seen, key)
   learner = jax.tree.map(lambda x: x.copy(), state.learner)
   forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
   parts = {
     "step": whole,
-    "step, views given": stepping(state, step, seen),
+    "step, views given": stepping(state, step, seen, key),
     "views": lambda: jax.block_until_ready(look(key, batch.image)),
     "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
   }
   machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores"
   return parts, {"compile_s": compile_s, "devices": machine, "peak_mb": peak}
+
+
+def okdph(network, students):
+  """The method, two or more students and the hybrid on ten classes, and its optimizer."""
+  from okdph_jax import models
+  from okdph_jax.methods import METHODS
+  from okdph_jax.methods.protocol import Task
+
+  task = Task(models.build(network, 10), 10, epoch_steps=391, epochs=300)
+  method = METHODS["okdph"](task, students=students)
+  return method, method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def given(key, image):
+  """In place of views: the images are views already."""
+  del key
+  return image
+
+
+def compiled(parts, batch, key):
+  """As `train` does it: (state, compiled step, traced step, seconds to trace and compile)."""
+  import jax
+
+  from okdph_jax import host
+  from okdph_jax.step import initial_state, train_step
+
+  start = functools.partial(initial_state, *parts)
+  start = jax.jit(start, out_shardings=key.sharding, compiler_options=host.once_only())
+  step = jax.jit(
+    functools.partial(train_step, *parts),
+    donate_argnums=0,
+    out_shardings=key.sharding,
+    compiler_options=host.compiler_options(),
+  )
+  state = start(batch, key)
+  began = time.perf_counter()
+  traced = step.trace(state, batch, key)
+  return state, traced.lower().compile(), traced, time.perf_counter() - began
+
+
+def stepping(state, step, batch, key):
+  """A function that makes one step and waits for it."""
+  import jax
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, batch, key)
+    jax.block_until_ready((state, metrics))
+
+  return run
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _product_of_patches(geometry, lhs, rhs):
   """One matrix product: of pixels for a window of 1x1, else of patches.
 
   XLA is slow at the kernel gradient of the former; at the output and the image's gradient of a
-  map smaller than its window, which the latter is for, a hundred times slower.
+  map smaller than its window, which the latter is for, some eighty times slower.
   """
   taps = [tap for _, tap in _taps(geometry, lhs, rhs.shape[:-2])]
   patches = jnp.concatenate(taps, -1)

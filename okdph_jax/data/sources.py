@@ -130,6 +130,10 @@ def _option(data, name):
   return _DEFAULTS[name] if asked is None else asked
 
 
+def _skips_corrupt(data):
+  return _option(data, "corrupt") == "skip"
+
+
 def _check(data):
   if not 0 < data.fraction <= 1:
     raise ValueError(
@@ -317,7 +321,7 @@ def read_tfds(data):
     name = "id" if "id" in features else None
     if size or height is None or width is None:
       found = catalog.records(builder, split, image, label, name)
-      skip = _option(data, "corrupt") == "skip"
+      skip = _skips_corrupt(data)
       return stacked(found.names, found.images, found.labels, size, channels, skip)
     found = catalog.records(builder, split, image, label, name, decode=True)  # twice as fast
     return found.images, found.labels
@@ -356,7 +360,7 @@ def read_folder(data):
     found = catalog.records(builder, split, "image", "label", "image/filename")
     encoded = dict(zip(found.names, found.images, strict=True))
     names = [str(path) for path in paths]  # ImageFolder also lists hidden files
-    skip = _option(data, "corrupt") == "skip"
+    skip = _skips_corrupt(data)
     return stacked(names, [encoded[name] for name in names], labels, size, channels, skip)
 
   return Source(str(root), classes, read(data.train, train), read(data.test, test))
@@ -387,4 +391,4 @@ def _streamed(data, store, count, size, channels):
       f"data.name={data.name!r} is larger than data.memory_limit and is streamed; set "
       "data.image_size to the side of the square crops, e.g. 224"
     )
-  return Pictures(store, np.arange(count), size, channels, _option(data, "corrupt") == "skip")
+  return Pictures(store, np.arange(count), size, channels, _skips_corrupt(data))
