@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from okdph_jax.errors import one_line
 from okdph_jax.nouns import Learner
 
 ITEM = "state"
@@ -83,7 +84,7 @@ class Checkpoints(AbstractContextManager):
       step, error = next(iter(unreadable.items()))
       raise ValueError(
         f"no checkpoint in {self._manager.directory} fits this run; of steps "
-        f"{sorted(unreadable)} the latest says: {_one_line(error)}; use another --workdir"
+        f"{sorted(unreadable)} the latest says: {one_line(error)}; use another --workdir"
       )
     return None
 
@@ -144,7 +145,7 @@ def best_learner(workdir):
       args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
       return Learner(**manager.restore(manager.best_step(), args=args)[ITEM]["learner"])
   except Exception as error:  # Orbax, tensorstore and zlib each raise their own
-    raise ValueError(f"no checkpoint in {directory} can be read: {_one_line(error)}") from error
+    raise ValueError(f"no checkpoint in {directory} can be read: {one_line(error)}") from error
 
 
 def snapshot(workdir, epoch, learner):
@@ -179,7 +180,3 @@ def _without_keys(state):
 
 def _with_key(x, like):
   return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
-
-
-def _one_line(error):
-  return " ".join(str(error).split())[:200]

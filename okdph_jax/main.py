@@ -11,6 +11,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from okdph_jax.errors import one_line
+
 
 def parse(arguments):
   """(config, workdir) from the command line; ValueError, in one line, for anything wrong."""
@@ -51,11 +53,7 @@ def explain(error):
     return f"the config has no option {name.strip().rstrip('n')!r}{hint}"
   if "Traceback" in text:  # of the config file: its last line is the message
     text = text.strip().splitlines()[-1].partition(": ")[2]
-  return one_line(text)
-
-
-def one_line(error):
-  return " ".join(str(error).split()) or type(error).__name__
+  return one_line(text, width=sys.maxsize)
 
 
 def main(arguments=None):
@@ -65,10 +63,10 @@ def main(arguments=None):
 
     return fit(config, workdir)
   except (ValueError, OSError) as error:
-    print(f"okdph_jax: {one_line(error)}", file=sys.stderr)
+    print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
     return 2
   except FloatingPointError as error:
-    print(f"okdph_jax: {one_line(error)}", file=sys.stderr)
+    print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
     return 1
 
 

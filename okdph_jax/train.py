@@ -150,7 +150,7 @@ def train(config, workdir, dataset, experiment, interrupted):
         )
         state = state.replace(sums=jax.tree.map(lambda x: x * 0, state.sums))
         checkpoints.save(step, state, logbook.standing(line, experiment.single)[0])
-        progress.say(one_line(line))
+        progress.say(readable(line))
         pace.start()
         return state
 
@@ -377,7 +377,7 @@ def same_run(workdir, resolved):
     print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
 
 
-def one_line(line):
+def readable(line):
   """A line of the logbook for the eye."""
   splits = (
     f"{split} " + ", ".join(f"{reader} {value:.4f}" for reader, value in readers.items())

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from okdph_jax import host
-from okdph_jax.data.pictures import one_line
+from okdph_jax.errors import one_line
 
 
 def find(name, directory=None):

@@ -2,13 +2,13 @@
 
 import io
 import math
-import textwrap
 from concurrent import futures
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from okdph_jax import host
+from okdph_jax.errors import one_line
 
 GREY = ("1", "L", "LA", "I;16", "I")  # Pillow's modes of one channel
 BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
@@ -112,8 +112,3 @@ def random_box(generator, width, height):
   w, h = min(width, round(height * high)), min(height, round(width / low))
   left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
-
-
-def one_line(error):
-  """An error's message in one line, at most 300 characters, or its kind."""
-  return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__

@@ -22,13 +22,8 @@ import numpy as np
 
 from okdph_jax import host
 from okdph_jax.data.batches import epoch_steps, permutation, sharding
-from okdph_jax.data.pictures import (
-  decode,
-  evaluation_crop,
-  one_line,
-  pixels,
-  random_resized_crop,
-)
+from okdph_jax.data.pictures import decode, evaluation_crop, pixels, random_resized_crop
+from okdph_jax.errors import one_line
 from okdph_jax.nouns import Batch
 
 AHEAD = 2  # batches in the making besides the current one
