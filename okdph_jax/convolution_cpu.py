@@ -12,9 +12,9 @@ from jax import lax
 
 # With at most NARROW x NARROW channels one pixel's output does not keep XLA's loops busy.
 NARROW = 16
-# Channels from which a kernel's gradient is taken PIECE images at a time, so that they stay in
-# the cache; for fewer, cutting and copying the pieces costs what it gains.
-WIDE, PIECE = 128, 16
+# A kernel's gradient is taken PIECE images at a time, so that they stay in the cache; from
+# PIECE x PIECES on more images at a time, since every piece is compiled for itself.
+PIECE, PIECES = 16, 8
 
 
 def solve(a, b, *, target, shape, geometry, plain):
@@ -47,7 +47,7 @@ def _form(target, geometry, lhs, rhs):
   if max(window) == 1 or any(n < r for n, r in zip(lhs[1:-1], reach, strict=True)):
     return _product_of_patches
   if target == "rhs":
-    return _in_pieces if width >= WIDE and lhs[0] % PIECE == 0 else as_it_is
+    return _in_pieces if lhs[0] % PIECE == 0 else as_it_is
   same = all(
     (low, high) == ((k - 1) / 2,) * 2
     for (low, high), k in zip(geometry.padding, window, strict=True)
@@ -81,12 +81,13 @@ def _flip(rhs):
 
 
 def _in_pieces(geometry, lhs, rhs):
-  """PIECE images at a time; its transpose adds the pieces' kernel gradients.
+  """A few images at a time; its transpose adds the pieces' kernel gradients.
 
   The pieces interleave, so that a batch sharded over devices stays where it is.
   """
-  images = lhs.reshape(PIECE, -1, *lhs.shape[1:])
-  outs = [geometry.convolve(images[:, i], rhs) for i in range(images.shape[1])]
+  count = min(len(lhs) // PIECE, PIECES)
+  images = lhs.reshape(-1, count, *lhs.shape[1:])
+  outs = [geometry.convolve(images[:, i], rhs) for i in range(count)]
   return jnp.stack(outs, 1).reshape(-1, *outs[0].shape[1:])
 
 
