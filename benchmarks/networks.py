@@ -10,7 +10,7 @@ Networks for ImageNet get images of 224 and a quarter of the batch.
 
 import argparse
 
-from benchmarks.train_step import compiled, given, okdph, stepping, timed
+from benchmarks.train_step import compiled, given, known, okdph, stepping, timed
 from okdph_jax import host
 
 IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenet_v1")
@@ -28,11 +28,7 @@ def main():
   host.configure(batch=args.batch)
   from okdph_jax import models
 
-  try:
-    for name in args.networks:
-      models.build(name, classes=10)
-  except ValueError as error:
-    parser.error(str(error))
+  known(parser, *args.networks)
   reference, _, per_image = build("resnet32", args.batch)
   flops = per_image * args.batch
   print(ROW.format(*COLUMNS, "resnet32 = 1"), flush=True)

@@ -34,13 +34,19 @@ def main():
   args = parser.parse_args()
   if args.worker:
     return work(args)
+  known(parser, args.network)
+  compare(args)
+
+
+def known(parser, *networks):
+  """Ends with one line, before anything starts, where a network is not known."""
   from okdph_jax import models
 
   try:
-    models.build(args.network, classes=10)
+    for name in networks:
+      models.build(name, classes=10)
   except ValueError as error:
     parser.error(str(error))
-  compare(args)
 
 
 def compare(args):
