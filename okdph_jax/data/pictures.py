@@ -5,7 +5,7 @@ import math
 from concurrent import futures
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from okdph_jax import host
 from okdph_jax.errors import one_line
@@ -20,8 +20,12 @@ def decode(name, encoded, channels):
     with Image.open(io.BytesIO(encoded)) as image:
       return image.convert("L" if channels == 1 else "RGB")
   except Exception as error:  # Pillow raises whatever its decoders do
-    reason = f"is not a readable image ({one_line(error)}); replace or delete it"
-    raise ValueError(f"{name} {reason}") from None
+    # Of an unknown format it says where in memory the file lay: another text every time.
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "of no known format" if unknown else one_line(error)
+    raise ValueError(
+      f"{name} is not a readable image ({reason}); replace or delete it"
+    ) from None
 
 
 def is_grey(path):

@@ -55,3 +55,7 @@ def test_files_are_decoded_to_the_channels_asked_for(image):
   assert grey.shape == (40, 60, 1)
   with pytest.raises(ValueError, match="^x.png is not a readable image .*; replace or delete"):
     pictures.decode("x.png", file.getvalue()[:-60], 3)
+  with pytest.raises(
+    ValueError, match=r"^x.png is not a readable image \(of no known format\)"
+  ):
+    pictures.decode("x.png", b"no image", 3)
