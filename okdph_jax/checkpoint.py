@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from okdph_jax import pod
 from okdph_jax.errors import one_line
 from okdph_jax.nouns import Learner
 
@@ -38,7 +39,8 @@ class Checkpoints(AbstractContextManager):
       cleanup_tmp_directories=True,  # what a killed save left behind
     )
     directory = Path(workdir).absolute() / "checkpoints"
-    _discard_torn(directory)
+    with pod.leader_first():
+      _discard_torn(directory)
     # Without a name for the item, Orbax guesses the layout from the latest directory, and one
     # that is damaged makes all of them unreadable.
     self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))

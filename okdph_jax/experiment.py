@@ -6,6 +6,7 @@ import inspect
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -324,9 +325,8 @@ def writable(workdir):
   """Makes the folder; ValueError, in one line, where nothing can be written there."""
   try:
     os.makedirs(workdir, exist_ok=True)
-    probe = os.path.join(workdir, f".{os.getpid()}")
-    with open(probe, "w"):
-      os.remove(probe)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
   except OSError as error:
     raise ValueError(
       f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"

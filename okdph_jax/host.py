@@ -15,9 +15,9 @@ from jax.sharding import AxisType, Mesh
 def configure(devices=None, batch=None):
   """Prepares this process: a CPU becomes `devices` host devices.
 
-  devices: how many; by default one per visible core, at most 4, and such that they divide
-  `batch`, the images per step. On an accelerator, how many of it to use is up to `mesh`.
-  Call it first: a backend that runs keeps its count.
+  devices: how many, in each process of a pod; by default one per visible core, at most 4,
+  and such that they divide `batch`, the images per step. On an accelerator, how many of it
+  to use is up to `mesh`. Call it first: a backend that runs keeps its count.
   """
   if devices is not None and devices < 1:
     raise ValueError(f"devices={devices}: at least 1 is needed; leave it out for one per core")
@@ -63,14 +63,28 @@ def once_only():
 
 
 def mesh(devices=None):
-  """All devices, or the first `devices` of them, along the axis "data"."""
-  available = jax.devices()
-  if devices is not None and not 1 <= devices <= len(available):
+  """All devices, or the first `devices` of each process, along the axis "data"."""
+  if devices is not None and not 1 <= devices <= jax.local_device_count():
     raise ValueError(
-      f"devices={devices}, but there are {len(available)} ({jax.default_backend()}); "
-      "ask for at most that many"
+      f"devices={devices}, but there are {jax.local_device_count()} "
+      f"({jax.default_backend()}); ask for at most that many"
     )
-  return Mesh(available[:devices], ("data",), axis_types=(AxisType.Auto,))
+  chosen = [
+    device
+    for process in range(jax.process_count())
+    for device in jax.local_devices(process)[:devices]
+  ]
+  return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+
+
+def place(tree, sharding):
+  """Arrays of this host, equal on all that hold the same part of them, on the devices.
+
+  Of an array that is split, each process of a pod sends its own devices' part alone.
+  """
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), tree
+  )
 
 
 @contextlib.contextmanager

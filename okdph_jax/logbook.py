@@ -239,8 +239,17 @@ def _read_json(workdir, name):
     return None
 
 
+def _writes():
+  """Whether this process of a pod is the one that writes."""
+  from okdph_jax import pod  # JAX comes with it, which reading a logbook needs not
+
+  return pod.leads()
+
+
 def _replace(workdir, name, text):
-  """Writes a file whole or not at all: a kill leaves the old one."""
+  """Writes a file whole or not at all: a kill leaves the old one. One of a pod writes."""
+  if not _writes():
+    return
   path = os.path.join(workdir, name)
   temporary = f"{path}.{os.getpid()}.tmp"
   with open(temporary, "w", encoding="utf-8") as file:
@@ -251,6 +260,8 @@ def _replace(workdir, name, text):
 
 
 def _append(workdir, line):
+  if not _writes():
+    return
   path = os.path.join(workdir, METRICS)
   with open(path, "ab") as file:
     file.truncate(len(_whole_lines(path)))
@@ -279,8 +290,10 @@ def _scalars(line):
 
 
 def _events(workdir):
-  """clu's TensorBoard writer, or None and one line."""
-  from okdph_jax import host  # JAX comes with it, which reading a logbook needs not
+  """clu's TensorBoard writer, or None and one line; None in a pod where another writes."""
+  if not _writes():
+    return None
+  from okdph_jax import host
 
   try:
     with host.silent():

@@ -15,7 +15,7 @@ from okdph_jax.errors import one_line
 
 
 def parse(arguments):
-  """(config, workdir) from the command line; ValueError, in one line, for anything wrong."""
+  """(config, workdir, pod) as asked for; ValueError, in one line, for anything wrong."""
   # ml_collections wants the file before what overrides it.
   arguments = sorted(arguments, key=lambda argument: not argument.startswith("--config="))
   values = flags.FlagValues()
@@ -23,6 +23,9 @@ def parse(arguments):
     "config", None, flag_values=values, sys_argv=["main", *arguments]
   )
   workdir = flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  pod = flags.DEFINE_bool(
+    "pod", False, "one of several processes of the run", flag_values=values
+  )
   try:
     rest = values(["main", *arguments])[1:]
     asked, folder = config.value, workdir.value
@@ -36,7 +39,7 @@ def parse(arguments):
     raise ValueError(
       "--config=configs/FILE.py[:METHOD,NETWORK,...] and --workdir=DIR are needed"
     )
-  return asked, folder
+  return asked, folder, pod.value
 
 
 def explain(error):
@@ -56,22 +59,58 @@ def explain(error):
   return one_line(text, width=sys.maxsize)
 
 
-def main(arguments=None):
+def join():
+  """Joins the other processes of a pod; ValueError, in one line, where there is none."""
+  from okdph_jax import pod
+
   try:
-    config, workdir = parse(sys.argv[1:] if arguments is None else arguments)
+    pod.join()
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--pod finds no other processes ({one_line(error)}); start it by srun or mpirun, on "
+      "every host of a TPU pod, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+      "JAX_PROCESS_ID"
+    ) from error
+
+
+def at_run_time(error, pod):
+  """What an error of XLA means, in one line; None where it means a mistake of ours."""
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
+  if pod:
+    return (
+      f"the pod fell apart ({one_line(error)}); the process that failed first says why, and "
+      "the same command goes on from the last checkpoint"
+    )
+  return None
+
+
+def main(arguments=None):
+  pod = False
+  try:
+    config, workdir, pod = parse(sys.argv[1:] if arguments is None else arguments)
     from okdph_jax.train import fit  # JAX comes with it: a misspelt flag needs no JAX
 
+    if pod:
+      join()
     return fit(config, workdir)
   except (ValueError, OSError) as error:
-    print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
-    return 2
+    code, meaning = 2, one_line(error, width=sys.maxsize)
   except FloatingPointError as error:
-    print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
-    return 1
+    code, meaning = 1, one_line(error, width=sys.maxsize)
+  except RuntimeError as error:
+    code, meaning = 1, at_run_time(error, pod)
+    if not meaning:
+      raise
+  print(f"okdph_jax: {meaning}", file=sys.stderr)
+  return code
 
 
 if __name__ == "__main__":
-  from okdph_jax import host
+  from okdph_jax import host, pod
 
   host.use_huge_pages()
-  sys.exit(main())
+  code = main()
+  if code in (1, 2):
+    pod.fail(code)
+  sys.exit(code)

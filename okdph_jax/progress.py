@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
+from okdph_jax import pod
+
 QUIET_SECONDS = 30  # between plain lines
 
 
@@ -14,7 +16,7 @@ class Progress(AbstractContextManager):
   """Loss, accuracy, images per second and the time left, from `start` to `total` steps."""
 
   def __init__(self, start, total):
-    self._terminal = sys.stderr.isatty()
+    self._terminal = sys.stderr.isatty() and pod.leads()
     self._start, self._total = start, total
     self._bar = tqdm(
       total=total, initial=start, unit="step", disable=not self._terminal, dynamic_ncols=True

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
-from okdph_jax import data, evaluate, host, logbook
+from okdph_jax import data, evaluate, host, logbook, pod
 from okdph_jax.checkpoint import Checkpoints, snapshot
 from okdph_jax.experiment import (
   build,
@@ -48,10 +48,13 @@ def fit(config, workdir):
   with interruptible() as interrupted:
     check(config)
     host.configure(config.devices, config.batch_size)
-    for one, folder in generations(config, workdir):
-      code = run(one, folder, interrupted)
-      if code == INTERRUPTED:
-        break
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+      raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
+    with pod.one_voice():
+      for one, folder in generations(config, workdir):
+        code = run(one, folder, interrupted)
+        if code == INTERRUPTED:
+          break
   return code
 
 
@@ -79,7 +82,8 @@ def generations(config, workdir):
 def run(config, workdir, interrupted):
   """One run, from its beginning or its latest checkpoint; the exit code."""
   writable(workdir)
-  dataset = data.load(config)
+  with pod.leader_first():  # it may have to prepare them
+    dataset = data.load(config)
   experiment = build(config, dataset)
   resolved = resolve(config, dataset, workdir)
   same_run(workdir, resolved)
@@ -104,7 +108,8 @@ def run(config, workdir, interrupted):
     flops_per_image=flops,
     version=importlib.metadata.version("okdph_jax"),
   )
-  logbook.write_result(workdir, result)
+  with pod.leader_first():  # another generation reads it
+    logbook.write_result(workdir, result)
   print(f"{closing(result)}\nthe run is in {workdir}")
   return FINISHED
 
@@ -115,7 +120,7 @@ def train(config, workdir, dataset, experiment, interrupted):
   Returns the FLOPs of a training step per image.
   """
   everywhere = NamedSharding(host.mesh(config.devices), PartitionSpec())
-  key = jax.device_put(jax.random.key(config.seed), everywhere)
+  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
   feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=everywhere.mesh)
   batch = data.training(dataset.train_images, dataset.train_labels, seed=config.seed, **feed)
   shapes = data.shapes(dataset.train_images, **feed)
@@ -126,7 +131,8 @@ def train(config, workdir, dataset, experiment, interrupted):
   with Checkpoints(workdir) as checkpoints, logbook.Logbook(workdir) as book:
     state = checkpoints.restore(state) or state
     step = int(state.step)
-    logbook.cut_after(workdir, step)
+    with pod.leader_first():
+      logbook.cut_after(workdir, step)
     last = (logbook.lines(workdir) or [{"step": 0, "seconds": 0.0}])[-1]
     pace = Pace(last["seconds"])
 
@@ -159,6 +165,7 @@ def train(config, workdir, dataset, experiment, interrupted):
           state = evaluated(state)
         pace.start()
         start = looked = step
+        stride = 1  # steps to the next look
         while step < experiment.steps:
           current = batch(step)
           state, _ = advance[len(current.label)](state, current, key)
@@ -166,10 +173,11 @@ def train(config, workdir, dataset, experiment, interrupted):
           pace.count(len(current.label))
           due = step % every == 0 or step == experiment.steps
 
-          if due or step - looked >= pace.look_every() or step - start == PREDICT_AFTER:
+          if due or step - looked >= stride or step - start == PREDICT_AFTER:
             means = look(state, looked, step, experiment, checkpoints)
             looked = step
             pace.tick()
+            stride = pod.told(pace.look_every())
             progress.update(step, **means, images_per_second=pace.images_per_second())
           if step - start == PREDICT_AFTER:
             seconds = pace.step_seconds()
@@ -180,15 +188,16 @@ def train(config, workdir, dataset, experiment, interrupted):
             )
           if config.snapshots and step % (config.snapshots * experiment.epoch_steps) == 0:
             snapshot(workdir, step // experiment.epoch_steps, state.learner)
+          if looked < step:
+            continue
           if interrupted():
             raise Interrupted
           if due:
             state = evaluated(state)
-          elif looked == step and pace.minutes_since_save() > config.checkpoint_every_minutes:
+          elif pod.told(pace.minutes_since_save() > config.checkpoint_every_minutes):
             checkpoints.save(step, state)
             pace.saved()
       except Interrupted:
-        look(state, looked, step, experiment, checkpoints)
         checkpoints.save(step, state)
         raise
   return flops
@@ -233,7 +242,7 @@ def flops_of(traced, function, *arguments):
   if cost is None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     try:
-      with jax.default_device(jax.devices("cpu")[0]):
+      with jax.default_device(jax.local_devices(backend="cpu")[0]):
         cost = jax.jit(function).trace(*shapes).lower(**plain).cost_analysis()
     except RuntimeError:  # JAX_PLATFORMS may leave the CPU out
       return None
@@ -263,7 +272,7 @@ def evaluator(dataset, experiment, batch, key, mesh, interrupted):
     learner = experiment.method.before_eval(learner, willing(training_views()))
     accuracy, nll = {}, {}
     for split, (images, labels) in splits.items():
-      size = min(EVALUATION_BATCH, len(labels))
+      size = -(-min(EVALUATION_BATCH, len(labels)) // mesh.size) * mesh.size
       batches = willing(data.padded(images, labels, size, mesh=mesh))
       accuracy[split], nll[split] = evaluate.evaluate(count, learner, batches, key_test)
     return accuracy, nll
@@ -322,12 +331,10 @@ class Pace:
     return self._session_seconds / max(self._session_steps, 1)
 
   def look_every(self):
-    """About once a second, and every `LOOK_EVERY` steps at least; after the first step.
+    """About once a second, and every `LOOK_EVERY` steps at least.
 
     Steps are dispatched ahead of what the device has done, and a stop waits for them all.
     """
-    if not self._session_seconds:
-      return 1
     return min(max(int(1 / max(self.step_seconds(), 1e-3)), 1), LOOK_EVERY)
 
   def saved(self):
@@ -339,7 +346,10 @@ class Pace:
 
 @contextlib.contextmanager
 def interruptible():
-  """Yields `interrupted() -> bool`: whether SIGTERM or SIGINT came. A second one kills."""
+  """Yields `interrupted() -> bool`: whether SIGTERM or SIGINT came. A second one kills.
+
+  In a pod all processes ask at once, and have the same answer: whether one came to any.
+  """
   came = []
 
   def note(number, frame):
@@ -354,7 +364,7 @@ def interruptible():
   except ValueError:  # not the main thread: signals are somebody else's
     previous = {}
   try:
-    yield lambda: bool(came)
+    yield lambda: pod.anywhere(bool(came))
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

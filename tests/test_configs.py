@@ -236,7 +236,7 @@ def documented():
 
 @pytest.mark.parametrize("arguments", sorted(set(documented())), ids=" ".join)
 def test_documented_commands_build(arguments):
-  config, _ = parse([*arguments, "--workdir=unused"])
+  config, *_ = parse([*arguments, "--workdir=unused"])
   if config.method.name == "kd":
     experiment.check(config)  # its teacher is a run
   else:

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 
 def test_a_teacher_is_the_reader_that_the_run_has_measured(finished):
   run, options = finished
-  config, _ = parse(["--config=configs/digits.py:kd", *options, "--workdir=unused"])
+  config, *_ = parse(["--config=configs/digits.py:kd", *options, "--workdir=unused"])
   dataset = data.load(config)
   result = json.loads((run / "result.json").read_text())
   best = max(
@@ -107,7 +107,7 @@ def test_a_teacher_that_cannot_be_is_told_in_one_line(finished, tmp_path, capsys
 def test_the_rate_is_the_one_that_a_wrapper_descends_with(finished):
   _, options = finished
   swa = "--config.wrappers=({'name': 'swa', 'start': '1 epochs', 'learning_rate': 0.003},)"
-  config, _ = parse(["--config=configs/digits.py:base", *options, swa, "--workdir=unused"])
+  config, *_ = parse(["--config=configs/digits.py:base", *options, swa, "--workdir=unused"])
   schedule = build(config, data.load(config)).schedule
   assert [float(schedule(step)) for step in (0, 1, 2, 3)] == pytest.approx(
     [0.1, 0.1, 0.003, 0.003]

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "okdph_jax"
 
 FLOORS = [  # the rooms of each floor, the ground first; rooms of one floor do not meet
   ["nouns"],
-  ["trees", "schedules", "host", "errors", "convolution_cpu"],
+  ["trees", "schedules", "host", "pod", "errors", "convolution_cpu"],
   [
     "losses",
     "hybridization",

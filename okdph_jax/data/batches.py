@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from okdph_jax import host
 from okdph_jax.nouns import Batch
 
 
@@ -40,23 +41,30 @@ def sharding(mesh, batch_size, *, axis=0):
   )
 
 
+def local(sharding, batch_size):
+  """Which positions of a batch this process's devices get: all but in a pod. int [b]."""
+  mine = np.zeros(batch_size, bool)
+  for (part,) in sharding.addressable_devices_indices_map((batch_size,)).values():
+    mine[part] = True
+  return np.flatnonzero(mine)
+
+
 def on_device(images, labels, *, seed, batch_size, mesh=None):
   """Puts a training set on the device, once, and returns `batch(step) -> Batch`.
 
   images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", on each of which
-  the whole set lies; without one, the default device. The batches are gathered there, so
+  the whole set lies; by default the first. The batches are gathered there, so
   that only their indices cross from the host.
   """
-  size = len(labels)
-  everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  whole = jax.device_put(Batch(np.asarray(images), np.asarray(labels, np.int32)), everywhere)
+  size, mesh = len(labels), mesh or host.mesh(1)
+  whole = Batch(np.asarray(images), np.asarray(labels, np.int32))
+  whole = host.place(whole, NamedSharding(mesh, PartitionSpec()))
 
   @functools.cache  # one per shape: the full batch and the short one
   def gather(count):
-    placed = None if mesh is None else sharding(mesh, count)
     return jax.jit(
       lambda whole, chosen: jax.tree.map(lambda x: jnp.take(x, chosen, axis=0), whole),
-      out_shardings=placed,
+      out_shardings=sharding(mesh, count),
     )
 
   def batch(step):
@@ -72,12 +80,12 @@ def padded(images, labels, batch_size, *, mesh=None):
   The last batch is filled up with zeros, and the mask is false there, so that one
   compilation serves an evaluation.
   """
-  placed = None if mesh is None else sharding(mesh, batch_size)
+  placed = sharding(mesh or host.mesh(1), batch_size)
   for start in range(0, len(labels), batch_size):
     part = Batch(images[start : start + batch_size], labels[start : start + batch_size])
     count = len(part.label)
     part = jax.tree.map(lambda x: _fill(x, batch_size), part)
-    yield jax.device_put((part, np.arange(batch_size) < count), placed)
+    yield host.place((part, np.arange(batch_size) < count), placed)
 
 
 def _fill(array, count):

@@ -17,11 +17,10 @@ import pathlib
 from concurrent import futures
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from okdph_jax import host
-from okdph_jax.data.batches import epoch_steps, permutation, sharding
+from okdph_jax.data.batches import epoch_steps, local, permutation, sharding
 from okdph_jax.data.pictures import decode, evaluation_crop, pixels, random_resized_crop
 from okdph_jax.errors import one_line
 from okdph_jax.nouns import Batch
@@ -210,7 +209,7 @@ class _Making:
   """The threads that make batches: one per core decodes, one more sends to the device."""
 
   def __init__(self, pictures, mesh):
-    self._pictures, self._mesh = pictures, mesh
+    self._pictures, self._mesh = pictures, mesh or host.mesh(1)
     self._decoders = futures.ThreadPoolExecutor(host.cores(), "decode")
     self._sender = futures.ThreadPoolExecutor(1, "send")
 
@@ -230,21 +229,27 @@ class _Making:
       for v in range(views):
         image[v, i] = pictures.crop(decoded, seeds(i, v))
 
-    decoding = [self._decoders.submit(fill, i, entry) for i, entry in enumerate(entries)]
+    decoding = {  # of the images that this process's devices get
+      i: self._decoders.submit(fill, i, entries[i])
+      for i in local(sharding(self._mesh, count), count)
+      if i < len(entries)
+    }
     return self._sender.submit(self._send, image, labels, decoding, views is None)
 
   def _send(self, image, labels, decoding, evaluation):
     mask = np.zeros(len(labels), bool)
-    for i, done in enumerate(decoding):
+    for i, done in decoding.items():
       mask[i] = done.exception() is None
       if not mask[i]:
         self._corrupt(done.exception())
     if evaluation:
       return self._placed(Batch(image[0], labels), mask, 0)
     if not mask.any():
-      raise ValueError("every image of a batch is corrupt") from decoding[0].exception()
+      error = next(iter(decoding.values())).exception()
+      raise ValueError("every image of a batch is corrupt") from error
     good = np.flatnonzero(mask)
-    for i in np.flatnonzero(~mask):  # another image of the batch takes its place
+    # Another image of the batch takes its place; in a pod, another of those decoded here.
+    for i in decoding.keys() - set(good):
       image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
     return self._placed(Batch(image, labels), mask, 1)
 
@@ -257,8 +262,6 @@ class _Making:
       print(f"skipped ({len(pictures.skipped)} so far): {error}", flush=True)
 
   def _placed(self, batch, mask, axis):
-    if self._mesh is None:
-      return jax.device_put((batch, mask))
-    along = sharding(self._mesh, len(mask))
-    images = sharding(self._mesh, len(mask), axis=axis)
-    return jax.device_put(batch, Batch(images, along)), jax.device_put(mask, along)
+    images = host.place(batch.image, sharding(self._mesh, len(mask), axis=axis))
+    labels, mask = host.place((batch.label, mask), sharding(self._mesh, len(mask)))
+    return Batch(images, labels), mask
