@@ -15,6 +15,7 @@ import pytest
 
 from okdph_jax.main import main
 from okdph_jax.train import LOOK_EVERY
+from tests.runs import evaluations
 
 RUN = (  # 40 epochs of 5 steps, the last of each a short batch
   "--config=configs/digits.py",
@@ -62,14 +63,6 @@ def kill_at(process, workdir, count, number):
     time.sleep(0.005)
   process.send_signal(number)
   return finish(process)
-
-
-def evaluations(workdir):
-  """The lines but for what a clock says."""
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  for line in lines:
-    del line["seconds"], line["images_per_second"]
-  return lines
 
 
 def final_state(workdir):

@@ -1,6 +1,5 @@
 """Two processes with a device each do what one process does with two devices."""
 
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,7 @@ from PIL import Image
 from okdph_jax import data, host, pod
 from okdph_jax.data import stream
 from okdph_jax.main import at_run_time, main
-from tests.runs import arrays, options
+from tests.runs import arrays, evaluations, options
 
 STEPS = 4  # an epoch of 8, 8 and 5 images, and one more batch
 
@@ -52,14 +51,6 @@ def ended(processes):
   """([exit codes], [stdout], [stderr])"""
   said = [process.communicate(timeout=600) for process in processes]
   return [p.returncode for p in processes], *map(list, zip(*said, strict=True))
-
-
-def evaluations(workdir):
-  """The lines but for what a clock says."""
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  for line in lines:
-    del line["seconds"], line["images_per_second"]
-  return lines
 
 
 def test_a_pod_trains_the_run_of_one_process_and_stops_together(tmp_path):
