@@ -101,11 +101,15 @@ def test_variants_are_told_apart_by_what_differs_within_the_method():
     made(options={"students": 2, "omega": 0.8, "hybrid_gradient": False}),
     made(method="base", options={"students": 3}),
     made(method="base", options={"students": 1}, wrappers=({"name": "sam", "rho": 0.05},)),
+    made(method="dml", views=("hflip", "cutout")),
+    made(method="dml", views=("crop(4)|flip",) * 2),
   ]
   methods = [row["method"] for row in rows(tables.render(runs, head=True))]
   assert methods == [
     "base",
     "base + sam",
+    "dml, views=crop(4)\\|flip / crop(4)\\|flip",
+    "dml, views=hflip / cutout",
     "okdph, hybrid_gradient=False",
     "okdph, hybrid_gradient=True",
   ]

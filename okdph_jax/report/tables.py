@@ -148,7 +148,9 @@ def _settings(config, configs):
     others = kin if key.startswith(("method.", "wrappers", "views")) else configs
     # An option that a run of an earlier version did not have tells nothing apart.
     if any(other.get(key, config[key]) != config[key] for other in others):
-      yield f"{key.removeprefix('method.')}={json.loads(config[key])}".replace("|", "\\|")
+      value = json.loads(config[key])
+      shown = " / ".join(map(str, value)) if isinstance(value, list) else value
+      yield f"{key.removeprefix('method.')}={shown}".replace("|", "\\|")
 
 
 def _summary(name, rows):
