@@ -59,22 +59,10 @@ def explain(error):
   return one_line(text, width=sys.maxsize)
 
 
-def join():
-  """Joins the other processes of a pod; ValueError, in one line, where there is none."""
-  from okdph_jax import pod
-
-  try:
-    pod.join()
-  except (ValueError, RuntimeError) as error:
-    raise ValueError(
-      f"--pod finds no other processes ({one_line(error)}); start it by srun or mpirun, on "
-      "every host of a TPU pod, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-      "JAX_PROCESS_ID"
-    ) from error
-
-
 def at_run_time(error, pod):
   """What an error of XLA means, in one line; None where it means a mistake of ours."""
+  if type(error).__name__ != "JaxRuntimeError":
+    return None
   if "RESOURCE_EXHAUSTED" in str(error):
     return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
   if pod:
@@ -89,7 +77,8 @@ def main(arguments=None):
   pod = False
   try:
     config, workdir, pod = parse(sys.argv[1:] if arguments is None else arguments)
-    from okdph_jax.train import fit  # JAX comes with it: a misspelt flag needs no JAX
+    from okdph_jax.pod import join  # JAX comes with it: a misspelt flag needs no JAX
+    from okdph_jax.train import fit
 
     if pod:
       join()
@@ -112,5 +101,5 @@ if __name__ == "__main__":
   host.use_huge_pages()
   code = main()
   if code in (1, 2):
-    pod.fail(code)
+    pod.abandon(code)
   sys.exit(code)

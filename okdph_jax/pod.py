@@ -19,22 +19,27 @@ def join():
 
   JAX finds the others on TPU pods and under Slurm and Open MPI; elsewhere the environment
   names them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID. Call it before anything else of JAX. Raises ValueError or RuntimeError.
+  JAX_PROCESS_ID. Call it before anything else of JAX. Raises ValueError where there is none.
   """
   asked = {
     name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
   }
   jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's
-  jax.distributed.initialize(**{name: int(n) for name, n in asked.items() if n is not None})
+  try:
+    jax.distributed.initialize(**{name: int(n) for name, n in asked.items() if n is not None})
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--pod finds no other processes ({error}); start it by srun or mpirun, on every host of "
+      "a TPU pod, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+    ) from error
 
 
-def fail(code):
-  """Exits, as a process that failed; in a pod at once, or JAX waits minutes for the others."""
+def abandon(code):
+  """Leaves a pod at once, having failed: at exit JAX waits minutes for the others."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-  sys.exit(code)
 
 
 def leads():
@@ -58,7 +63,7 @@ def one_voice():
 
 
 def told(number):
-  """What the process that leads has for `number`, an int, in all processes of its pod."""
+  """What the process that leads has for `number`, int or bool, in all processes of its pod."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -166,8 +166,9 @@ def test_what_breaks_at_run_time_is_told_where_it_is_known(monkeypatch, capsys, 
   assert main(["--config=configs/digits.py", f"--workdir={tmp_path}"]) == 1
   said = capsys.readouterr().err
   assert "not enough memory" in said and "batch_size" in said and said.count("\n") == 1
-  assert "fell apart" in at_run_time(RuntimeError("Gloo"), True)
-  assert at_run_time(RuntimeError("a mistake"), False) is None
+  assert "fell apart" in at_run_time(jax.errors.JaxRuntimeError("Gloo"), True)
+  assert at_run_time(jax.errors.JaxRuntimeError("a mistake"), False) is None
+  assert at_run_time(RuntimeError("a mistake"), True) is None
 
 
 if __name__ == "__main__":

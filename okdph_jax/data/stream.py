@@ -248,9 +248,9 @@ class _Making:
       error = next(iter(decoding.values())).exception()
       raise ValueError("every image of a batch is corrupt") from error
     good = np.flatnonzero(mask)
-    # Another image of the batch takes its place; in a pod, another of those decoded here.
-    for i in decoding.keys() - set(good):
-      image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
+    for i in decoding:
+      if not mask[i]:  # another image takes its place; in a pod, one of those decoded here
+        image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
     return self._placed(Batch(image, labels), mask, 1)
 
   def _corrupt(self, error):

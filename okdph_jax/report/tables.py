@@ -149,7 +149,7 @@ def _settings(config, configs):
     # An option that a run of an earlier version did not have tells nothing apart.
     if any(other.get(key, config[key]) != config[key] for other in others):
       value = json.loads(config[key])
-      shown = " / ".join(map(str, value)) if isinstance(value, list) else value
+      shown = " / ".join(value) if key == "views" else value
       yield f"{key.removeprefix('method.')}={shown}".replace("|", "\\|")
 
 
