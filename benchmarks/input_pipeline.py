@@ -21,7 +21,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from okdph_jax import data, host
+from okdph_jax import data
+from okdph_jax.runtime import host
 
 SIZE = 500, 375
 

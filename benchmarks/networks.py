@@ -11,7 +11,7 @@ Networks for ImageNet get images of 224 and a quarter of the batch.
 import argparse
 
 from benchmarks.train_step import compiled, given, known, okdph, stepping, timed
-from okdph_jax import host
+from okdph_jax.runtime import host
 
 IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenet_v1")
 ROW = "{:20} {:>8} {:>6} {:>10} {:>8} {:>12} {:>9} {:>11}"
@@ -55,7 +55,7 @@ def build(network, batch, size=32):
   import jax.numpy as jnp
   from jax.sharding import NamedSharding, PartitionSpec
 
-  from okdph_jax.nouns import Batch
+  from okdph_jax.core import Batch
 
   method, tx = okdph(network, students=2)
 

@@ -149,7 +149,7 @@ def torch_parts(args):
 
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
-  from okdph_jax import host
+  from okdph_jax.runtime import host
 
   host.use_huge_pages()
   host.configure(batch=args.batch)
@@ -158,7 +158,7 @@ def jax_parts(args):
   from jax.sharding import NamedSharding, PartitionSpec
 
   from okdph_jax import views
-  from okdph_jax.nouns import Batch, Views
+  from okdph_jax.core import Batch, Views
 
   method, tx = okdph(args.network, args.students)
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
@@ -197,9 +197,9 @@ def okdph(network, students):
   """The method, two or more students and the hybrid on ten classes, and its optimizer."""
   from okdph_jax import models
   from okdph_jax.methods import METHODS
-  from okdph_jax.methods.protocol import Task
+  from okdph_jax.methods.protocol import Context
 
-  task = Task(models.build(network, 10), 10, epoch_steps=391, epochs=300)
+  task = Context(models.build(network, 10), 10, epoch_steps=391, epochs=300)
   method = METHODS["okdph"](task, students=students)
   return method, method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -214,11 +214,13 @@ def compiled(parts, batch, key):
   """As `train` does it: (state, compiled step, traced step, seconds to trace and compile)."""
   import jax
 
-  from okdph_jax import host
-  from okdph_jax.step import initial_state, train_step
+  from okdph_jax.runtime import host
+  from okdph_jax.training.step import initial_state, train_step
 
   start = functools.partial(initial_state, *parts)
-  start = jax.jit(start, out_shardings=key.sharding, compiler_options=host.once_only())
+  start = jax.jit(
+    start, out_shardings=key.sharding, compiler_options=host.fast_compile_options()
+  )
   step = jax.jit(
     functools.partial(train_step, *parts),
     donate_argnums=0,

@@ -23,7 +23,7 @@ Wrappers go around any method, the first innermost:
       --config.wrappers="({'name':'sam','rho':0.05},{'name':'swa'})"
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

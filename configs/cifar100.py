@@ -9,7 +9,7 @@ fair comparisons are explained too; here the plain view is `hflip+rot`. Expected
 vgg16 75.56, densenet40_12 72.30, wrn20_8 78.88 %.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

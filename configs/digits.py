@@ -8,7 +8,7 @@ mirrored digit is another digit, so the views are ours: a shift by a pixel, a ro
 Expected: best single network above 0.97.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 VIEWS = ("crop(1)", "crop(1)|rotate(15)", "crop(1)|cutout(3)")
 

@@ -22,7 +22,7 @@ DIR/val/CLASS/*.JPEG: the archive's images/ folders have to go, and its val/ is 
 val_annotations.txt.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 SYSTEMS = {  # name -> dataset, teacher, student
   "resnet32x4-resnet8x4": ("cifar100", "resnet32x4", "resnet8x4"),

@@ -12,7 +12,7 @@ host; the views (1, 4 and 5 of the supplement) do the rest on the device and cro
 weights are megvii-research/mdistiller's.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

@@ -7,7 +7,7 @@ subset is the release's: drawn per class with replacement. Expected on cifar10 (
 300 epochs and all readers): resnet32 81.95 % at 0.1, 44.14 % at 0.01.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

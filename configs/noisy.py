@@ -9,7 +9,7 @@ two gave Table 3 is not known. Expected on cifar10 (paper, best over 300 epochs 
 readers): resnet32 84.27, vgg16 84.93, densenet40_12 81.67 %.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

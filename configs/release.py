@@ -10,7 +10,7 @@ the same in both. What the release gets wrong beyond a switch (FFL's thin WRN20-
 shared branches, PCL's ramp) is not reproduced. Its noise is `configs/noisy.py`'s `both`.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 RELEASE = {  # method -> its options
   "okdph": dict(

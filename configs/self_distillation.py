@@ -10,7 +10,7 @@ have T = 1. The weights a = 1 - b and T are --config.method.task_weight, .distil
 rest is the recipe of `configs/cifar10.py`.
 """
 
-from configs import paper
+from okdph_jax.experiment import paper
 
 
 def get_config(argument=""):

@@ -77,8 +77,10 @@ def main(arguments=None):
   pod = False
   try:
     config, workdir, pod = parse(sys.argv[1:] if arguments is None else arguments)
-    from okdph_jax.pod import join  # JAX comes with it: a misspelt flag needs no JAX
-    from okdph_jax.train import fit
+    from okdph_jax.experiment.fit import fit
+    from okdph_jax.runtime.distributed import (
+      join,  # JAX comes with it: a misspelt flag needs no JAX
+    )
 
     if pod:
       join()
@@ -96,10 +98,10 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-  from okdph_jax import host, pod
+  from okdph_jax.runtime import distributed, host
 
   host.use_huge_pages()
   code = main()
   if code in (1, 2):
-    pod.abandon(code)
+    distributed.exit_without_barrier(code)
   sys.exit(code)

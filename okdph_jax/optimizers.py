@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from okdph_jax.nouns import Terms
+from okdph_jax.core import Terms
 
 
 def sgd(schedule, *, momentum=0.9, weight_decay=5e-4):

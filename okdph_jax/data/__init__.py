@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
+from okdph_jax.core import Batch
 from okdph_jax.data import batches, stream
 from okdph_jax.data.batches import epoch_steps, indices, on_device
 from okdph_jax.data.sources import NORMALISATION, Dataset, load
-from okdph_jax.nouns import Batch
 
 __all__ = [
   "NORMALISATION",

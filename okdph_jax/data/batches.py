@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from okdph_jax import host
-from okdph_jax.nouns import Batch
+from okdph_jax.core import Batch
+from okdph_jax.runtime import host
 
 
 def epoch_steps(size, batch_size):

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from okdph_jax import host
 from okdph_jax.errors import one_line
+from okdph_jax.runtime import host
 
 
 def find(name, directory=None):

@@ -7,8 +7,8 @@ from concurrent import futures
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from okdph_jax import host
 from okdph_jax.errors import one_line
+from okdph_jax.runtime import host
 
 GREY = ("1", "L", "LA", "I;16", "I")  # Pillow's modes of one channel
 BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does

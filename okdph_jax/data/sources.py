@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from okdph_jax import host
 from okdph_jax.data import catalog
 from okdph_jax.data.pictures import is_grey, stacked
 from okdph_jax.data.stream import UNKNOWN, Files, Pictures, Shards
 from okdph_jax.errors import one_line
+from okdph_jax.runtime import host
 
 # Mean and standard deviation per channel of x / 255 as the paper's release has them; other
 # datasets are measured. CIFAR-10's std is the widespread average over images, not that of

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from okdph_jax import host
+from okdph_jax.core import Batch
 from okdph_jax.data.batches import epoch_steps, local, permutation, sharding
 from okdph_jax.data.pictures import decode, evaluation_crop, pixels, random_resized_crop
 from okdph_jax.errors import one_line
-from okdph_jax.nouns import Batch
+from okdph_jax.runtime import host
 
 AHEAD = 2  # batches in the making besides the current one
 SHUFFLED = 4096  # records that wait in TFDS's shuffle buffer: half a gigabyte of ImageNet

@@ -17,7 +17,7 @@ from okdph_jax.methods.sam import asam, sam
 from okdph_jax.methods.swa import swa
 from okdph_jax.methods.weighted import weighted
 
-METHODS = {  # name -> builder(task, **options)
+METHODS = {  # name -> builder(context, **options)
   "base": base,
   "kd": kd,
   "dml": dml,
@@ -31,7 +31,7 @@ METHODS = {  # name -> builder(task, **options)
   "okdph": okdph,
 }
 
-WRAPPERS = {  # name -> wrapper(method, task, **options)
+WRAPPERS = {  # name -> wrapper(method, context, **options)
   "sam": sam,
   "asam": asam,
   "swa": swa,

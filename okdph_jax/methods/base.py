@@ -1,11 +1,11 @@
 """Base: networks trained on the labels alone."""
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy
 from okdph_jax.methods.peers import peers
-from okdph_jax.nouns import Terms
 
 
-def base(task, *, students=1, label_smoothing=0.0):
+def base(context, *, students=1, label_smoothing=0.0):
   """N networks, independently started, that share only the batches.
 
       L_m = CE(z_m, y)
@@ -17,4 +17,4 @@ def base(task, *, students=1, label_smoothing=0.0):
     del step
     return Terms(cross_entropy(logits, label, smoothing=label_smoothing).sum(), 0.0)
 
-  return peers(task, students, criterion)
+  return peers(context, students, criterion)

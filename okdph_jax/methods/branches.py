@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from okdph_jax.core import Learner
 from okdph_jax.losses import accuracy
 from okdph_jax.methods.protocol import Method, one_by_one
-from okdph_jax.nouns import Learner
-from okdph_jax.students import each, run, stack, start
+from okdph_jax.nn.students import each, run, stack, start
 
 
-def branches(task, students, name, head, criterion, *, ensembles, named=one_by_one):
+def branches(context, students, name, head, criterion, *, ensembles, named=one_by_one):
   """N branches from independent starts, all on the stem's map of one view.
 
   `head((maps [1, B, h, w, c], outputs [N, B, ...]), train) -> logits` is a Linen module,
@@ -17,7 +17,7 @@ def branches(task, students, name, head, criterion, *, ensembles, named=one_by_o
   `criterion(logits [N, B, K], taught, label [B], step) -> Terms`, `taught` from the head;
   `named(stack)` and `ensembles(logits, taught)` give the readers.
   """
-  net = split(task.net, name)
+  net = split(context.net, name)
 
   def init(key, views):
     return grow(net, students, name, head, key, views[0])

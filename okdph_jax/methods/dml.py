@@ -2,13 +2,13 @@
 
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.peers import peers
 from okdph_jax.methods.protocol import check
-from okdph_jax.nouns import Terms
 
 
-def dml(task, *, students=2):
+def dml(context, *, students=2):
   """Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv:1706.00384).
 
       L_m = CE(z_m, y) + 1 / (M - 1) sum_{j != m} KL_1(sg[z_j] -> z_m)
@@ -23,4 +23,4 @@ def dml(task, *, students=2):
     pairs = kl(logits[:, None], stop_gradient(logits))  # [N, N], zero on the diagonal
     return Terms(cross_entropy(logits, label).sum(), pairs.sum() / (students - 1))
 
-  return peers(task, students, criterion)
+  return peers(context, students, criterion)

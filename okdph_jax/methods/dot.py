@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from okdph_jax.core import Terms
 from okdph_jax.methods.protocol import descend
-from okdph_jax.nouns import Terms
 from okdph_jax.optimizers import dot_sgd
 
 
-def dot(method, task, *, delta=0.075):
+def dot(method, context, *, delta=0.075):
   """Distillation-Oriented Trainer (Zhao et al., ICCV 2023, arXiv:2307.08436).
 
       v_ce <- (mu - delta) v_ce + g_ce + wd theta;  v_kd <- (mu + delta) v_kd + g_kd
@@ -26,7 +26,7 @@ def dot(method, task, *, delta=0.075):
   times the rate, 1 : 7 at the defaults: the control is `weighted` with that ratio. Around
   `kd` this is the paper's; around the other methods it is ours.
   """
-  del task
+  del context
   if method.gradient is not descend:
     raise ValueError("dot splits the plain gradient; name it before sam and asam in wrappers")
 

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from okdph_jax.methods.protocol import beside, remember
+from okdph_jax.methods.protocol import add_averaged_readers, remember
 from okdph_jax.schedules import average_decay
 from okdph_jax.trees import lerp
 
 
-def ema(method, task, *, decay=0.999):
+def ema(method, context, *, decay=0.999):
   """Averages what `method` trains and leaves its training alone.
 
       theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (t + 1), decay), every step
@@ -16,7 +16,7 @@ def ema(method, task, *, decay=0.999):
   Batch statistics are averaged alike. Every reader gets a twin of the averaged weights,
   "ema_student_0" beside "student_0". `mean_teacher` is something else: its average teaches.
   """
-  del task
+  del context
 
   def init(key, views):
     learner = method.init(key, views)
@@ -35,7 +35,7 @@ def ema(method, task, *, decay=0.999):
   return method._replace(
     init=init,
     after_step=after_step,
-    predict=beside(method.predict, averaged, "ema"),
-    ensembles=beside(method.ensembles, averaged, "ema"),
-    networks=beside(method.networks, averaged, "ema"),
+    predict=add_averaged_readers(method.predict, averaged, "ema"),
+    ensembles=add_averaged_readers(method.ensembles, averaged, "ema"),
+    networks=add_averaged_readers(method.networks, averaged, "ema"),
   )

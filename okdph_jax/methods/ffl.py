@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
 from okdph_jax.methods.peers import mean_of
 from okdph_jax.methods.protocol import check, descent
 from okdph_jax.models.layers import conv, linear, norm
-from okdph_jax.nouns import Terms
 from okdph_jax.schedules import ramp
 
 
@@ -26,7 +26,7 @@ class Fusion(nn.Module):
     return linear(x.mean((1, 2)), outputs.logits.shape[-1])
 
 
-def ffl(task, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
+def ffl(context, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
   """Feature Fusion Learning (Kim et al., ICPR 2020, arXiv:1904.09058).
 
       L = sum_m CE(z_m, y) + CE(z_f, y)
@@ -42,7 +42,7 @@ def ffl(task, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
   def criterion(logits, fused, label, step):
     distill = kl(logits, stop_gradient(fused), temperature).sum()
     distill += kl(fused, stop_gradient(logits.mean(0)), temperature)
-    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+    weight = ramp(step, epochs=context.epochs, epoch_steps=context.epoch_steps)
     task_loss = cross_entropy(logits, label).sum() + cross_entropy(fused, label)
     return Terms(task_loss, weight * distill)
 
@@ -54,5 +54,5 @@ def ffl(task, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
   def ensembles(logits, fused):
     return mean_of(logits) | {"fused": fused}
 
-  method = branches(task, students, "fusion", Fusion(), criterion, ensembles=ensembles)
+  method = branches(context, students, "fusion", Fusion(), criterion, ensembles=ensembles)
   return method._replace(optimizer=optimizer)

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
 from okdph_jax.methods.protocol import Method, one_by_one
-from okdph_jax.nouns import Terms
-from okdph_jax.students import each, run
+from okdph_jax.nn.students import each, run
 
 
-def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="soft"):
-  """Knowledge distillation from `task.teacher` (Hinton et al., arXiv:1503.02531).
+def kd(context, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="soft"):
+  """Knowledge distillation from `context.teacher` (Hinton et al., arXiv:1503.02531).
 
       L = a CE(z, y) + b KL_T(sg[z_teacher] -> z)      a, b: task_weight, distill_weight
 
@@ -28,7 +28,7 @@ def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="s
   a = 0.1, b = 0.9, T = 4 on CIFAR-100 and a = b = 0.5, T = 1 on ImageNet. OKDPH's release
   has no KD.
   """
-  if task.teacher is None:
+  if context.teacher is None:
     raise ValueError(
       "kd needs a teacher and there is none; name a finished run, config.teacher=DIR"
     )
@@ -36,14 +36,14 @@ def kd(task, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="s
     raise ValueError(f"kd's targets={targets!r} is not one of soft, hard")
   if not temperature > 0:
     raise ValueError(f"kd: temperature={temperature} must be positive")
-  net, (teacher_net, teacher) = task.net, task.teacher
+  net, (teacher_net, teacher) = context.net, context.teacher
 
   def init(key, views):
     logits, _ = jax.eval_shape(lambda: run(teacher_net, teacher, views[0]))
-    if logits.shape[-1] != task.classes:
+    if logits.shape[-1] != context.classes:
       raise ValueError(
-        f"the teacher tells {logits.shape[-1]} classes apart and the data have {task.classes}; "
-        "choose a teacher of these data"
+        f"the teacher tells {logits.shape[-1]} classes apart and the data have "
+        f"{context.classes}; choose a teacher of these data"
       )
     learner = peers.independent(net, key[None], views)
     return learner.replace(memory={"teacher": jax.tree.map(jnp.copy, teacher)})

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods.peers import peers
 from okdph_jax.methods.protocol import check
-from okdph_jax.nouns import Terms
-from okdph_jax.students import each
+from okdph_jax.nn.students import each
 
 
 def kdcl(
-  task,
+  context,
   *,
   students=2,
   target="minlogit",
@@ -51,9 +51,9 @@ def kdcl(
     )
 
   if target == "general":
-    return _general(task, students, criterion)
+    return _general(context, students, criterion)
   aggregate = TARGETS[target]
-  return peers(task, students, lambda z, label, _: criterion(z, aggregate(z, label), label))
+  return peers(context, students, lambda z, label, _: criterion(z, aggregate(z, label), label))
 
 
 def mean(logits, label):
@@ -129,9 +129,9 @@ def combination(errors):
   return weights / weights.sum()
 
 
-def _general(task, n, criterion):
+def _general(context, n, criterion):
   """The target with one combination for all examples, found anew after every epoch."""
-  whole = peers(task, n, None)
+  whole = peers(context, n, None)
 
   def init(key, views):
     memory = {"errors": jnp.zeros((n, n)), "weights": jnp.full(n, 1 / n)}
@@ -140,7 +140,7 @@ def _general(task, n, criterion):
   def losses(learner, views, step, key):
     del step
     label, memory = views.label, learner.memory
-    logits, stats = each(task.net, learner.students, views.image, key, train=True)
+    logits, stats = each(context.net, learner.students, views.image, key, train=True)
     teacher = jnp.tensordot(memory["weights"], logits, 1)
     errors = memory["errors"] + stop_gradient(covariance(logits, label))
     learner = learner.replace(
@@ -155,7 +155,7 @@ def _general(task, n, criterion):
 
   def after_step(learner, step, key):
     del key
-    done = step % task.epoch_steps == 0
+    done = step % context.epoch_steps == 0
     return learner.replace(memory=lax.cond(done, renewed, lambda m: m, learner.memory))
 
   return whole._replace(init=init, losses=losses, after_step=after_step)

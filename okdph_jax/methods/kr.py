@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
 from okdph_jax.methods.protocol import Method, one_by_one
-from okdph_jax.nouns import Terms
-from okdph_jax.students import each
+from okdph_jax.nn.students import each
 
 
-def kr(task, *, temperature=2.0, fade=True, distances=None):
+def kr(context, *, temperature=2.0, fade=True, distances=None):
   """Knowledge Refinery (Ding et al., AAAI 2021; earlier arXiv:1908.05474).
 
       L = CE(z, y) + g KL_1(sg[R_y] -> u) + KL(softmax(sg[u] / tau) || softmax(R_y))
@@ -27,7 +27,7 @@ def kr(task, *, temperature=2.0, fade=True, distances=None):
   """
   if not temperature > 0:
     raise ValueError(f"kr: temperature={temperature} must be positive")
-  net, table = task.net, residual_labels(distances, task.classes)
+  net, table = context.net, residual_labels(distances, context.classes)
 
   def init(key, views):
     learner = peers.independent(net, key[None], views)
@@ -44,7 +44,7 @@ def kr(task, *, temperature=2.0, fade=True, distances=None):
     )  # [B, K-1]
     gain, memory = 1.0, learner.memory
     if fade:
-      fresh = step % task.epoch_steps != 0  # 0 at the first batch of an epoch
+      fresh = step % context.epoch_steps != 0  # 0 at the first batch of an epoch
       right = fresh * memory["right"] + jnp.sum(logits[0].argmax(-1) == label)
       seen = fresh * memory["seen"] + len(label)
       gain, memory = 1 - right / seen, memory | {"right": right, "seen": seen}

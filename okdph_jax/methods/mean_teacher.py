@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, consistency, cross_entropy
 from okdph_jax.methods import peers
 from okdph_jax.methods.protocol import Method, one_by_one, whole
-from okdph_jax.nouns import Terms
+from okdph_jax.nn.students import each
 from okdph_jax.schedules import average_decay, ramp
-from okdph_jax.students import each
 from okdph_jax.trees import lerp
 
 
-def mean_teacher(task, *, weight=10.0, decay=0.99):
+def mean_teacher(context, *, weight=10.0, decay=0.99):
   """Mean Teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780), as OKDPH's EMA row.
 
       L = CE(z(x_1), y) + c(e) mean_b mean_k (softmax z(x_1) - softmax sg[z'(x_2)])^2
@@ -24,7 +24,7 @@ def mean_teacher(task, *, weight=10.0, decay=0.99):
   from another draw, which the first steps wash out. The wrapper `ema` is something else: it
   averages and teaches nothing.
   """
-  net = task.net
+  net = context.net
 
   def init(key, views):
     learner = peers.independent(net, key[None], views)
@@ -36,7 +36,9 @@ def mean_teacher(task, *, weight=10.0, decay=0.99):
     teacher = learner.memory["teacher"]
     logits, stats = each(net, learner.students, image[:1], key, train=True)  # [1, B, K]
     target, own_stats = each(net, teacher, image[1:], teacher_key, train=True)
-    ramped = weight * ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps, length=5)
+    ramped = weight * ramp(
+      step, epochs=context.epochs, epoch_steps=context.epoch_steps, length=5
+    )
     terms = Terms(
       cross_entropy(logits[0], label), ramped * consistency(logits[0], stop_gradient(target[0]))
     )

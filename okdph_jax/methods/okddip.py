@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
 from okdph_jax.methods.peers import mean_of
 from okdph_jax.methods.protocol import check, one_by_one
-from okdph_jax.nouns import Terms
 from okdph_jax.schedules import ramp
 
 
@@ -29,7 +29,7 @@ class Attention(nn.Module):
     return jnp.einsum("bij,jbk->ibk", attention, logits)
 
 
-def okddip(task, *, students=3, temperature=3.0, detach_mean=False):
+def okddip(context, *, students=3, temperature=3.0, detach_mean=False):
   """OKD with Diverse Peers (Chen et al., AAAI 2020, arXiv:1912.00350).
 
       L = sum_m CE(z_m, y)
@@ -49,7 +49,7 @@ def okddip(task, *, students=3, temperature=3.0, detach_mean=False):
     peers, leader = logits[:-1], logits[-1]
     mean = stop_gradient(peers.mean(0)) if detach_mean else peers.mean(0)
     distill = kl(peers, taught, temperature).sum() + kl(leader, mean, temperature)
-    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+    weight = ramp(step, epochs=context.epochs, epoch_steps=context.epoch_steps)
     return Terms(cross_entropy(logits, label).sum(), weight * distill)
 
   def named(stack):
@@ -62,5 +62,5 @@ def okddip(task, *, students=3, temperature=3.0, detach_mean=False):
     return mean_of(logits[:-1])
 
   return branches(
-    task, students, "attention", Attention(), criterion, named=named, ensembles=ensembles
+    context, students, "attention", Attention(), criterion, named=named, ensembles=ensembles
   )

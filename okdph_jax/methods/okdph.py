@@ -5,16 +5,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax import schedules
+from okdph_jax.core import Terms
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
 from okdph_jax.methods.protocol import Method, one_by_one, whole
-from okdph_jax.nouns import Terms
-from okdph_jax.students import each, run
+from okdph_jax.nn.students import each, run
 
 
 def okdph(
-  task,
+  context,
   *,
   students=2,
   omega=0.8,
@@ -48,11 +48,11 @@ def okdph(
   gives none. Fusion precedes any evaluation: with gamma = 1 and `fuse_every="1 epoch"`
   all readers coincide there.
   """
-  net, n = task.net, students
+  net, n = context.net, students
   check(students=n, omega=omega, beta=beta, gamma=gamma, temperature=temperature, alpha=alpha)
   choose("weights", weights, "dirichlet", "uniform")
   choose("fuse_with", fuse_with, "updated", "previous")
-  due = fusion_clock(fuse_every, fuse_clock, task.epoch_steps)
+  due = fusion_clock(fuse_every, fuse_clock, context.epoch_steps)
 
   def draw(key):
     return dirichlet(key, n, alpha) if weights == "dirichlet" else uniform(n)

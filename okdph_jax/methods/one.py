@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
 from okdph_jax.methods.peers import mean_of
 from okdph_jax.methods.protocol import check
 from okdph_jax.models.layers import linear, norm
-from okdph_jax.nouns import Terms
 from okdph_jax.schedules import ramp
 
 
@@ -25,7 +25,7 @@ class Gate(nn.Module):
     return jnp.einsum("bn,nbk->bk", weights, logits)
 
 
-def one(task, *, students=3, temperature=3.0, detach_target=True):
+def one(context, *, students=3, temperature=3.0, detach_target=True):
   """On-the-fly Native Ensemble (Lan, Zhu and Gong, NeurIPS 2018, arXiv:1806.04606).
 
       z_e = sum_m g_m z_m
@@ -40,10 +40,10 @@ def one(task, *, students=3, temperature=3.0, detach_target=True):
   def criterion(logits, gated, label, step):
     target = stop_gradient(gated) if detach_target else gated
     task_loss = cross_entropy(logits, label).sum() + cross_entropy(gated, label)
-    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+    weight = ramp(step, epochs=context.epochs, epoch_steps=context.epoch_steps)
     return Terms(task_loss, weight * kl(logits, target, temperature).sum())
 
   def ensembles(logits, gated):
     return mean_of(logits) | {"gated": gated}
 
-  return branches(task, students, "gate", Gate(), criterion, ensembles=ensembles)
+  return branches(context, students, "gate", Gate(), criterion, ensembles=ensembles)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
 
+from okdph_jax.core import Learner, Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods.branches import forward, grow, grown, run_shared, split
 from okdph_jax.methods.peers import mean_of
 from okdph_jax.methods.protocol import Method, check, one_by_one
 from okdph_jax.models.layers import linear
-from okdph_jax.nouns import Learner, Terms
 from okdph_jax.schedules import average_decay, ramp
 from okdph_jax.trees import lerp
 
@@ -27,7 +27,7 @@ class Ensemble(nn.Module):
     return linear(jnp.concatenate(list(outputs.feature), -1), outputs.logits.shape[-1])
 
 
-def pcl(task, *, students=3, temperature=3.0, decay=0.999):
+def pcl(context, *, students=3, temperature=3.0, decay=0.999):
   """Peer Collaborative Learning (Wu and Gong, AAAI 2021, arXiv:2006.04147).
 
       L = CE(z_en, y) + sum_m [CE(z_m, y) + w KL_T(sg[z_en] -> z_m)
@@ -43,7 +43,7 @@ def pcl(task, *, students=3, temperature=3.0, decay=0.999):
   2 branches; its ramp is nearly 0 up to epoch 80, which is not reproduced.
   """
   check("pcl", students=students, temperature=temperature)
-  net, head, others = split(task.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
+  net, head, others = split(context.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
 
   def init(key, views):
     learner = grow(net, students, "ensemble", head, key, views[0])
@@ -61,7 +61,7 @@ def pcl(task, *, students=3, temperature=3.0, decay=0.999):
     distill = kl(logits, stop_gradient(ensemble), temperature).sum()
     distill += (others * pairs).sum() / (students - 1)
     task_loss = cross_entropy(ensemble, label) + cross_entropy(logits, label).sum()
-    weight = ramp(step, epochs=task.epochs, epoch_steps=task.epoch_steps)
+    weight = ramp(step, epochs=context.epochs, epoch_steps=context.epoch_steps)
 
     memory = learner.memory["mean"] | {"stats": stop_gradient(mean.stats)}
     learner = learner.replace(memory=learner.memory | {"mean": memory})

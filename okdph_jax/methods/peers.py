@@ -3,18 +3,18 @@
 import jax
 import jax.numpy as jnp
 
+from okdph_jax.core import Learner
 from okdph_jax.losses import accuracy
 from okdph_jax.methods.protocol import Method, one_by_one
-from okdph_jax.nouns import Learner
-from okdph_jax.students import each, shared_input, stack
+from okdph_jax.nn.students import each, shared_input, stack
 
 
-def peers(task, students, criterion):
+def peers(context, students, criterion):
   """N networks, each on its own view, from independent starts.
 
   `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students.
   """
-  net = task.net
+  net = context.net
 
   def init(key, views):
     return independent(net, jax.random.split(key, students), views)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from okdph_jax import optimizers
-from okdph_jax.nouns import Terms
+from okdph_jax.core import Terms
 
 
-class Task(NamedTuple):
+class Context(NamedTuple):
   """The surroundings a method is built in: numbers and networks, no files and no config."""
 
   net: Any  # a Linen module: net(x [B, H, W, C], train) -> logits [B, K]
@@ -84,7 +84,7 @@ class Method(NamedTuple):
   independent: bool = False  # students share no parameters and no loss: a norm per student
 
 
-def beside(read, other, prefix):
+def add_averaged_readers(read, other, prefix):
   """The readers of `read`, and under `prefix` the same readers of `other(learner)`."""
 
   def both(learner, *image):
@@ -111,10 +111,10 @@ def check(name, *, students, temperature=1.0):
 
 __all__ = [
   "Method",
-  "Task",
+  "Context",
   "Terms",
   "as_given",
-  "beside",
+  "add_averaged_readers",
   "check",
   "descend",
   "descent",

@@ -7,7 +7,7 @@ from okdph_jax.methods.protocol import descend
 from okdph_jax.trees import norm
 
 
-def sam(method, task, *, rho=0.05):
+def sam(method, context, *, rho=0.05):
   """Sharpness-Aware Minimization (Foret et al., ICLR 2021, arXiv:2010.01412).
 
       eps = rho g / (||g|| + 1e-12);  descend with the gradient at theta + eps
@@ -19,7 +19,7 @@ def sam(method, task, *, rho=0.05):
   The paper's rho is 0.05 on CIFAR-10 and 0.1 on CIFAR-100. OKDPH's "SAM" row is in fact `asam`
   with rho 0.1 and 0.05, around `base` with `label_smoothing=0.1`.
   """
-  del task  # a sharper gradient asks nothing of the surroundings
+  del context  # a sharper gradient asks nothing of the surroundings
 
   def climb(params, grads):
     reach = rho / (norm(grads) + 1e-12)
@@ -28,7 +28,7 @@ def sam(method, task, *, rho=0.05):
   return ascend(method, climb)
 
 
-def asam(method, task, *, rho=0.5, eta=0.01):
+def asam(method, context, *, rho=0.5, eta=0.01):
   """Adaptive SAM (Kwon et al., ICML 2021, arXiv:2102.11600).
 
       s = |theta| + eta;  eps = rho s^2 g / (||s g|| + 1e-12), elementwise
@@ -36,7 +36,7 @@ def asam(method, task, *, rho=0.5, eta=0.01):
   All else as in `sam`. The paper's rho is 0.5 on CIFAR-10 and 1.0 on CIFAR-100; OKDPH's
   release has 0.1 and 0.05, and `eta=0.0`.
   """
-  del task
+  del context
 
   def climb(params, grads):
     scaled = jax.tree.map(lambda p, g: (jnp.abs(p) + eta) * g, params, grads)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from okdph_jax import host
-from okdph_jax.methods.protocol import beside, remember
+from okdph_jax.methods.protocol import add_averaged_readers, remember
+from okdph_jax.runtime import host
 from okdph_jax.schedules import milestone
 from okdph_jax.trees import lerp
 
 
-def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
+def swa(method, context, *, start: int | str = 241, learning_rate=0.001):
   """Stochastic Weight Averaging (Izmailov et al., UAI 2018, arXiv:1803.05407).
 
       theta_swa <- theta_swa + (theta - theta_swa) / (n + 1)
@@ -29,7 +29,7 @@ def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
   (a learner read from a checkpoint) the snapshots' running statistics are averaged. The
   schedule, start and rate are OKDPH's release's; the official code has a rate of 0.01 to 0.05.
   """
-  start = milestone(start, epochs=task.epochs, epoch_steps=task.epoch_steps)
+  start = milestone(start, epochs=context.epochs, epoch_steps=context.epoch_steps)
 
   def init(key, views):
     learner = method.init(key, views)
@@ -45,7 +45,7 @@ def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
 
   def after_step(learner, step, key):
     learner = method.after_step(learner, step, key)
-    due = (step >= start) & (step % task.epoch_steps == 0)
+    due = (step >= start) & (step % context.epoch_steps == 0)
     return lax.cond(due, snapshot, lambda learner: learner, learner)
 
   def averaged(learner):
@@ -58,7 +58,7 @@ def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
     first = method.schedule(given)(0)
 
     def rate(step):
-      done = (step // task.epoch_steps) * task.epoch_steps / max(start, 1)
+      done = (step // context.epoch_steps) * context.epoch_steps / max(start, 1)
       return first + (learning_rate - first) * jnp.clip((done - 0.5) / 0.4, 0.0, 1.0)
 
     return rate
@@ -87,9 +87,9 @@ def swa(method, task, *, start: int | str = 241, learning_rate=0.001):
     after_step=after_step,
     before_eval=before_eval,
     schedule=schedule,
-    predict=beside(method.predict, averaged, "swa"),
-    ensembles=beside(method.ensembles, averaged, "swa"),
-    networks=beside(method.networks, averaged, "swa"),
+    predict=add_averaged_readers(method.predict, averaged, "swa"),
+    ensembles=add_averaged_readers(method.ensembles, averaged, "swa"),
+    networks=add_averaged_readers(method.networks, averaged, "swa"),
   )
 
 

@@ -9,10 +9,10 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
+from okdph_jax.core import Outputs
 from okdph_jax.models import layers
 from okdph_jax.models.layers import linear, norm
 from okdph_jax.models.net import Net
-from okdph_jax.nouns import Outputs
 
 conv = partial(layers.conv, init=layers.he_fan_in)
 

@@ -5,9 +5,9 @@ The branch is the last stage (the two blocks of 1024 channels) with the classifi
 
 from flax import linen as nn
 
+from okdph_jax.core import Outputs
 from okdph_jax.models.layers import conv, linear, norm
 from okdph_jax.models.net import Net
-from okdph_jax.nouns import Outputs
 
 EARLY = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5)
 LAST = ((1024, 2), (1024, 1))

@@ -8,9 +8,9 @@ from functools import partial
 
 from flax import linen as nn
 
+from okdph_jax.core import Outputs
 from okdph_jax.models.layers import conv, norm
 from okdph_jax.models.net import Net
-from okdph_jax.nouns import Outputs
 
 
 class Group(nn.Module):

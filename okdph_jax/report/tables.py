@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from okdph_jax import logbook
 from okdph_jax.report import paper
+from okdph_jax.training import logbook
 
 # Runs that differ in these alone are the same experiment.
 NOT_THE_EXPERIMENT = logbook.MAY_DIFFER | {"seed", "devices", "snapshots"}

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from okdph_jax.methods import METHODS
-from okdph_jax.methods.protocol import Task
+from okdph_jax.methods.protocol import Context
 from okdph_jax.models import build
 
 # backbone, branches, classes: independent networks, one, okddip, ffl's network, its fusion, pcl
@@ -32,10 +32,10 @@ TOTALS = {
 @pytest.mark.parametrize("case", TOTALS, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def test_totals(case):
   network, branches, classes = case
-  task = Task(build(network, classes), classes, epoch_steps=391, epochs=300)
+  context = Context(build(network, classes), classes, epoch_steps=391, epochs=300)
 
   def parameters(name):
-    method = METHODS[name](task, students=branches)
+    method = METHODS[name](context, students=branches)
     views = jax.ShapeDtypeStruct((method.views, 2, 32, 32, 3), jnp.float32)
     params = jax.eval_shape(method.init, jax.random.key(0), views).params
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
@@ -51,7 +51,7 @@ def test_totals(case):
 @pytest.mark.parametrize("name", ["one", "okddip", "ffl", "pcl"])
 def test_branches_share_nothing(name):
   """A loss of one branch alone moves that branch alone, and starts differ."""
-  method = METHODS[name](tiny.task(), students=3)
+  method = METHODS[name](tiny.context(), students=3)
   views = tiny.augment(method.views)(None, tiny.batch().image)
   learner = tiny.jit(method.init)(jax.random.key(0), views)
   for leaf in jax.tree.leaves(learner.params["students"]):

@@ -7,13 +7,13 @@ import pytest
 import tiny
 from flax import linen as nn
 
+from okdph_jax.core import Outputs, Views
 from okdph_jax.methods import METHODS
 from okdph_jax.methods.kd import kd
 from okdph_jax.methods.kdcl import linear
 from okdph_jax.methods.kr import residual_labels
-from okdph_jax.methods.protocol import Task
+from okdph_jax.methods.protocol import Context
 from okdph_jax.models import Net
-from okdph_jax.nouns import Outputs, Views
 from okdph_jax.schedules import average_decay, ramp
 
 B, K, F = 5, 4, 16
@@ -44,8 +44,8 @@ class Top(nn.Module):
 net = Net(Same(), Top(), "")
 
 
-def task(teacher=None, epochs=300, epoch_steps=EPOCH):
-  return Task(net, K, epoch_steps, epochs, teacher)
+def context(teacher=None, epochs=300, epoch_steps=EPOCH):
+  return Context(net, K, epoch_steps, epochs, teacher)
 
 
 def begin(method, seed=0):
@@ -124,7 +124,7 @@ def test_ramp_and_decays():
 
 
 def test_base_with_smoothed_labels():
-  method = METHODS["base"](task(), students=2, label_smoothing=0.1)
+  method = METHODS["base"](context(), students=2, label_smoothing=0.1)
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
   want = 0.0
@@ -137,7 +137,7 @@ def test_base_with_smoothed_labels():
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_dml(n):
-  method = METHODS["dml"](task(), students=n)
+  method = METHODS["dml"](context(), students=n)
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
   distill = sum(kl(z[j], z[m]) for m in range(n) for j in range(n) if j != m) / (n - 1)
@@ -148,7 +148,7 @@ def test_dml(n):
 @pytest.mark.parametrize("n", [2, 3])
 def test_kdcl(target, n):
   options = dict(task_weight=0.4, distill_weight=0.6, temperature=3.0)
-  method = METHODS["kdcl"](task(), students=n, target=target, **options)
+  method = METHODS["kdcl"](context(), students=n, target=target, **options)
   learner, views = begin(method)
   if target == "general":
     weights = np.array([0.7, -0.2, 0.5])[:n]
@@ -200,7 +200,7 @@ def test_kdcl_linear_finds_the_minimum():
 
 @pytest.mark.parametrize("target", ["mean", "naive", "linear", "minlogit", "general"])
 def test_kdcl_of_equal_students_teaches_nothing(target):
-  method = METHODS["kdcl"](task(), target=target)
+  method = METHODS["kdcl"](context(), target=target)
   learner, views = begin(method)
   same = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), learner.params)
   views = views._replace(image=np.stack([views.image[0]] * 2))
@@ -212,7 +212,7 @@ def test_kdcl_of_equal_students_teaches_nothing(target):
 
 
 def test_kdcl_general_weighs_by_the_errors_of_an_epoch():
-  method = METHODS["kdcl"](task(), students=3, target="general")
+  method = METHODS["kdcl"](context(), students=3, target="general")
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
   errors = [softmax(z[m]) - np.eye(K)[label] for m in range(3)]
@@ -232,7 +232,7 @@ def test_kdcl_general_weighs_by_the_errors_of_an_epoch():
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_one(detach):
-  method = METHODS["one"](task(), detach_target=detach)
+  method = METHODS["one"](context(), detach_target=detach)
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
   gate = numbers(learner.params["shared"]["gate"])
@@ -247,7 +247,7 @@ def test_one(detach):
 
 
 def test_one_with_a_one_hot_gate_is_its_branch():
-  method = METHODS["one"](task())
+  method = METHODS["one"](context())
   learner, views = begin(method)
   norm = {"scale": jnp.zeros(3), "bias": jnp.array([0.0, 100.0, 0.0])}
   learner.params["shared"]["gate"]["BatchNorm_0"] = norm
@@ -260,7 +260,7 @@ def test_one_with_a_one_hot_gate_is_its_branch():
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_okddip(n):
-  method = METHODS["okddip"](task(), students=n)
+  method = METHODS["okddip"](context(), students=n)
   learner, views = begin(method)
   z, h = outputs(learner, views.image)
   attention = numbers(learner.params["shared"]["attention"])
@@ -281,7 +281,7 @@ def test_okddip(n):
 
 
 def test_ffl():
-  method = METHODS["ffl"](task(), students=3)
+  method = METHODS["ffl"](context(), students=3)
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
   gain = numbers(learner.params["students"]["gain"])
@@ -303,7 +303,7 @@ def test_ffl():
 
 
 def test_ffl_decays_the_fusion_less():
-  method = METHODS["ffl"](task(), fusion_weight_decay=0.01)
+  method = METHODS["ffl"](context(), fusion_weight_decay=0.01)
   learner, _ = begin(method)
   for decay, fusion in ((0.1, 0.01), (0.0, 0.0)):
     tx = method.optimizer(1.0, momentum=0.9, weight_decay=decay)
@@ -320,7 +320,7 @@ def test_ffl_decays_the_fusion_less():
 
 def test_pcl():
   n = 3
-  method = METHODS["pcl"](task(), students=n)
+  method = METHODS["pcl"](context(), students=n)
   learner, views = begin(method)  # the mean network is without begin's noise
   z, h = outputs(learner, views.image)
   mean, _ = outputs(learner.replace(params=learner.memory["mean"]["params"]), views.image)
@@ -334,7 +334,7 @@ def test_pcl():
 
 
 def test_pcl_averages_what_it_deploys():
-  method = METHODS["pcl"](task())
+  method = METHODS["pcl"](context())
   learner, views = begin(method)
   start = numbers(learner.memory["mean"]["params"])
   moved = numbers(learner.params["students"])
@@ -356,7 +356,7 @@ def test_pcl_averages_what_it_deploys():
 
 def test_pcl_updates_the_statistics_of_the_stem_view_by_view():
   """In order, and those of the mean network by its own passes."""
-  method = METHODS["pcl"](tiny.task(), students=2)
+  method = METHODS["pcl"](tiny.context(), students=2)
   first, second = tiny.augment(2)(None, tiny.batch().image)
   views = Views(np.stack([first, 3 * second]), tiny.batch().label)
   learner = tiny.jit(method.init)(jax.random.key(0), views.image)
@@ -382,7 +382,7 @@ def test_kd_soft_and_hard():
   }
   for targets in ("soft", "hard"):
     options = dict(task_weight=0.1, distill_weight=0.9, temperature=4.0, targets=targets)
-    method = kd(task((net, variables)), **options)
+    method = kd(context((net, variables)), **options)
     learner, views = begin(method)
     (z,), _ = outputs(learner, views.image)
     taught = views.image[0].reshape(B, -1) @ teacher
@@ -391,7 +391,7 @@ def test_kd_soft_and_hard():
 
 
 def test_kr():
-  method = METHODS["kr"](task())
+  method = METHODS["kr"](context())
   learner, views = begin(method)
   (z,), _ = outputs(learner, views.image)
   table = numbers(learner.params["shared"]["labels"])
@@ -405,7 +405,7 @@ def test_kr():
     terms, after, _ = measure(method, learner.replace(memory=memory), views, step)
     agrees(terms, ce(z), gain * kl(row, u) + own)
   assert after.memory["seen"] == 2 * B
-  plain = METHODS["kr"](task(), fade=False)
+  plain = METHODS["kr"](context(), fade=False)
   agrees(measure(plain, learner.replace(memory={}), views)[0], ce(z), kl(row, u) + own)
 
 
@@ -416,11 +416,11 @@ def test_kr_starts_uniform_or_from_distances():
   assert table.shape == (K, K - 1) and table[0, 0] > table[0, 1] > table[0, 2]
   np.testing.assert_allclose([table.mean(), table.std()], [0, 1], atol=1e-6)
   with pytest.raises(ValueError, match=r"\(2, 3\); 4 classes"):
-    METHODS["kr"](task(), distances=np.zeros((2, 3)))
+    METHODS["kr"](context(), distances=np.zeros((2, 3)))
 
 
 def test_mean_teacher():
-  method = METHODS["mean_teacher"](task())
+  method = METHODS["mean_teacher"](context())
   learner, views = begin(method)
   (z,), _ = outputs(learner, views.image[:1])
   teacher = learner.memory["teacher"]["params"]
@@ -436,17 +436,17 @@ def test_mean_teacher():
 
 def test_errors_are_one_line():
   with pytest.raises(ValueError, match="dml needs at least 2 students; method.students is 1"):
-    METHODS["dml"](task(), students=1)
+    METHODS["dml"](context(), students=1)
   with pytest.raises(ValueError, match="kd needs a teacher"):
-    METHODS["kd"](task())
+    METHODS["kd"](context())
   with pytest.raises(
     ValueError, match="'median' is not one of mean, naive, linear, minlogit, gen"
   ):
-    METHODS["kdcl"](task(), target="median")
+    METHODS["kdcl"](context(), target="median")
   image, seven = np.zeros((2, 8, 8, 1), np.float32), tiny.net(7)
   teacher = (seven, tiny.jit(lambda: tiny.start(seven, jax.random.key(0), image))())
   with pytest.raises(ValueError, match="the teacher tells 7 classes apart and the data have 4"):
-    kd(task(teacher)).init(jax.random.key(0), image[None])
+    kd(context(teacher)).init(jax.random.key(0), image[None])
 
 
 def reaches_shared(method, learner, views, name):

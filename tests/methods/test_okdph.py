@@ -7,11 +7,11 @@ import optax
 import pytest
 from flax import linen as nn
 
+from okdph_jax.core import Batch, Views
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.methods.okdph import fusion_clock, okdph
-from okdph_jax.methods.protocol import Task
-from okdph_jax.nouns import Batch, Views
-from okdph_jax.step import initial_state, train_step
+from okdph_jax.methods.protocol import Context
+from okdph_jax.training.step import initial_state, train_step
 
 N, B, K, EPOCH = 3, 6, 4, 5
 OPTIONS = dict(
@@ -41,8 +41,8 @@ class Linear(nn.Module):
     return nn.Dense(self.classes, use_bias=False)(x.reshape(len(x), -1))
 
 
-def task(net):
-  return Task(net, K, EPOCH, epochs=3)
+def context(net):
+  return Context(net, K, EPOCH, epochs=3)
 
 
 def look(method, size=4):
@@ -86,7 +86,7 @@ def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True):
 def test_each_student_gets_the_gradient_of_its_own_loss(hybrid_gradient):
   with jax.enable_x64(True):
     net = Smooth()
-    method = okdph(task(net), **OPTIONS, hybrid_gradient=hybrid_gradient)
+    method = okdph(context(net), **OPTIONS, hybrid_gradient=hybrid_gradient)
     views = look(method)
     learner = method.init(jax.random.key(0), views.image)
     learner = jax.tree.map(lambda x: x.astype(jnp.float64), learner)
@@ -148,11 +148,11 @@ def central_difference(net, learner, views, m, theta, direction, eps=1e-5):
 
 def test_the_hybrids_view_reaches_the_students_only_through_the_true_gradient():
   """Discrepancy D1: with beta = 0 only the hybrid's own loss can carry its view."""
-  views = look(okdph(task(Smooth()), **OPTIONS))
+  views = look(okdph(context(Smooth()), **OPTIONS))
   other = views._replace(image=views.image.at[N].add(1.0))
   for hybrid_gradient, moves in [(True, True), (False, False)]:
     options = OPTIONS | dict(beta=0.0, hybrid_gradient=hybrid_gradient)
-    method = okdph(task(Smooth()), **options)
+    method = okdph(context(Smooth()), **options)
     learner = method.init(jax.random.key(0), views.image)
     a, b = gradients(method, learner, views), gradients(method, learner, other)
     differ = [bool((x != y).any()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
@@ -167,7 +167,7 @@ def softmax(z):
 def test_three_steps_equal_algorithm_1_written_in_numpy():
   """Linear students: gradients, SGD with coupled decay, the new r, and fusion, by hand."""
   lr, momentum, decay, omega, beta, gamma, T = 0.5, 0.9, 0.01, 0.7, 0.6, 0.3, 4.0
-  method = okdph(task(Linear()), **OPTIONS)
+  method = okdph(context(Linear()), **OPTIONS)
   tx = method.optimizer(lr, momentum=momentum, weight_decay=decay)
   images = np.asarray(look(method).image)
   label = np.arange(B) % K
@@ -219,7 +219,7 @@ def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_ste
   options = OPTIONS | dict(
     fuse_with="previous", weights="uniform", gamma=1.0, fuse_clock="epoch"
   )
-  method = okdph(task(Smooth()), **options)
+  method = okdph(context(Smooth()), **options)
   views = look(method)
   tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
   batch, key = Batch(jnp.zeros((B, 4, 4, 1), jnp.uint8), views.label), jax.random.key(3)
@@ -243,11 +243,11 @@ def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_ste
 
 
 def test_without_a_hybrid_loss_nothing_differentiates_through_the_hybrid():
-  method = okdph(task(Smooth()), **OPTIONS | dict(omega=1.0))
+  method = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0))
   views = look(method)
   learner = method.init(jax.random.key(0), views.image)
   a = gradients(method, learner, views)
-  off = okdph(task(Smooth()), **OPTIONS | dict(omega=1.0, hybrid_gradient=False))
+  off = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0, hybrid_gradient=False))
   jax.tree.map(np.testing.assert_array_equal, a, gradients(off, learner, views))
 
 
@@ -275,8 +275,8 @@ def test_the_release_fuses_79_times_in_an_epoch_of_cifar():
 
 def test_students_start_alike_unless_told_otherwise():
   for same in (True, False):
-    learner_of = okdph(task(Smooth()), **OPTIONS | dict(same_init=same)).init
-    kernel = learner_of(jax.random.key(0), look(okdph(task(Smooth()), **OPTIONS)).image)
+    learner_of = okdph(context(Smooth()), **OPTIONS | dict(same_init=same)).init
+    kernel = learner_of(jax.random.key(0), look(okdph(context(Smooth()), **OPTIONS)).image)
     kernel = kernel.params["students"]["Conv_0"]["kernel"]
     assert bool((kernel[0] == kernel[1]).all()) == same
 
@@ -295,7 +295,7 @@ def test_students_start_alike_unless_told_otherwise():
 )
 def test_what_cannot_be_is_refused_in_one_line(wrong, says):
   with pytest.raises(ValueError, match=says) as error:
-    okdph(task(Smooth()), **OPTIONS | wrong)
+    okdph(context(Smooth()), **OPTIONS | wrong)
   assert "\n" not in str(error.value)
 
 

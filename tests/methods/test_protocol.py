@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from okdph_jax.methods import METHODS, WRAPPERS
-from okdph_jax.step import initial_state, train_step
-from okdph_jax.students import run
+from okdph_jax.nn.students import run
+from okdph_jax.training.step import initial_state, train_step
 
 OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
 STACKS = {
@@ -29,14 +29,14 @@ STEPS = 7
 
 
 def build(case, epoch_steps=3):
-  task = tiny.task(teacher=True, epoch_steps=epoch_steps)
+  context = tiny.context(teacher=True, epoch_steps=epoch_steps)
   name, options = OPTIONS.get(case, (case, {}))
   wrappers = ()
   if case in STACKS:
     name, wrappers = STACKS[case]
-  method = METHODS[name](task, **options)
+  method = METHODS[name](context, **options)
   for wrapper in wrappers:
-    method = WRAPPERS[wrapper](method, task)
+    method = WRAPPERS[wrapper](method, context)
   return method
 
 
@@ -124,7 +124,7 @@ def test_a_bare_network_trains_under_methods_of_whole_networks():
     def __call__(self, x, train):
       return tiny.nn.Dense(tiny.K)(tiny.nn.relu(tiny.nn.Conv(4, (3, 3))(x)).mean((1, 2)))
 
-  task = tiny.task(Bare(), teacher=True)
+  context = tiny.context(Bare(), teacher=True)
   batch = tiny.batch()
 
   def keeps_its_structure(method):
@@ -135,10 +135,10 @@ def test_a_bare_network_trains_under_methods_of_whole_networks():
     assert typed(after) == typed(state)
 
   for name in ("base", "kd", "dml", "kdcl", "kr", "mean_teacher", "okdph"):
-    keeps_its_structure(METHODS[name](task))
+    keeps_its_structure(METHODS[name](context))
   for name in ("one", "okddip", "ffl", "pcl"):
     with pytest.raises(ValueError, match="Bare has no .stem and .branch"):
-      METHODS[name](task)
+      METHODS[name](context)
 
 
 def typed(state):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
+from okdph_jax.core import Terms, Views
 from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.methods.dot import reaches
 from okdph_jax.methods.protocol import descend
-from okdph_jax.nouns import Terms, Views
+from okdph_jax.nn.students import run
 from okdph_jax.optimizers import dot_sgd, sgd
 from okdph_jax.schedules import multistep
-from okdph_jax.step import State, train_step
-from okdph_jax.students import run
+from okdph_jax.training.step import State, train_step
 
 KEY = jax.random.key(3)
 STARTS = {}  # one compiled start per method
@@ -23,7 +23,7 @@ STARTS = {}  # one compiled start per method
 
 def begin(name, **options):
   """A method, a learner of it and views; starts are compiled once."""
-  method = METHODS[name](tiny.task(teacher=True), **options)
+  method = METHODS[name](tiny.context(teacher=True), **options)
   batch = tiny.batch()
   image = tiny.augment(method.views)(None, batch.image)
   if name not in STARTS:
@@ -181,7 +181,7 @@ def test_dot_goes_inside_sam():
 def test_swa_averages_the_ends_of_its_epochs():
   """Start 241 of 300 in a run of 4 epochs is epoch 3: two snapshots."""
   method, _, views = begin("dml")
-  wrapped = WRAPPERS["swa"](method, tiny.task())
+  wrapped = WRAPPERS["swa"](method, tiny.context())
   learner = tiny.jit(wrapped.init)(KEY, views.image)
   snapshots, after = [], tiny.jit(wrapped.after_step)
   for step in range(1, 13):
@@ -197,7 +197,7 @@ def test_swa_averages_the_ends_of_its_epochs():
 
 def test_swa_before_its_start_and_of_one_snapshot_is_the_network():
   method, _, views = begin("dml")
-  wrapped = WRAPPERS["swa"](method, tiny.task())
+  wrapped = WRAPPERS["swa"](method, tiny.context())
   learner = tiny.jit(wrapped.init)(KEY, views.image)
   learner = learner.replace(params=jax.tree.map(lambda x: x * 0.9, learner.params))
   assert wrapped.before_eval(learner, iter(())) is learner  # no pass over the data
@@ -209,8 +209,8 @@ def test_swa_before_its_start_and_of_one_snapshot_is_the_network():
 
 
 def test_swa_follows_its_schedule():
-  task = tiny.task(epochs=300)
-  wrapped = WRAPPERS["swa"](METHODS["base"](task), task)
+  context = tiny.context(epochs=300)
+  wrapped = WRAPPERS["swa"](METHODS["base"](context), context)
   rate = wrapped.schedule(multistep(0.1, (150, 225), epochs=300, epoch_steps=3))
   for epoch in (0, 119, 120, 121, 180, 216, 217, 299):
     t = epoch / 241
@@ -221,7 +221,7 @@ def test_swa_follows_its_schedule():
 def test_swa_estimates_statistics_as_the_mean_over_images():
   """Of the averaged weights, over batches of several sizes, whatever statistics were before."""
   method, _, views = begin("base", students=1)
-  wrapped = WRAPPERS["swa"](method, tiny.task())
+  wrapped = WRAPPERS["swa"](method, tiny.context())
   learner = wrapped.after_step(tiny.jit(wrapped.init)(KEY, views.image), 9, KEY)
   learner = learner.replace(params=jax.tree.map(lambda x: x * 0.5, learner.params))
   batches = [tiny.batch(4), tiny.batch(2, seed=1), tiny.batch(4, seed=2)]

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from okdph_jax.methods.protocol import Task
+from okdph_jax.core import Batch, Learner, Outputs
+from okdph_jax.methods.protocol import Context
 from okdph_jax.models import Net
 from okdph_jax.models.layers import conv, linear, norm
-from okdph_jax.nouns import Batch, Learner, Outputs
-from okdph_jax.students import start
+from okdph_jax.nn.students import start
 
 B, K = 4, 3
 
@@ -66,9 +66,9 @@ def augment(views):
   return lambda key, image: image[None] + 0.1 * noise
 
 
-def task(network=None, *, teacher=False, epochs=4, epoch_steps=3):
+def context(network=None, *, teacher=False, epochs=4, epoch_steps=3):
   network = network or net()
-  return Task(network, K, epoch_steps, epochs, (net(), trained()) if teacher else None)
+  return Context(network, K, epoch_steps, epochs, (net(), trained()) if teacher else None)
 
 
 @functools.cache

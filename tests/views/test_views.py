@@ -112,7 +112,8 @@ def test_a_batch_on_two_devices_stays_there():
   """Other devices, same views, and nothing sent between them."""
   script = """
 import jax, numpy as np
-from okdph_jax import host, views
+from okdph_jax.runtime import host
+from okdph_jax import views
 host.configure(2)
 image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 over = jax.NamedSharding(host.mesh(), jax.P("data"))

@@ -1,0 +1,96 @@
+"""What a run says and writes about itself before it starts."""
+
+import importlib.metadata
+import os
+import platform
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tabulate import tabulate
+
+from okdph_jax import models
+from okdph_jax.experiment.build import described
+from okdph_jax.experiment.teacher import data_signature, finished
+from okdph_jax.runtime import host
+
+
+def resolve(config, dataset, workdir):
+  """The config as plain data, with what was measured: what config.json keeps."""
+  resolved = config.to_dict()
+  resolved["data"] |= data_signature(dataset)
+  if config.teacher:  # so that a run and its teacher can be moved together
+    resolved["teacher"] = os.path.relpath(config.teacher, workdir)
+  return resolved
+
+
+def environment():
+  """What the bits of a run depend on besides its config."""
+  names = ("okdph_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {
+    "versions": {name: importlib.metadata.version(name) for name in names},
+    "python": platform.python_version(),
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "cores": host.cores(),
+  }
+
+
+def parameters(experiment, dataset):
+  """How many numbers descent moves, and how many the one network has that is deployed."""
+  leaves = jax.tree.leaves(experiment.learner.params)
+  trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+  return trained, models.parameters(experiment.net, dataset.train_images.shape[1:])
+
+
+def summary(config, dataset, experiment):
+  """What a run says before it starts: machine, data, method, network."""
+  here = environment()
+  versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+  image_shape = dataset.train_images.shape[1:]
+  trained, deployed = parameters(experiment, dataset)
+  about = getattr(experiment.net, "about", type(experiment.net).__name__)
+  rows = [
+    ("software", versions),
+    ("devices", f"{here['devices']} x {here['device']}, {here['cores']} cores"),
+    ("data", dataset.summary),
+    ("views", " / ".join(config.views)),
+    ("network", f"{config.network}: {about}"),
+    ("method", described(config)),
+    ("wrappers", ", ".join(options["name"] for options in config.wrappers) or "none"),
+    ("parameters", f"{trained:,} trained, {deployed:,} deployed (one network)"),
+    ("steps", f"{config.epochs} epochs of {experiment.epoch_steps}: {experiment.steps:,}"),
+  ]
+  if config.teacher:
+    folder, reader, result = finished(config.teacher)
+    rows.insert(5, ("teacher", f"{reader} of the {result['network']} in {folder}"))
+  return tabulate(rows, tablefmt="plain") + "\n" + parameter_table(experiment.net, image_shape)
+
+
+def parameter_table(net, image_shape):
+  """One network's parameters by part."""
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  variables = jax.eval_shape(
+    lambda key: net.lazy_init({"params": key, "dropout": key}, image, False), jax.random.key(0)
+  )
+  sizes = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+    part = "/".join(key.key for key in path[:2])
+    tensors, total = sizes.get(part, (0, 0))
+    sizes[part] = tensors + 1, total + int(np.prod(leaf.shape))
+  rows = [(part, tensors, f"{total:,}") for part, (tensors, total) in sizes.items()]
+  headers = ("part of one network", "tensors", "parameters")
+  return tabulate(rows, headers, tablefmt="simple", colalign=("left", "right", "right"))
+
+
+def ensure_writable(workdir):
+  """Makes the folder; ValueError, in one line, where nothing can be written there."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
+    ) from error

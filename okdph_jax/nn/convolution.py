@@ -1,0 +1,162 @@
+"""A convolution that stays plain under `vmap`, for networks trained side by side.
+
+Mapped over kernels, `lax.conv_general_dilated` becomes a grouped convolution, whose
+gradients are slow everywhere (jax-ml/jax#13800, openxla/xla#34273; some 20 times on CPU).
+Here `vmap` runs one plain convolution per network and stacks the results, in the forward
+pass and in both gradients.
+
+A convolution is the trilinear form <conv(lhs, rhs), out>: two of the three tensors give
+the third, which is the output, the gradient of the image or the gradient of the kernel.
+One primitive computes all three, so its transposes are itself, and any composition of
+`grad`, `jvp` and `vmap` ends in plain convolutions.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from okdph_jax.nn import convolution_cpu
+
+
+def conv_general_dilated(
+  lhs,
+  rhs,
+  window_strides,
+  padding,
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dimension_numbers=None,
+  feature_group_count=1,
+  precision=None,
+):
+  """`lax.conv_general_dilated` as `nn.Conv` calls it, never grouped by `vmap`.
+
+  Mapping over kernels unrolls: the program grows with the number of networks.
+  """
+  dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  ones = (1,) * (lhs.ndim - 2)
+  if isinstance(padding, str):
+    windows = (rhs.shape[d] for d in dimensions.rhs_spec[2:])
+    reach = [(k - 1) * d + 1 for k, d in zip(windows, rhs_dilation or ones, strict=True)]
+    space = [lhs.shape[d] for d in dimensions.lhs_spec[2:]]
+    padding = lax.padtype_to_pads(space, reach, window_strides, padding)
+  geometry = Geometry(
+    tuple(window_strides),
+    tuple(map(tuple, padding)),
+    tuple(lhs_dilation or ones),
+    tuple(rhs_dilation or ones),
+    dimensions,
+    feature_group_count,
+    precision,
+  )
+  shape = jax.eval_shape(geometry.convolve, lhs, rhs).shape
+  return _solve("out", shape, geometry, lhs=lhs, rhs=rhs)
+
+
+class Geometry(NamedTuple):
+  """What describes a convolution besides its tensors; fields as in `lax`."""
+
+  window_strides: tuple
+  padding: tuple
+  lhs_dilation: tuple
+  rhs_dilation: tuple
+  dimension_numbers: lax.ConvDimensionNumbers
+  feature_group_count: int
+  precision: Any
+
+  def convolve(self, lhs, rhs):
+    return lax.conv_general_dilated(lhs, rhs, **self._asdict())
+
+
+_OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("rhs", "out"), "rhs": ("lhs", "out")}
+
+convolution_p = Primitive("convolution")
+
+
+def _solve(target, shape, geometry, **tensors):
+  """The tensor `target` of this shape, from the two others of lhs, rhs and out."""
+  a, b = (tensors[role] for role in _OPERANDS[target])
+  # Under shard_map a replicated kernel is cast to vary like its image: the transpose of
+  # the cast sums the kernel's gradient over the devices.
+  varying = _varying(a) | _varying(b)
+  a, b = (lax.pcast(x, tuple(varying - _varying(x)), to="varying") for x in (a, b))
+  return convolution_p.bind(a, b, target=target, shape=shape, geometry=geometry)
+
+
+def _varying(x):
+  return jax.typeof(x).manual_axis_type.varying
+
+
+def _plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
+  convolve = partial(convolve, geometry)
+  if target == "out":
+    return convolve(a, b)
+  unknown = jax.typeof(a).update(shape=shape)
+  linear = partial(convolve, rhs=a) if target == "lhs" else partial(convolve, a)
+  return jax.linear_transpose(linear, unknown)(b)[0]
+
+
+def _abstract(a, b, *, target, shape, geometry):
+  del b, target, geometry
+  return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
+
+
+def _transpose(position, cotangent, *operands, target, shape, geometry):
+  del shape
+  wanted, given = _OPERANDS[target][position], _OPERANDS[target][1 - position]
+  tensors = {target: cotangent, given: operands[1 - position]}
+  return _solve(wanted, operands[position].aval.shape, geometry, **tensors)
+
+
+def _batch(operands, axes, *, target, shape, geometry):
+  roles = _OPERANDS[target]
+  mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
+  if {target, *mapped} == {"lhs", "out"}:
+    return _fold(operands, axes, target, shape, geometry)
+  n = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+  rows = [
+    [x] * n if axis is None else jnp.moveaxis(x, axis, 0)
+    for x, axis in zip(operands, axes, strict=True)
+  ]
+  outs = [
+    _solve(
+      target, shape, geometry, **{role: row[i] for role, row in zip(roles, rows, strict=True)}
+    )
+    for i in range(n)
+  ]
+  return jnp.stack(outs), 0
+
+
+def _fold(operands, axes, target, shape, geometry):
+  """One kernel for all: the mapped axis becomes part of the batch.
+
+  Batch-major, so that a batch sharded over devices stays where it is.
+  """
+  batch = dict(zip(("lhs", "rhs", "out"), geometry.dimension_numbers, strict=True))
+  tensors = dict(zip(_OPERANDS[target], operands, strict=True))
+  role = "lhs" if target == "out" else "out"
+  x, axis = tensors[role], axes[_OPERANDS[target].index(role)]
+  n, inner = x.shape[axis], batch[role][0]
+  x = jnp.moveaxis(x, axis, inner + 1)
+  tensors[role] = lax.collapse(x, inner, inner + 2)
+  outer = batch[target][0]
+  split = (*shape[: outer + 1], n, *shape[outer + 1 :])
+  folded = (*shape[:outer], shape[outer] * n, *shape[outer + 1 :])
+  return _solve(target, folded, geometry, **tensors).reshape(split), outer + 1
+
+
+convolution_p.def_impl(jax.jit(_plain, static_argnames=("target", "shape", "geometry")))
+convolution_p.def_abstract_eval(_abstract)
+ad.defbilinear(convolution_p, partial(_transpose, 0), partial(_transpose, 1))
+batching.primitive_batchers[convolution_p] = _batch
+mlir.register_lowering(convolution_p, mlir.lower_fun(_plain, multiple_results=False))
+mlir.register_lowering(
+  convolution_p,
+  mlir.lower_fun(partial(convolution_cpu.solve, plain=_plain), multiple_results=False),
+  platform="cpu",
+)

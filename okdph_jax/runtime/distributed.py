@@ -1,0 +1,76 @@
+"""A pod: several processes, on one machine or many, that train one run on all their devices.
+
+All of them run the same program on the same batches. One leads: it alone writes and speaks.
+What only a clock or a signal can tell is agreed, so that all take the same steps. A process
+on its own leads a pod of one.
+"""
+
+import contextlib
+import os
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def join():
+  """Makes this process one of a pod.
+
+  JAX finds the others on TPU pods and under Slurm and Open MPI; elsewhere the environment
+  names them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID. Call it before anything else of JAX. Raises ValueError where there is none.
+  """
+  asked = {
+    name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
+  }
+  jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's
+  try:
+    jax.distributed.initialize(**{name: int(n) for name, n in asked.items() if n is not None})
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--pod finds no other processes ({error}); start it by srun or mpirun, on every host of "
+      "a TPU pod, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+    ) from error
+
+
+def exit_without_barrier(code):
+  """Leaves a pod at once, having failed: at exit JAX waits minutes for the others."""
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_leader():
+  """Whether this process is the one of its pod that writes and speaks; alone it is."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def leader_first():
+  """The block runs in the process that leads, then in the others of its pod."""
+  if not is_leader():
+    multihost_utils.sync_global_devices("leader first")
+  yield
+  if is_leader():
+    multihost_utils.sync_global_devices("leader first")
+
+
+def only_leader_prints():
+  """Within it only the process that leads prints."""
+  return contextlib.nullcontext() if is_leader() else contextlib.redirect_stdout(None)
+
+
+def broadcast_from_leader(number):
+  """What the process that leads has for `number`, int or bool, in all processes of its pod."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def any_process(flag):
+  """Whether `flag` holds in any process of the pod; all of them ask at once."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.bool_(flag)).any())

@@ -1,0 +1,184 @@
+"""States on disk: the latest, one before it, and the best, through Orbax."""
+
+import json
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from okdph_jax.core import Learner
+from okdph_jax.errors import one_line
+from okdph_jax.runtime import distributed
+
+ITEM = "state"
+
+
+class Checkpoints(AbstractContextManager):
+  """The checkpoints of one run, in `workdir/checkpoints/STEP`.
+
+  Two latest are kept, so that one that cannot be read costs time and not the run, and the
+  one with the highest accuracy, the earliest of equals. Writing goes on in the background:
+  leave the `with` block, or call `close`, before the process ends.
+  """
+
+  def __init__(self, workdir):
+    policies = [
+      checkpoint_managers.LatestN(2),
+      # Without the last argument nothing that was saved between evaluations is ever deleted.
+      checkpoint_managers.BestN(
+        n=1, get_metric_fn=_best_single, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      best_fn=_best_single,  # without it Orbax writes no metrics
+      cleanup_tmp_directories=True,  # what a killed save left behind
+    )
+    directory = Path(workdir).absolute() / "checkpoints"
+    with distributed.leader_first():
+      _discard_torn(directory)
+    # Without a name for the item, Orbax guesses the layout from the latest directory, and one
+    # that is damaged makes all of them unreadable.
+    self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+
+  def save(self, step, state, accuracy=None):
+    """Starts to save `state` as of `step`; the caller may donate its buffers at once.
+
+    `accuracy` is what the best is chosen by: a fraction, or None between evaluations. A
+    step that is there already is written again only to give it its accuracy.
+    """
+    step = int(step)
+    self._manager.wait_until_finished()
+    if step in self._manager.all_steps():
+      if accuracy is None or self._accuracy(step) is not None:
+        return
+      self._manager.delete(step)  # Orbax refuses to overwrite
+    metrics = {"accuracy": None if accuracy is None else float(accuracy), "step": step}
+    args = ocp.args.Composite(**{ITEM: ocp.args.StandardSave(_on_host(state))})
+    self._manager.save(step, args=args, metrics=metrics, force=True)
+
+  def restore(self, state):
+    """The latest state on disk that can be read, or None where there is none.
+
+    `state` gives structure, dtypes and shardings; its values do not matter. Later
+    checkpoints that cannot be read are deleted, once an earlier one has been.
+
+    Raises:
+      ValueError: there are checkpoints and none of them can be read into `state`.
+    """
+    self._manager.wait_until_finished()
+    unreadable = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._read(step, state)
+      except Exception as error:  # Orbax, tensorstore and zlib each raise their own
+        unreadable[step] = error
+        continue
+      for later in unreadable:
+        print(f"checkpoint of step {later} cannot be read: deleted, going on from {step}")
+        self._manager.delete(later)
+      return restored
+    if unreadable:
+      step, error = next(iter(unreadable.items()))
+      raise ValueError(
+        f"no checkpoint in {self._manager.directory} fits this run; of steps "
+        f"{sorted(unreadable)} the latest says: {one_line(error)}; use another --workdir"
+      )
+    return None
+
+  def best(self, state):
+    """The state of the highest accuracy (see `restore`), or None before any evaluation."""
+    self._manager.wait_until_finished()
+    step = self.best_step
+    return None if step is None else self._read(step, state)
+
+  @property
+  def latest_step(self):
+    """The step of the latest checkpoint, or None."""
+    return self._manager.latest_step()
+
+  @property
+  def best_step(self):
+    """The step of the highest accuracy, or None before any evaluation."""
+    step = self._manager.best_step()
+    return None if step is None or self._accuracy(step) is None else step
+
+  def close(self):
+    """Waits until everything is on disk."""
+    self._manager.close()
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _accuracy(self, step):
+    return (self._manager.metrics(step) or {}).get("accuracy")
+
+  def _read(self, step, state):
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(state))
+    args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(target)})
+    return jax.tree.map(_with_key, self._manager.restore(step, args=args)[ITEM], state)
+
+
+def _discard_torn(directory):
+  """Deletes checkpoints whose metrics a power cut tore: Orbax would not open beside them."""
+  for file in directory.glob("*/metrics/metrics"):
+    try:
+      json.loads(file.read_bytes())
+    except ValueError:
+      checkpoint = file.parent.parent
+      print(f"checkpoint of step {checkpoint.name} cannot be read: deleted")
+      shutil.rmtree(checkpoint)
+
+
+def best_learner(workdir):
+  """The learner of the best checkpoint of a run, as NumPy arrays; nothing there is touched.
+
+  Raises:
+    ValueError: in one line, where there is none that can be read.
+  """
+  directory = Path(workdir).absolute() / "checkpoints"
+  options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
+  try:
+    with ocp.CheckpointManager(directory, options=options, item_names=(ITEM,)) as manager:
+      args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
+      return Learner(**manager.restore(manager.best_step(), args=args)[ITEM]["learner"])
+  except Exception as error:  # Orbax, tensorstore and zlib each raise their own
+    raise ValueError(f"no checkpoint in {directory} can be read: {one_line(error)}") from error
+
+
+def snapshot(workdir, epoch, learner):
+  """Keeps a copy of the learner in `workdir/snapshots/EPOCH`, for analyses."""
+  directory = Path(workdir).absolute() / "snapshots" / str(epoch)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(directory, _on_host(learner), force=True)
+
+
+def _best_single(metrics):
+  """Higher is better; of equal accuracies the earlier step, as `logbook.result` has it."""
+  accuracy = metrics["accuracy"]
+  return (-1.0 if accuracy is None else accuracy, -metrics["step"])
+
+
+def _on_host(state):
+  """A copy, complete before the save returns: the caller's next step may reuse the buffers.
+
+  On CPU `device_get` alone gives views of them.
+  """
+  return jax.tree.map(np.array, jax.device_get(_without_keys(state)))
+
+
+def _is_key(x):
+  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(state):
+  """Typed PRNG keys, which Orbax cannot write, as their data."""
+  return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _with_key(x, like):
+  return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x

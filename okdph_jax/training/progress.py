@@ -1,0 +1,51 @@
+"""What a run says while it goes: a bar on a terminal, a line now and then elsewhere."""
+
+import datetime
+import sys
+import time
+from contextlib import AbstractContextManager
+
+from tqdm import tqdm
+
+from okdph_jax.runtime import distributed
+
+QUIET_SECONDS = 30  # between plain lines
+
+
+class Progress(AbstractContextManager):
+  """Loss, accuracy, images per second and the time left, from `start` to `total` steps."""
+
+  def __init__(self, start, total):
+    self._terminal = sys.stderr.isatty() and distributed.is_leader()
+    self._start, self._total = start, total
+    self._bar = tqdm(
+      total=total, initial=start, unit="step", disable=not self._terminal, dynamic_ncols=True
+    )
+    self._spoke = time.monotonic()
+    self._began = self._spoke
+
+  def update(self, step, *, loss, accuracy, images_per_second):
+    """After some steps: training's loss and accuracy are means since the last evaluation."""
+    numbers = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {images_per_second:,.0f} images/s"
+    if self._terminal:
+      self._bar.set_postfix_str(numbers, refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif time.monotonic() - self._spoke > QUIET_SECONDS:
+      self._spoke = time.monotonic()
+      left = (self._spoke - self._began) / (step - self._start) * (self._total - step)
+      self.say(f"step {step}/{self._total}: {numbers}, {duration(left)} left")
+
+  def say(self, line):
+    """A line of its own, above the bar."""
+    if self._terminal:
+      self._bar.write(line)
+    else:
+      print(line, flush=True)
+
+  def __exit__(self, *_):
+    self._bar.close()
+
+
+def duration(seconds):
+  """1:02:03 of a number of seconds."""
+  return str(datetime.timedelta(seconds=round(seconds)))

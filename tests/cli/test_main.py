@@ -1,0 +1,219 @@
+"""The command line as a user meets it: runs killed and resumed, and wrong questions."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from okdph_jax.main import main
+from okdph_jax.training.timer import LOOK_EVERY
+from tests.runs import evaluations
+
+RUN = (  # 40 epochs of 5 steps, the last of each a short batch
+  "--config=configs/digits.py",
+  "--config.network=tests.nets:Small",
+  "--config.data.fraction=0.2",
+  "--config.epochs=40",
+  "--config.eval_every_epochs=2",
+  "--config.method.fuse_every=3 steps",
+  "--config.checkpoint_every_minutes=0.01",
+  "--config.snapshots=20",
+)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  """One compilation for all the processes here."""
+  cache = tmp_path_factory.mktemp("xla")
+  return os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def start(workdir, environment, *options):
+  return subprocess.Popen(
+    [sys.executable, "-m", "okdph_jax.main", *RUN, f"--workdir={workdir}", *options],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=600)
+  return process.returncode, output
+
+
+def kill_at(process, workdir, count, number):
+  """Sends the signal once metrics.jsonl has `count` lines."""
+  metrics = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 600
+  while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+    time.sleep(0.005)
+  process.send_signal(number)
+  return finish(process)
+
+
+def final_state(workdir):
+  steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+  assert steps[-1] == 200
+  with ocp.StandardCheckpointer() as checkpointer:
+    (item,) = (workdir / "checkpoints" / "200").glob("*/manifest.ocdbt")
+    return checkpointer.restore(item.parent)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, environment):
+  workdir = tmp_path_factory.mktemp("runs") / "straight"
+  code, output = finish(start(workdir, environment))
+  assert code == 0, output
+  return workdir, output
+
+
+def test_a_killed_run_equals_an_uninterrupted_one_to_the_last_bit(
+  finished, environment, tmp_path
+):
+  workdir = tmp_path / "killed"
+  code, _ = kill_at(start(workdir, environment), workdir, 3, signal.SIGKILL)
+  assert code == -signal.SIGKILL
+  code, output = kill_at(start(workdir, environment), workdir, 8, signal.SIGTERM)
+  assert code == 75 and "the same command goes on" in output, output
+  code, output = kill_at(start(workdir, environment), workdir, 12, signal.SIGINT)
+  assert code == 75 and "going on from step" in output, output
+  code, output = finish(start(workdir, environment))
+  assert code == 0, output
+
+  straight, _ = finished
+  assert evaluations(workdir) == evaluations(straight)
+  jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(straight))
+  assert {p.name for p in (workdir / "snapshots").iterdir()} == {"20", "40"}
+  seconds = [json.loads(line)["seconds"] for line in open(workdir / "metrics.jsonl")]
+  assert seconds == sorted(seconds)
+
+
+def test_what_a_finished_run_leaves(finished):
+  workdir, output = finished
+  lines = evaluations(workdir)
+  assert [line["step"] for line in lines] == list(range(10, 201, 10))
+  assert [line["learning_rate"] for line in lines[::9]] == pytest.approx(
+    [0.1, 0.1, 0.001], rel=1e-5
+  )
+  assert set(lines[0]["losses"]) == {"accuracy", "distill", "hybrid_accuracy", "loss", "task"}
+  readers = {"student_0", "student_1", "hybrid", "center", "ensemble"}
+  assert set(lines[-1]["accuracy"]["test"]) == readers
+  result = json.loads((workdir / "result.json").read_text())
+  assert set(result["readers"]) == readers
+  assert [name for name, reader in result["readers"].items() if not reader["single"]] == [
+    "ensemble"
+  ]
+  best = max(lines, key=lambda line: line["accuracy"]["test"]["hybrid"])
+  assert result["readers"]["hybrid"]["best"] == best["accuracy"]["test"]["hybrid"]
+  assert result["readers"]["hybrid"]["best_epoch"] == best["epoch"]
+  assert (
+    result["best_single"]["accuracy"] > 0.8 and result["best_single"]["chosen_on"] == "test"
+  )
+  assert result["readers"]["hybrid"]["at_best_validation"] is None
+  assert (result["steps"], result["evaluations"], result["students"]) == (200, 20, 2)
+  assert result["parameters"] == 2 * (9 * 8 + 16 + 8 * 64 * 10 + 10)
+  assert any(p.name.startswith("events") for p in workdir.iterdir())
+  for word in ("tests.nets:Small", "digits", "jax 0.", "a step: about", "best single network"):
+    assert word in output
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+  workdir, _ = finished
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+  assert main([*RUN, f"--workdir={workdir}"]) == 0
+  assert "is finished" in capsys.readouterr().out
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p != workdir} == {
+    p: t for p, t in before.items() if p != workdir
+  }
+
+
+def test_another_config_is_refused_with_what_differs(finished, capsys):
+  workdir, _ = finished
+  before = (workdir / "config.json").read_bytes()
+  assert main([*RUN, "--config.method.omega=0.5", f"--workdir={workdir}"]) == 2
+  said = capsys.readouterr().err
+  assert "method.omega: 0.8 -> 0.5" in said and said.count("\n") == 1
+  assert main([*RUN, "--config.checkpoint_every_minutes=5", f"--workdir={workdir}"]) == 0
+  assert (workdir / "config.json").read_bytes() == before
+
+
+D = "--config=configs/digits.py"
+ARRAYS = (D, "--config.data.name=arrays", "--config.data.dir=/nowhere/a.npz")
+
+
+@pytest.mark.parametrize(
+  "arguments, says",
+  [
+    (
+      ["--config=configs/cifar11.py"],
+      ["no config file configs/cifar11.py", "configs/cifar10.py"],
+    ),
+    ([], ["--config=configs/FILE.py"]),
+    ([D, "--confg.epochs=1"], ["confg.epochs"]),
+    ([D, "--config.epoch=1"], ["epoch", "epochs"]),
+    ([D, "--config.method.gama=1"], ["gama", "gamma"]),
+    ([D, "--config.epochs=ten"], ["epochs", "ten"]),
+    ([D, "extra"], ["extra"]),
+    (["--config=configs/digits.py:okdhp"], ["okdhp", "okdph"]),
+    (["--config=configs/digits.py:okdph,resnet8,two"], ["two"]),
+    ([D, "--config.method.name=okdhp"], ["okdhp", "base, "]),
+    ([D, "--config.network=resnet33"], ["resnet33", "resnet32"]),
+    ([D, "--config.network=tests.nets:Smal"], ["Smal", "Small"]),
+    ([D, "--config.network=tests.nets:Broken"], ["tests.nets:Broken", "[2, 11]", "[2, 10]"]),
+    ([D, "--config.views=('crop(1)','crop(1)','crp(1)')"], ["crp", "crop"]),
+    ([D, "--config.views=('crop(1)','crop(1)')"], ["looks at 3 views", "config.views has 2"]),
+    ([D, "--config.method.students=1"], ["at least 2", "students is 1"]),
+    ([D, "--config.method.gamma=1.5"], ["gamma=1.5", "[0, 1]"]),
+    ([D, "--config.data.fraction=0.0"], ["fraction=0.0", "(0, 1]"]),
+    ([D, "--config.epochs=0"], ["config.epochs is 0", "at least 1"]),
+    ([D, "--config.learning_rate=-1.0"], ["learning_rate is -1.0", "positive"]),
+    ([D, "--config.milestones=(225,150)"], ["ascending"]),
+    ([D, "--config.wrappers=({'name':'sham'},)"], ["sham"]),
+    ([D, "--config.wrappers=(dict(name='swa'),)"], ["config.wrappers", "{'name':'swa'}"]),
+    ([D, "--config.data.validation=5000"], ["validation", "1442"]),
+    (list(ARRAYS), ["/nowhere/a.npz"]),
+    ([D, "--config.data.name=folder", "--config.data.dir=/nowhere"], ["/nowhere"]),
+    ([D, "--config.data.name=cifar12"], ["cifar12"]),
+  ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(arguments, says, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  assert main([*arguments, f"--workdir={workdir}"]) == 2
+  said = capsys.readouterr().err
+  assert said.startswith("okdph_jax: ") and said.count("\n") == 1, said
+  for word in says:
+    assert word in said
+  assert not workdir.exists() or not any(workdir.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  assert main([D, f"--workdir={tmp_path / 'file' / 'run'}"]) == 2
+  said = capsys.readouterr().err
+  assert "cannot write to --workdir" in said and said.count("\n") == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+  tmp_path, environment
+):
+  options = ("--config.learning_rate=1e30", "--config.eval_every_epochs=40")
+  code, output = finish(start(tmp_path / "run", environment, *options))
+  assert code == 1, output
+  last = output.strip().splitlines()[-1]
+  first, second = map(int, re.search(r"between steps (\d+) and (\d+),", last).groups())
+  assert first < second <= first + LOOK_EVERY and first <= 1  # the first update breaks it
+  assert "learning rate 1e+30" in last and "lower" in last

@@ -1,0 +1,146 @@
+"""What a config means: a teacher from another run, and the rate that a method descends with."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import dot, self_distillation
+from okdph_jax import data, schedules
+from okdph_jax.experiment.build import assemble, build, teacher
+from okdph_jax.experiment.config import check
+from okdph_jax.main import main, parse
+from okdph_jax.nn import students
+from tests import runs
+from tests.methods import tiny
+
+
+def told(arguments, capsys):
+  """The one line that refuses."""
+  assert main(arguments) == 2
+  said = capsys.readouterr().err
+  assert said.startswith("okdph_jax: ") and said.count("\n") == 1, said
+  return said
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A finished run of OKDPH, the data it saw, and the options that name them."""
+  folder = tmp_path_factory.mktemp("teacher")
+  options = runs.options(runs.arrays(folder / "data.npz"))
+  assert main(["--config=configs/digits.py", *options, f"--workdir={folder / 'run'}"]) == 0
+  return folder / "run", options
+
+
+def test_a_teacher_is_the_reader_that_the_run_has_measured(finished):
+  run, options = finished
+  config, *_ = parse(["--config=configs/digits.py:kd", *options, "--workdir=unused"])
+  dataset = data.load(config)
+  result = json.loads((run / "result.json").read_text())
+  best = max(
+    map(json.loads, (run / "metrics.jsonl").open()),
+    key=lambda line: max(line["accuracy"]["test"][r] for r in runs.SINGLE),
+  )
+  image = ((dataset.test_images / 255 - dataset.mean) / dataset.std).astype(np.float32)
+
+  @jax.jit
+  def nll(variables):
+    logits, _ = students.run(net, variables, image)
+    return -jax.nn.log_softmax(logits)[np.arange(len(image)), dataset.test_labels].mean()
+
+  losses = {}
+  for reader in runs.SINGLE:
+    net, variables = teacher(f"{run}:{reader}", dataset)
+    losses[reader] = float(nll(variables))
+    assert losses[reader] == pytest.approx(best["cross_entropy"]["test"][reader], rel=1e-4)
+  assert len(set(losses.values())) == len(losses)  # four networks
+  _, variables = teacher(str(run), dataset)
+  assert float(nll(variables)) == losses[result["best_single"]["reader"]]
+
+
+def test_a_student_learns_from_it_or_only_measures_the_distance(finished, tmp_path):
+  """What descent does not see is logged all the same: DOT's comparison of CE with KD."""
+  run, options = finished
+  weights = ("--config.method.task_weight=1.0", "--config.method.distill_weight=0.0")
+  taught = ("--config=configs/digits.py:kd", f"--config.teacher={run}:hybrid", *options)
+  assert main([*taught, *weights, f"--workdir={tmp_path / 'student'}"]) == 0
+  for line in map(json.loads, (tmp_path / "student" / "metrics.jsonl").open()):
+    losses = line["losses"]
+    assert losses["distill"] == 0 and losses["teacher_loss"] > 0.01
+    assert losses["label_loss"] == pytest.approx(losses["task"]) == losses["loss"]
+  result = json.loads((tmp_path / "student" / "result.json").read_text())
+  small = 9 * 8 + 16 + 8 * 64 * 3 + 3
+  assert (result["parameters"], result["parameters_deployed"]) == (small, small)
+  assert (
+    json.loads((run / "result.json").read_text())["flops_per_image"]
+    > 2 * result["flops_per_image"]
+    > 2 * 3 * 2 * (64 * 9 * 8 + 8 * 64 * 3) * 0.8  # the first layer has no input gradient
+  )
+
+
+def test_a_teacher_that_cannot_be_is_told_in_one_line(finished, tmp_path, capsys):
+  run, options = finished
+  taught = ["--config=configs/digits.py:kd", *options, f"--workdir={tmp_path / 'run'}"]
+  (tmp_path / "begun").mkdir()
+  for asked, says in (
+    ("/nowhere", ["there is no folder /nowhere"]),
+    (f"{tmp_path}/begun", ["is finished", "no result.json"]),
+    (f"{run}:leader", ["no single network 'leader'", "student_0, student_1, hybrid, center"]),
+    (f"{run}:ensemble", ["no single network 'ensemble'"]),
+    ("", ["kd needs a teacher", "config.teacher=DIR"]),
+  ):
+    said = told([*taught, f"--config.teacher={asked}"], capsys)
+    assert all(word in said for word in says), said
+
+  for changed, says in (
+    (dict(classes=4), "classes: 3 -> 4"),
+    (dict(size=10), "image: [8, 8, 1] -> [10, 10, 1]"),
+    (dict(seed=1), "normalisation.mean"),
+  ):
+    other = runs.arrays(tmp_path / f"{says[:3]}.npz", **changed)
+    arguments = [*taught, f"--config.teacher={run}", f"--config.data.dir={other}"]
+    assert says in told(arguments, capsys)
+
+  arguments = [*options, f"--config.teacher={run}", f"--workdir={tmp_path / 'run'}"]
+  assert "okdph has no teacher" in told(["--config=configs/digits.py", *arguments], capsys)
+
+
+def test_the_rate_is_the_one_that_a_wrapper_descends_with(finished):
+  _, options = finished
+  swa = "--config.wrappers=({'name': 'swa', 'start': '1 epochs', 'learning_rate': 0.003},)"
+  config, *_ = parse(["--config=configs/digits.py:base", *options, swa, "--workdir=unused"])
+  schedule = build(config, data.load(config)).schedule
+  assert [float(schedule(step)) for step in (0, 1, 2, 3)] == pytest.approx(
+    [0.1, 0.1, 0.003, 0.003]
+  )
+
+
+@pytest.mark.parametrize("system", dot.SYSTEMS)
+@pytest.mark.parametrize("method", dot.METHODS)
+def test_dot_s_systems(system, method):
+  config = dot.get_config(f"{method},{system}")
+  check(config)
+  assert config.network == system.split("-")[method != "teacher"]
+  assert assemble(config, tiny.context(teacher=True)).views == len(config.views) == 1
+  steps = [
+    schedules.milestone(when, epochs=config.epochs, epoch_steps=1) for when in config.milestones
+  ]
+  decays, delta = {240: [150, 180, 210], 200: [60, 120, 160], 100: [30, 60, 90]}, 0.075
+  assert steps == decays[config.epochs]
+  if config.data.name == "imagenet2012":
+    delta = 0.09
+  if method == "dot":
+    assert config.wrappers == ({"name": "dot", "delta": delta},)
+  if method == "control":  # a constant gradient moves as far as under DOT
+    (control,) = config.wrappers
+    assert control["task_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 + delta))
+    assert control["distill_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 - delta))
+
+
+def test_self_distillation_is_kd_in_generations():
+  config = self_distillation.get_config("vgg16,cifar100,4")
+  check(config)
+  assert (config.method.name, config.network, config.data.name) == ("kd", "vgg16", "cifar100")
+  assert config.generations == 4
+  assert config.method.task_weight + config.method.distill_weight == 1

@@ -1,0 +1,97 @@
+"""The step's own promises: donated, traced once, a pure function of (state, batch, key)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from okdph_jax import data, views
+from okdph_jax.core import Batch
+from okdph_jax.methods.okdph import okdph
+from okdph_jax.methods.protocol import Context
+from okdph_jax.runtime import host
+from okdph_jax.training.step import initial_state, train_step
+from tests.nets import Small, Stateless
+
+SPECS = ("crop(1)|flip", "cutout(2)", "plain")
+
+
+@pytest.fixture(scope="module", params=[Small, Stateless])
+def run(request):
+  """(state(), step, batches): a jitted step over two host devices, on random images."""
+  mesh = host.mesh()
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (22, 6, 6, 3), dtype=np.uint8)
+  batch = data.on_device(images, rng.integers(0, 3, 22), seed=1, batch_size=8, mesh=mesh)
+  method = okdph(Context(request.param(3), 3, 3, 4), fuse_every="2 steps")
+  augment = views.make(SPECS, (0.5,) * 3, (0.25,) * 3)
+  tx = method.optimizer(0.1, momentum=0.9, weight_decay=5e-4)
+  everywhere = jax.NamedSharding(mesh, jax.P())
+  key = jax.device_put(jax.random.key(3), everywhere)
+  parts = method, tx, augment
+  start = jax.jit(lambda key: initial_state(*parts, batch(0), key), out_shardings=everywhere)
+  step = jax.jit(
+    functools.partial(train_step, *parts), donate_argnums=0, out_shardings=everywhere
+  )
+  return functools.partial(start, key), functools.partial(step, key=key), batch, step
+
+
+def walk(run, steps):
+  start, step, batch, _ = run
+  state = start()
+  for i in range(steps):
+    state, metrics = step(state, batch(i))
+  return state, metrics
+
+
+def test_the_same_seed_gives_the_same_run_with_one_trace_per_batch_shape(run):
+  first, _ = walk(run, 6)
+  again, _ = walk(run, 6)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert run[3]._cache_size() == 2  # 8 images and, at the end of an epoch, 6
+
+
+def test_the_state_keeps_its_shape_and_sums_what_it_is_told(run):
+  start, step, batch, _ = run
+  before = start()
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before)
+  losses = []
+  state = before
+  for i in range(3):
+    state, metrics = step(state, batch(i))
+    losses.append(float(metrics["loss"]))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
+    np.testing.assert_allclose(metrics["loss"], metrics["task"] + metrics["distill"], rtol=1e-6)
+  assert int(state.step) == 3 and float(state.sums["steps"]) == 3
+  np.testing.assert_allclose(state.sums["loss"], sum(losses), rtol=1e-6)
+  assert jax.tree.leaves(before.learner.params)[0].is_deleted()  # donated
+
+
+def test_one_device_computes_what_two_do(run):
+  """Batch statistics are those of the whole batch: a sharded step is the same step."""
+  start, step, batch, jitted = run
+  plain = jax.jit(functools.partial(jitted.__wrapped__, key=jax.random.key(3)))
+  two, one = start(), jax.device_get(start())
+  for i in range(2):
+    two, _ = step(two, batch(i))
+    one, _ = plain(one, jax.device_get(batch(i)))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+    jax.device_get(two.learner.params),
+    jax.device_get(one.learner.params),
+  )
+
+
+def test_shapes_are_enough_to_start(run):
+  method = okdph(Context(Small(3), 3, 3, 4))
+  tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
+  augment = views.make(SPECS, (0.5,) * 3, (0.25,) * 3)
+  image = np.zeros((4, 6, 6, 3), np.uint8)
+  shapes = Batch(
+    jax.ShapeDtypeStruct(image.shape, np.uint8), jax.ShapeDtypeStruct((4,), np.int32)
+  )
+  a = initial_state(method, tx, augment, shapes, jax.random.key(0))
+  b = initial_state(method, tx, augment, Batch(image, jnp.zeros(4, int)), jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
