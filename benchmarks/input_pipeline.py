@@ -50,9 +50,8 @@ def measure(folder, views, batch_size, epochs=3):
   options = dict(name="folder", dir=str(folder), train="train", test="test", fraction=1.0)
   options |= dict(replacement=False, validation=0, image_size=224, memory_limit=0)
   dataset = data.load(ml_collections.ConfigDict(dict(data=options)))
-  images, labels = dataset.train_images, dataset.train_labels
-  batch = data.training(images, labels, seed=0, batch_size=batch_size, views=views)
-  steps = data.epoch_steps(len(labels), batch_size)
+  batch = dataset.train.batches(seed=0, batch_size=batch_size, views=views)
+  steps = data.epoch_steps(len(dataset.train), batch_size)
   for step in range(steps):  # the first epoch warms up
     batch(step)
   before = peak_mb()
@@ -60,7 +59,7 @@ def measure(folder, views, batch_size, epochs=3):
   for step in range(steps, epochs * steps):
     batch(step).image.block_until_ready()
   wall, busy = time.perf_counter() - wall, time.process_time() - busy
-  count = (epochs - 1) * len(labels)
+  count = (epochs - 1) * len(dataset.train)
   return count / wall, count / busy, peak_mb() - before
 
 

@@ -39,7 +39,7 @@ def main(arguments):
 def draw(config, path):
   """Writes the picture of `config`'s views of its first training images to `path`."""
   dataset = data.load(config)
-  images = dataset.train_images[:ROWS]
+  images = dataset.train.first(ROWS)
   augment = views.make(config.views, dataset.mean, dataset.std)
   seen = np.asarray(jax.jit(augment)(jax.random.key(config.seed), images))
   seen = (seen * np.float32(dataset.std) + np.float32(dataset.mean)).clip(0, 1)

@@ -7,19 +7,17 @@ their path; arrays as they are.
 TensorFlow is met in `catalog` only, inside functions; arrays do without it.
 """
 
-import contextlib
 import os
 import pathlib
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 
 from okdph_jax.data import catalog
 from okdph_jax.data.pictures import is_grey, stacked
+from okdph_jax.data.split import SEED, Split, StreamedSplit
 from okdph_jax.data.stream import UNKNOWN, Files, Pictures, Shards
 from okdph_jax.errors import one_line
-from okdph_jax.runtime import host
 
 # Mean and standard deviation per channel of x / 255 as the paper's release has them; other
 # datasets are measured. CIFAR-10's std is the widespread average over images, not that of
@@ -30,24 +28,15 @@ NORMALISATION = {
   "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-SEED = 42  # of subsets and validation: the same images for every run, method and teacher
-
 
 class Dataset(NamedTuple):
-  """A dataset in canonical order.
-
-  Where it is larger than `config.data.memory_limit`, the images are `stream.Pictures`, which
-  have a length and a shape as arrays do, and labels that TFDS's records hold are `UNKNOWN`.
-  """
+  """A dataset in canonical order; streamed where it exceeds `config.data.memory_limit`."""
 
   name: str
   place: str  # where it was read
-  train_images: np.ndarray  # uint8 [N, H, W, C]
-  train_labels: np.ndarray  # int32 [N]
-  validation_images: np.ndarray  # of length 0 without a validation split
-  validation_labels: np.ndarray
-  test_images: np.ndarray
-  test_labels: np.ndarray
+  train: Split
+  validation: Split | None
+  test: Split
   class_names: tuple
   mean: tuple  # per channel, of x / 255
   std: tuple
@@ -59,16 +48,20 @@ class Dataset(NamedTuple):
     return len(self.class_names)
 
   @property
+  def image_shape(self):
+    """(H, W, C)."""
+    return self.train.image_shape
+
+  @property
   def summary(self):
     """What was read, in one line."""
-    shape = "x".join(map(str, self.train_images.shape[1:]))
-    counts = [f"{len(self.train_labels):,} training"]
-    if self.distinct != len(self.train_labels):
+    counts = [f"{len(self.train):,} training"]
+    if self.distinct != len(self.train):
       counts[0] += f" ({self.distinct:,} distinct)"
-    if len(self.validation_labels):
-      counts.append(f"{len(self.validation_labels):,} validation")
-    counts.append(f"{len(self.test_labels):,} test images {shape}")
-    streamed = ", streamed" if isinstance(self.train_images, Pictures) else ""
+    if self.validation:
+      counts.append(f"{len(self.validation):,} validation")
+    counts.append(f"{len(self.test):,} test images {'x'.join(map(str, self.image_shape))}")
+    streamed = ", streamed" if self.train.streamed else ""
     return (
       f"{self.name} ({self.place}{streamed}): {', '.join(counts)}, {self.classes} classes; "
       f"normalisation {self.normalisation}"
@@ -76,12 +69,12 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-  """All a source has to tell: two splits of (images, labels), in canonical order."""
+  """What a source gives: two splits in canonical order."""
 
   place: str
   class_names: tuple
-  train: tuple
-  test: tuple
+  train: Split
+  test: Split
 
 
 def load(config):
@@ -98,23 +91,20 @@ def load(config):
   _check(data)
   source = {"arrays": read_arrays, "folder": read_folder}.get(data.name, read_tfds)(data)
   _check_source(source, data)
-  (images, labels), classes = source.train, len(source.class_names)
-  if data.validation >= len(labels):
+  train, classes = source.train, len(source.class_names)
+  if data.validation >= len(train):
     raise ValueError(
-      f"data.validation={data.validation} leaves none of {len(labels)} images to train on"
+      f"data.validation={data.validation} leaves none of {len(train)} images to train on"
     )
-  mean, std, origin = normalisation(data.name, images)
-  kept, held = hold_out(len(labels), data.validation)
-  kept = kept[subset(labels[kept], classes, data.fraction, data.replacement)]
+  mean, std, origin = normalisation(data.name, train)
+  kept, held = hold_out(len(train), data.validation)
+  kept = kept[subset(train.labels[kept], classes, data.fraction, data.replacement)]
   return Dataset(
     name=data.name,
     place=source.place,
-    train_images=images if np.array_equal(kept, np.arange(len(images))) else images[kept],
-    train_labels=labels[kept],
-    validation_images=images[held],
-    validation_labels=labels[held],
-    test_images=source.test[0],
-    test_labels=source.test[1],
+    train=train if np.array_equal(kept, np.arange(len(train))) else train[kept],
+    validation=train[held] if len(held) else None,
+    test=source.test,
     class_names=source.class_names,
     mean=mean,
     std=std,
@@ -162,20 +152,21 @@ def _check_source(source, data):
     raise ValueError(
       f"{source.place} has one class ({', '.join(source.class_names)}); a classifier needs two"
     )
-  for split, (images, labels) in (("training", source.train), ("test", source.test)):
+  for name, split in (("training", source.train), ("test", source.test)):
+    labels = split.labels
     if not len(labels):
-      raise ValueError(f"{source.place}: the {split} split has no images")
+      raise ValueError(f"{source.place}: the {name} split has no images")
     if labels.max() == UNKNOWN:
       continue  # in records that have not been read
     if labels.min() < 0 or labels.max() >= classes:
       raise ValueError(
-        f"{source.place}: {split} labels go from {labels.min()} to {labels.max()}, but "
+        f"{source.place}: {name} labels go from {labels.min()} to {labels.max()}, but "
         f"{classes} classes need 0 to {classes - 1}; choose a labelled split"
       )
-    if images.shape[1:] != source.train[0].shape[1:]:
+    if split.image_shape != source.train.image_shape:
       raise ValueError(
-        f"{source.place}: training images are {source.train[0].shape[1:]} and test images "
-        f"{images.shape[1:]}; set data.image_size to bring them to one size"
+        f"{source.place}: training images are {source.train.image_shape} and test images "
+        f"{split.image_shape}; set data.image_size to bring them to one size"
       )
 
 
@@ -225,38 +216,13 @@ def _by_appearance(labels):
   return values[np.argsort(first)]
 
 
-def normalisation(name, images):
-  """(mean, std, where they come from) per channel of x / 255, for uint8 [N, H, W, C]."""
+def normalisation(name, train):
+  """(mean, std, where they come from) per channel of x / 255."""
   known = name.split(":")[0]
   if known in NORMALISATION:
     return *NORMALISATION[known], f"as known for {known}"
-  origin = "measured on the training split"
-  if isinstance(images, Pictures):
-    images = _sample(images)
-    origin = f"measured on {len(images):,} training images"
-  channels, count = images.shape[-1], images.size / images.shape[-1]
-  total, square = np.zeros(channels), np.zeros(channels)
-  for start in range(
-    0, len(images), 1024
-  ):  # in pieces: the whole in float64 is 8 times as large
-    part = images[start : start + 1024].reshape(-1, channels) / 255
-    total, square = total + part.sum(0), square + np.square(part).sum(0)
-  mean = total / count
-  std = np.sqrt(np.maximum(square / count - mean**2, 0))
-  std = np.maximum(std, 1 / 255)  # a constant channel stays finite
-  return tuple(mean.tolist()), tuple(std.tolist()), origin
-
-
-def _sample(pictures, count=1_000):
-  """The first images of an order of their own; corrupt ones are left for the run to find."""
-  entries = next(pictures.store.batches(pictures.chosen, count, order=(SEED, 0)))
-
-  def picture(entry):
-    with contextlib.suppress(ValueError):
-      return pictures.evaluation(entry)
-
-  with futures.ThreadPoolExecutor(host.cores()) as pool:
-    return np.stack([image for image in pool.map(picture, entries) if image is not None])
+  mean, std, origin = train.normalisation()
+  return mean, std, f"measured on {origin}"
 
 
 # Arrays.
@@ -283,13 +249,13 @@ def read_arrays(data):
     raise ValueError(
       f"{path} has {', '.join(arrays) or 'nothing'}; it lacks {', '.join(missing)}"
     )
-  train, test = _pair(path, arrays, "train"), _pair(path, arrays, "test")
-  names = arrays.get("class_names", np.arange(train[1].max(initial=0) + 1))
+  train, test = _split_of(path, arrays, "train"), _split_of(path, arrays, "test")
+  names = arrays.get("class_names", np.arange(train.labels.max(initial=0) + 1))
   names = tuple(x.decode() if isinstance(x, bytes) else str(x) for x in names.tolist())
   return Source(str(path), names, train, test)
 
 
-def _pair(path, arrays, split):
+def _split_of(path, arrays, split):
   images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
   if images.dtype != np.uint8 or images.ndim not in (3, 4):
     raise ValueError(
@@ -304,7 +270,7 @@ def _pair(path, arrays, split):
       f"{path}: {split}_labels is {labels.dtype} {list(labels.shape)}; one integer for each of "
       f"{len(images)} images is needed"
     )
-  return images, labels.astype(np.int32)
+  return Split(images, labels.astype(np.int32))
 
 
 # TFDS by name, and folders.
@@ -323,14 +289,14 @@ def read_tfds(data):
     if size or height is None or width is None:
       found = catalog.records(builder, split, image, label, name)
       skip = _skips_corrupt(data)
-      return stacked(found.names, found.images, found.labels, size, channels, skip)
+      return Split(*stacked(found.names, found.images, found.labels, size, channels, skip))
     found = catalog.records(builder, split, image, label, name, decode=True)  # twice as fast
-    return found.images, found.labels
+    return Split(found.images, found.labels)
 
   def stream(split):
     count = builder.info.splits[split].num_examples
-    pictures = _streamed(data, Shards(builder, split, image, label), count, side, channels or 3)
-    return pictures, np.full(count, UNKNOWN, np.int32)
+    store, labels = Shards(builder, split, image, label), np.full(count, UNKNOWN, np.int32)
+    return _streamed(data, store, labels, side, channels or 3)
 
   with catalog.reading(builder, f"{data.train}, {data.test}"):
     count = sum(builder.info.splits[split].num_examples for split in (data.train, data.test))
@@ -356,13 +322,15 @@ def read_folder(data):
   def read(split, paths):
     labels = np.array([classes.index(path.parent.name) for path in paths], np.int32)
     if size and (len(train) + len(test)) * size**2 * channels > _option(data, "memory_limit"):
-      return _streamed(data, Files(paths, labels), len(paths), size, channels), labels
+      return _streamed(data, Files(paths, labels), labels, size, channels)
     builder = catalog.tensorflow_datasets().folder_dataset.ImageFolder(str(root))
     found = catalog.records(builder, split, "image", "label", "image/filename")
     encoded = dict(zip(found.names, found.images, strict=True))
     names = [str(path) for path in paths]  # ImageFolder also lists hidden files
     skip = _skips_corrupt(data)
-    return stacked(names, [encoded[name] for name in names], labels, size, channels, skip)
+    return Split(
+      *stacked(names, [encoded[name] for name in names], labels, size, channels, skip)
+    )
 
   return Source(str(root), classes, read(data.train, train), read(data.test, test))
 
@@ -386,10 +354,11 @@ def _files(folder):
   return tuple(sorted(paths, key=os.fsencode))
 
 
-def _streamed(data, store, count, size, channels):
+def _streamed(data, store, labels, size, channels):
   if size is None:
     raise ValueError(
       f"data.name={data.name!r} is larger than data.memory_limit and is streamed; set "
       "data.image_size to the side of the square crops, e.g. 224"
     )
-  return Pictures(store, np.arange(count), size, channels, _skips_corrupt(data))
+  pictures = Pictures(store, np.arange(len(labels)), size, channels, _skips_corrupt(data))
+  return StreamedSplit(pictures, labels)

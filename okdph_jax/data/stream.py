@@ -11,6 +11,7 @@ the current one are in the making, the last of them already on its way to the de
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -192,6 +193,21 @@ def padded_stream(pictures, batch_size, *, mesh=None):
   making = _Making(pictures, mesh)
   store = pictures.store.batches(pictures.chosen, batch_size)
   yield from _ahead(making.submit(entries, pad_to=batch_size) for entries in store)
+
+
+def sample(pictures, count, order=None):
+  """The first `count` images of an `order` (seed, epoch), or of the canonical one.
+
+  Cropped for evaluation, uint8 [N, S, S, C]; corrupt ones are left for the run to report.
+  """
+  entries = next(pictures.store.batches(pictures.chosen, count, order))
+
+  def pixels_of(entry):
+    with contextlib.suppress(ValueError):
+      return pictures.evaluation(entry)
+
+  with futures.ThreadPoolExecutor(host.cores()) as pool:
+    return np.stack([image for image in pool.map(pixels_of, entries) if image is not None])
 
 
 def _ahead(results):

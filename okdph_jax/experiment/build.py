@@ -36,7 +36,7 @@ class Experiment(NamedTuple):
 
 def build(config, dataset):
   """The experiment of a checked config; ValueError, in one line, where it cannot be."""
-  epoch_steps = data.epoch_steps(len(dataset.train_labels), config.batch_size)
+  epoch_steps = data.epoch_steps(len(dataset.train), config.batch_size)
   net = models.build(config.network, dataset.classes)
   taught_by = teacher(config.teacher, dataset) if config.teacher else None
   method = assemble(
@@ -98,7 +98,7 @@ def teacher(asked, dataset):
     raise ValueError(
       f"the teacher in {folder} has no single network {reader!r}; it has {', '.join(networks)}"
     )
-  images = jnp.zeros((2, *dataset.train_images.shape[1:]))
+  images = jnp.zeros((2, *dataset.image_shape))
   try:
     jax.eval_shape(lambda: run(net, networks[reader], images))
   except Exception as error:  # whatever a network may raise
@@ -135,7 +135,7 @@ def check_shapes(network, method, dataset):
 
   A stranger's network fails here, in one line, and not in the middle of a compilation.
   """
-  shape = (2, *dataset.train_images.shape[1:])
+  shape = (2, *dataset.image_shape)
   views = jax.ShapeDtypeStruct((method.views, *shape), jnp.float32)
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   try:

@@ -41,14 +41,14 @@ def parameters(experiment, dataset):
   """How many numbers descent moves, and how many the one network has that is deployed."""
   leaves = jax.tree.leaves(experiment.learner.params)
   trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-  return trained, models.parameters(experiment.net, dataset.train_images.shape[1:])
+  return trained, models.parameters(experiment.net, dataset.image_shape)
 
 
 def summary(config, dataset, experiment):
   """What a run says before it starts: machine, data, method, network."""
   here = environment()
   versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
-  image_shape = dataset.train_images.shape[1:]
+  image_shape = dataset.image_shape
   trained, deployed = parameters(experiment, dataset)
   about = getattr(experiment.net, "about", type(experiment.net).__name__)
   rows = [

@@ -24,6 +24,6 @@ def data_signature(dataset):
   """What a network has to know of its data."""
   return {
     "classes": dataset.classes,
-    "image": dataset.train_images.shape[1:],
+    "image": dataset.image_shape,
     "normalisation": {"mean": dataset.mean, "std": dataset.std},
   }

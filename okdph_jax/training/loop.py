@@ -5,7 +5,6 @@ import math
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from okdph_jax import data
 from okdph_jax.core import Views
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted
@@ -27,8 +26,8 @@ def train(config, workdir, dataset, experiment, interrupted):
   everywhere = NamedSharding(host.mesh(config.devices), PartitionSpec())
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
   feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=everywhere.mesh)
-  batch = data.training(dataset.train_images, dataset.train_labels, seed=config.seed, **feed)
-  shapes = data.shapes(dataset.train_images, **feed)
+  batch = dataset.train.batches(seed=config.seed, **feed)
+  shapes = dataset.train.shapes(**feed)
   state, advance, flops = compile_steps(experiment, shapes, key, everywhere)
   measure = evaluator(dataset, experiment, batch, key, everywhere.mesh, interrupted)
   every = config.eval_every_epochs * experiment.epoch_steps
@@ -114,9 +113,9 @@ def evaluator(dataset, experiment, batch, key, mesh, interrupted):
   """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}."""
   count = evaluate.counter(experiment.method, experiment.look)
   augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
-  splits = {"test": (dataset.test_images, dataset.test_labels)}
-  if len(dataset.validation_labels):
-    splits["validation"] = (dataset.validation_images, dataset.validation_labels)
+  splits = {"test": dataset.test}
+  if dataset.validation:
+    splits["validation"] = dataset.validation
   key_test, key_train = jax.random.split(jax.random.fold_in(key, 2**31 - 2))  # of no step
 
   def willing(batches):
@@ -132,10 +131,10 @@ def evaluator(dataset, experiment, batch, key, mesh, interrupted):
   def measure(learner):
     learner = experiment.method.before_eval(learner, willing(training_views()))
     accuracy, nll = {}, {}
-    for split, (images, labels) in splits.items():
-      size = -(-min(EVALUATION_BATCH, len(labels)) // mesh.size) * mesh.size
-      batches = willing(data.padded(images, labels, size, mesh=mesh))
-      accuracy[split], nll[split] = evaluate.evaluate(count, learner, batches, key_test)
+    for name, split in splits.items():
+      size = -(-min(EVALUATION_BATCH, len(split)) // mesh.size) * mesh.size
+      batches = willing(split.padded(size, mesh=mesh))
+      accuracy[name], nll[name] = evaluate.evaluate(count, learner, batches, key_test)
     return accuracy, nll
 
   return measure

@@ -4,6 +4,7 @@ import pytest
 from jax.sharding import Mesh
 
 from okdph_jax import data
+from okdph_jax.data import batches
 
 
 def test_steps_of_an_epoch():
@@ -47,7 +48,7 @@ def images():
 @pytest.mark.parametrize("mesh", [False, True])
 def test_on_device_gathers_what_the_indices_say(images, mesh):
   mesh = Mesh(jax.devices(), ("data",)) if mesh else None
-  batch = data.on_device(*images, seed=5, batch_size=4, mesh=mesh)
+  batch = batches.on_device(*images, seed=5, batch_size=4, mesh=mesh)
   for step in (0, 1, 2, 5):
     chosen = data.indices(5, step, 10, 4)
     image, label = batch(step)
@@ -58,18 +59,16 @@ def test_on_device_gathers_what_the_indices_say(images, mesh):
 
 def test_a_batch_is_split_over_the_mesh_where_it_divides(images):
   mesh = jax.sharding.AbstractMesh((2,), ("data",))
-  from okdph_jax.data.batches import sharding
-
-  assert sharding(mesh, 4).spec == jax.sharding.PartitionSpec("data")
-  assert sharding(mesh, 3).spec == jax.sharding.PartitionSpec()
+  assert batches.sharding(mesh, 4).spec == jax.sharding.PartitionSpec("data")
+  assert batches.sharding(mesh, 3).spec == jax.sharding.PartitionSpec()
 
 
 def test_padded_covers_every_image_once_in_one_shape(images):
-  parts = list(data.padded(*images, 4))
+  parts = list(batches.padded(*images, 4))
   assert {batch.image.shape for batch, _ in parts} == {(4, 4, 4, 3)}
   seen = np.concatenate([np.asarray(batch.label)[mask] for batch, mask in parts])
   np.testing.assert_array_equal(seen, images[1])
   last, mask = parts[-1]
   np.testing.assert_array_equal(mask, [True, True, False, False])
   assert not np.asarray(last.image)[2:].any()
-  assert list(data.padded(images[0][:0], images[1][:0], 4)) == []
+  assert list(batches.padded(images[0][:0], images[1][:0], 4)) == []

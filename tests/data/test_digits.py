@@ -50,14 +50,14 @@ def test_the_digits_are_scikit_learn_s(directory):
   bunch = load_digits()
   for split in ("train", "test"):
     chosen = members(bunch.target, split)
-    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    images, labels = (getattr(getattr(dataset, split), x) for x in ("images", "labels"))
     np.testing.assert_array_equal(labels, bunch.target[chosen])
     np.testing.assert_allclose(images[..., 0] / 255 * 16, bunch.images[chosen], atol=0.04)
     assert images.max() == 255 and images.min() == 0
   both = np.concatenate([members(bunch.target, split) for split in ("train", "test")])
   assert sorted(both) == list(range(1_797))
   np.testing.assert_array_equal(
-    np.bincount(dataset.test_labels), np.bincount(bunch.target) // 5
+    np.bincount(dataset.test.labels), np.bincount(bunch.target) // 5
   )
 
 

@@ -63,11 +63,11 @@ def npz(arrays, tmp_path):
 
 def test_arrays_come_as_they_are(npz, arrays):
   dataset = data.load(config(dir=npz(class_names=np.array(["ant", "bee", "cat"]))))
-  np.testing.assert_array_equal(dataset.train_images, arrays["train_images"])
-  np.testing.assert_array_equal(dataset.test_labels, arrays["test_labels"])
-  assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+  np.testing.assert_array_equal(dataset.train.images, arrays["train_images"])
+  np.testing.assert_array_equal(dataset.test.labels, arrays["test_labels"])
+  assert dataset.train.labels.dtype == dataset.test.labels.dtype == np.int32
   assert dataset.class_names == ("ant", "bee", "cat") and dataset.classes == 3
-  assert len(dataset.validation_images) == 0
+  assert dataset.validation is None
   scaled = arrays["train_images"].reshape(-1, 3) / 255
   np.testing.assert_allclose(dataset.mean, scaled.mean(0), rtol=1e-12)
   np.testing.assert_allclose(dataset.std, scaled.std(0), rtol=1e-12)
@@ -78,7 +78,7 @@ def test_arrays_come_as_they_are(npz, arrays):
 def test_grey_arrays_get_their_channel(npz, arrays):
   grey = {k: arrays[k][..., 0] for k in ("train_images", "test_images")}
   dataset = data.load(config(dir=npz(**grey)))
-  assert dataset.train_images.shape == (60, 4, 5, 1) and len(dataset.mean) == 1
+  assert dataset.train.images.shape == (60, 4, 5, 1) and len(dataset.mean) == 1
 
 
 def test_a_constant_channel_has_no_zero_std(npz, arrays):
@@ -127,13 +127,13 @@ def test_validation_must_be_a_number_of_images_that_leaves_some(npz):
 
 def test_validation_is_held_out_first_and_is_the_same_for_every_seed(npz, arrays):
   dataset = data.load(config(dir=npz(), validation=12, fraction=0.5, replacement=True))
-  held = {image.tobytes() for image in dataset.validation_images}
-  trained = {image.tobytes() for image in dataset.train_images}
+  held = {image.tobytes() for image in dataset.validation.images}
+  trained = {image.tobytes() for image in dataset.train.images}
   assert len(held) == 12 and not held & trained
   assert held | trained <= {image.tobytes() for image in arrays["train_images"]}
   other = config(dir=npz(), validation=12)
   other.seed = 1
-  np.testing.assert_array_equal(dataset.validation_images, data.load(other).validation_images)
+  np.testing.assert_array_equal(dataset.validation.images, data.load(other).validation.images)
 
 
 def test_subsets_take_a_part_of_each_class():
@@ -148,9 +148,9 @@ def test_subsets_take_a_part_of_each_class():
 
 def test_a_draw_as_large_as_the_set_is_still_a_draw(npz, arrays):
   dataset = data.load(config(dir=npz(), fraction=0.99, replacement=True))
-  assert len(dataset.train_images) == 60 > dataset.distinct
+  assert len(dataset.train.images) == 60 > dataset.distinct
   chosen = sources.subset(arrays["train_labels"], 3, 0.99, replacement=True)
-  np.testing.assert_array_equal(dataset.train_images, arrays["train_images"][chosen])
+  np.testing.assert_array_equal(dataset.train.images, arrays["train_images"][chosen])
 
 
 def test_the_release_draws_with_replacement_class_by_class():
@@ -184,18 +184,18 @@ def test_cifar10_by_name():
     pytest.skip("CIFAR-10 is not prepared in ~/tensorflow_datasets")
   dataset = data.load(config(name="cifar10", train="train[:20%]", test="test[:100]"))
   assert (
-    dataset.train_images.shape == (10_000, 32, 32, 3)
-    and dataset.train_images.flags.c_contiguous
+    dataset.train.images.shape == (10_000, 32, 32, 3)
+    and dataset.train.images.flags.c_contiguous
   )
   assert dataset.class_names[:2] == ("airplane", "automobile") and dataset.classes == 10
   np.testing.assert_allclose(dataset.mean, (0.4914, 0.4822, 0.4465))
   np.testing.assert_allclose(
-    dataset.train_images.mean((0, 1, 2)) / 255, dataset.mean, atol=5e-3
+    dataset.train.images.mean((0, 1, 2)) / 255, dataset.mean, atol=5e-3
   )
   found = catalog.records(catalog.find("cifar10"), "train[:20%]", "image", "label", "id")
   assert found.names == sorted(found.names)  # the canonical order
   first = np.asarray(Image.open(io.BytesIO(found.images[0])))
-  np.testing.assert_array_equal(dataset.train_images[0], first)
+  np.testing.assert_array_equal(dataset.train.images[0], first)
   assert "tst" in refusal(name="cifar10", test="tst")
 
 
@@ -265,9 +265,9 @@ def test_a_folder_in_the_order_of_its_paths(folder):
   (folder / "train" / ".hidden").mkdir()
   dataset = data.load(config(name="folder", dir=str(folder)))
   assert dataset.class_names == ("blue", "red")
-  np.testing.assert_array_equal(dataset.train_labels, [0, 0, 0, 1, 1, 1])
-  np.testing.assert_array_equal(dataset.train_images[:3, 0, 0, 2], [100, 101, 102])
-  np.testing.assert_array_equal(dataset.test_images[1, 0, 0], [200, 0, 0])
+  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(dataset.train.images[:3, 0, 0, 2], [100, 101, 102])
+  np.testing.assert_array_equal(dataset.test.images[1, 0, 0], [200, 0, 0])
 
 
 def test_sizes_are_brought_to_one(folder):
@@ -275,18 +275,18 @@ def test_sizes_are_brought_to_one(folder):
   line = refusal(name="folder", dir=str(folder))
   assert "wide.png is 16x8" in line and "data.image_size" in line
   dataset = data.load(config(name="folder", dir=str(folder), image_size=4))
-  assert dataset.train_images.shape == (7, 4, 4, 3)
-  np.testing.assert_array_equal(dataset.train_images[-1, :, :, 0], np.full((4, 4), 200))
+  assert dataset.train.images.shape == (7, 4, 4, 3)
+  np.testing.assert_array_equal(dataset.train.images[-1, :, :, 0], np.full((4, 4), 200))
 
 
 def test_grey_pictures_stay_grey_and_become_colour_among_coloured_ones(tmp_path):
   for split in ("train", "test"):
     picture(tmp_path / split / "a" / "0.png", colour=10, mode="L")
     picture(tmp_path / split / "b" / "0.png", colour=20, mode="L")
-  assert data.load(config(name="folder", dir=str(tmp_path))).train_images.shape == (2, 6, 6, 1)
+  assert data.load(config(name="folder", dir=str(tmp_path))).train.images.shape == (2, 6, 6, 1)
   picture(tmp_path / "train" / "b" / "1.png")
   dataset = data.load(config(name="folder", dir=str(tmp_path)))
-  assert dataset.train_images.shape == (3, 6, 6, 3) and dataset.test_images.shape == (
+  assert dataset.train.images.shape == (3, 6, 6, 3) and dataset.test.images.shape == (
     2,
     6,
     6,
@@ -304,8 +304,8 @@ def test_a_corrupt_file_is_left_out_where_the_config_says_so(folder, capsys):
   path = folder / "train" / "blue" / "1.png"
   path.write_bytes(path.read_bytes()[:40])
   dataset = data.load(config(name="folder", dir=str(folder), corrupt="skip"))
-  np.testing.assert_array_equal(dataset.train_labels, [0, 0, 1, 1, 1])
-  np.testing.assert_array_equal(dataset.train_images[:3, 0, 0, 2], [100, 102, 0])
+  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(dataset.train.images[:3, 0, 0, 2], [100, 102, 0])
   told = capsys.readouterr().out
   assert f"skipped: {path}" in told and "corrupt images left out: 1 of 6" in told
   for other in folder.glob("*/*/*.png"):

@@ -36,14 +36,7 @@ def load(root, **options):
 
 
 def start(dataset, seed=0, mesh=None):
-  return data.training(
-    dataset.train_images,
-    dataset.train_labels,
-    seed=seed,
-    batch_size=8,
-    views=VIEWS,
-    mesh=mesh,
-  )
+  return dataset.train.batches(seed=seed, batch_size=8, views=VIEWS, mesh=mesh)
 
 
 def which(batch):
@@ -53,9 +46,9 @@ def which(batch):
 
 def test_a_large_folder_is_streamed_in_the_order_it_would_have_in_memory(root):
   dataset = load(root)
-  assert isinstance(dataset.train_images, stream.Pictures) and "streamed" in dataset.summary
-  assert dataset.train_images.shape == (22, SIZE, SIZE, 3)
-  assert not isinstance(load(root, memory_limit=2**30).train_images, stream.Pictures)
+  assert dataset.train.streamed and "streamed" in dataset.summary
+  assert dataset.train.images.shape == (22, SIZE, SIZE, 3)
+  assert not load(root, memory_limit=2**30).train.streamed
   batch = start(dataset)
   for step in range(7):  # two epochs and a bit: 8, 8 and 6 images
     image, label = batch(step)
@@ -120,7 +113,7 @@ def test_buffers_are_bounded(root, monkeypatch):
 
 def test_evaluation_sees_every_image_once_and_its_centre(root):
   dataset = load(root)
-  parts = list(data.padded(dataset.test_images, dataset.test_labels, 3))
+  parts = list(dataset.test.padded(3))
   assert [mask.tolist() for _, mask in parts] == [[True] * 3, [True, True, False]]
   images = np.concatenate([np.asarray(batch.image)[mask] for batch, mask in parts])
   labels = np.concatenate([np.asarray(batch.label)[mask] for batch, mask in parts])
@@ -131,13 +124,13 @@ def test_evaluation_sees_every_image_once_and_its_centre(root):
 
 def test_validation_and_subsets_of_a_stream(root):
   dataset = load(root, validation=6, fraction=0.5, replacement=True)
-  assert len(dataset.validation_images) == 6 and len(dataset.train_images) == 8
+  assert len(dataset.validation.images) == 6 and len(dataset.train.images) == 8
   held = {
     p.name
-    for p in np.array(dataset.validation_images.store.paths)[dataset.validation_images.chosen]
+    for p in np.array(dataset.validation.images.store.paths)[dataset.validation.images.chosen]
   }
   trained = {
-    p.name for p in np.array(dataset.train_images.store.paths)[dataset.train_images.chosen]
+    p.name for p in np.array(dataset.train.images.store.paths)[dataset.train.images.chosen]
   }
   assert len(held) == 6 and not held & trained
   assert dataset.normalisation == "measured on 22 training images"
@@ -175,7 +168,7 @@ def test_a_corrupt_file_is_skipped_and_counted_where_the_config_says_so(root, co
   epoch = run_epoch(dataset)
   assert [len(x) for x in epoch] == [8, 8, 6]
   seen = np.concatenate(epoch)
-  assert set(seen) == set(range(22)) - {7} and len(dataset.train_images.skipped) == 1
+  assert set(seen) == set(range(22)) - {7} and len(dataset.train.images.skipped) == 1
   run_epoch(dataset)  # said once
   assert capsys.readouterr().out.count("skipped (1 so far): ") == 1
   with pytest.raises(ValueError, match="data.corrupt"):
@@ -235,14 +228,14 @@ def test_records_come_once_per_epoch_in_an_order_of_seed_and_epoch(colours):
 
 def test_records_are_held_out_by_their_place_in_the_split(colours):
   pictures = shards(colours)
-  batches = list(data.padded(pictures, None, 60))
+  batches = list(stream.padded_stream(pictures, 60))
   everything = np.asarray(batches[0][0].image)[:, 0, 0, 0]
   kept, held = np.arange(60) % 4 != 0, np.arange(60) % 4 == 0
-  ((batch, mask),) = data.padded(pictures[held], None, 20)
+  ((batch, mask),) = stream.padded_stream(pictures[held], 20)
   np.testing.assert_array_equal(np.asarray(batch.image)[mask, 0, 0, 0], everything[held])
   assert set(sum(order(pictures[kept], 0, range(3)), [])) == set(everything[kept])
   part = shards(colours, "train[10:30]")  # TFDS's own part, across shards
-  ((batch, _),) = data.padded(part, None, 20)
+  ((batch, _),) = stream.padded_stream(part, 20)
   np.testing.assert_array_equal(np.asarray(batch.image)[:, 0, 0, 0], everything[10:30])
 
 
@@ -267,12 +260,10 @@ def test_a_streamed_tfds_dataset_by_name(colours, monkeypatch):
   monkeypatch.setattr(catalog, "find", lambda *_: colours)
   options = dict(name="colours", train="train[:50]", test="train[50:]")
   dataset = load(None, validation=5, **options)
-  assert dataset.train_images.shape == (45, SIZE, SIZE, 3) and len(dataset.test_images) == 10
-  assert (dataset.train_labels == stream.UNKNOWN).all() and dataset.classes == 3
+  assert dataset.train.images.shape == (45, SIZE, SIZE, 3) and len(dataset.test.images) == 10
+  assert (dataset.train.labels == stream.UNKNOWN).all() and dataset.classes == 3
   labels = [
-    int(x)
-    for batch, mask in data.padded(dataset.test_images, None, 4)
-    for x in np.asarray(batch.label)[mask]
+    int(x) for batch, mask in dataset.test.padded(4) for x in np.asarray(batch.label)[mask]
   ]
   np.testing.assert_array_equal(
     labels, catalog.records(colours, "train[50:]", "image", "label").labels

@@ -42,12 +42,12 @@ def test_a_teacher_is_the_reader_that_the_run_has_measured(finished):
     map(json.loads, (run / "metrics.jsonl").open()),
     key=lambda line: max(line["accuracy"]["test"][r] for r in runs.SINGLE),
   )
-  image = ((dataset.test_images / 255 - dataset.mean) / dataset.std).astype(np.float32)
+  image = ((dataset.test.images / 255 - dataset.mean) / dataset.std).astype(np.float32)
 
   @jax.jit
   def nll(variables):
     logits, _ = students.run(net, variables, image)
-    return -jax.nn.log_softmax(logits)[np.arange(len(image)), dataset.test_labels].mean()
+    return -jax.nn.log_softmax(logits)[np.arange(len(image)), dataset.test.labels].mean()
 
   losses = {}
   for reader in runs.SINGLE:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from okdph_jax.core import Batch
-from okdph_jax.data import Dataset
+from okdph_jax.data import Dataset, Split
 from okdph_jax.experiment import paper
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check
@@ -35,18 +35,14 @@ def stand_in(config):
   name = config.data.name
   size = round(SIZES[name] * config.data.fraction)
   shape = (8, 8, 1) if name == "digits" else (config.data.image_size or 32,) * 2 + (3,)
-  images = np.broadcast_to(np.uint8(0), (size, *shape))
-  labels = np.broadcast_to(np.int32(0), size)
+  train = Split(np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32))
   channels = (0.5,) * shape[-1]
   return Dataset(
     name=name,
     place="",
-    train_images=images,
-    train_labels=labels,
-    validation_images=images[:0],
-    validation_labels=labels[:0],
-    test_images=images[:10],
-    test_labels=labels[:10],
+    train=train,
+    validation=None,
+    test=train[:10],
     class_names=tuple(map(str, range(CLASSES[name]))),
     mean=channels,
     std=channels,
@@ -276,7 +272,7 @@ def test_a_step(file, argument):
   if file == "imagenet":
     config.data.image_size = 16
   parts = built(config)
-  shape = stand_in(config).train_images.shape[1:]
+  shape = stand_in(config).image_shape
   crops = (parts.method.views,) if file == "imagenet" else ()
   image = np.random.default_rng(0).integers(0, 256, (*crops, 4, *shape)).astype(np.uint8)
   batch, key = Batch(image, np.arange(4, dtype=np.int32)), jax.random.key(0)

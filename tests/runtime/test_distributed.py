@@ -104,13 +104,11 @@ def seen(root):
   whole = jax.jit(
     lambda tree: tree, out_shardings=jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
   )
-  train = dataset.train_images, dataset.train_labels
-  batch = data.training(*train, seed=0, batch_size=8, views=2, mesh=mesh)
+  batch = dataset.train.batches(seed=0, batch_size=8, views=2, mesh=mesh)
   batches = [whole(batch(step)) for step in range(STEPS)]
-  tests = dataset.test_images, dataset.test_labels
-  batches += [whole(batch) for batch in data.padded(*tests, 4, mesh=mesh)]
-  memory = np.arange(21 * 4, dtype=np.uint8).reshape(21, 2, 2, 1), np.arange(21)
-  batch = data.training(*memory, seed=0, batch_size=8, mesh=mesh)
+  batches += [whole(batch) for batch in dataset.test.padded(4, mesh=mesh)]
+  memory = data.Split(np.arange(21 * 4, dtype=np.uint8).reshape(21, 2, 2, 1), np.arange(21))
+  batch = memory.batches(seed=0, batch_size=8, mesh=mesh)
   batches += [whole(batch(step)) for step in range(STEPS)]
   return [np.asarray(leaf) for leaf in jax.tree.leaves(batches)], len(decoded)
 

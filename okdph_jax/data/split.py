@@ -1,0 +1,106 @@
+"""A split: images and labels, in memory or streamed, behind one interface."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from okdph_jax.core import Batch
+from okdph_jax.data import batches, stream
+
+SEED = 42  # of subsets, validation and samples: the same images for every run and method
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Images and their labels in canonical order, in memory."""
+
+  images: Any  # uint8 [N, H, W, C]
+  labels: np.ndarray  # int32 [N]
+
+  streamed = False
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, chosen):
+    """The split of the chosen images: a slice, indices or a mask."""
+    return type(self)(self.images[chosen], self.labels[chosen])
+
+  @property
+  def image_shape(self):
+    """(H, W, C)."""
+    return self.images.shape[1:]
+
+  def first(self, count):
+    """The first images as evaluation sees them: uint8 [count, H, W, C]."""
+    return self.images[:count]
+
+  def normalisation(self):
+    """(mean, std, what they were measured on) per channel of x / 255."""
+    return *moments(self.images), "the training split"
+
+  def batches(self, *, seed, batch_size, views=1, mesh=None):
+    """`batch(step) -> Batch` for training: image uint8 [B, H, W, C], the same for all views.
+
+    The batch is a function of (seed, step), so that a resumed run goes on with the batches
+    that it would have had.
+    """
+    del views
+    return batches.on_device(
+      self.images, self.labels, seed=seed, batch_size=batch_size, mesh=mesh
+    )
+
+  def padded(self, batch_size, *, mesh=None):
+    """For evaluation, every image once in batches of one shape: (Batch, mask bool [B])."""
+    return batches.padded(self.images, self.labels, batch_size, mesh=mesh)
+
+  def shapes(self, *, batch_size, views=1, mesh):
+    """The shapes of the batches for training: {B: Batch}, the full batch, then a short one."""
+    full, crops = min(batch_size, len(self)), (views,) if self.streamed else ()
+
+    def batch(size):
+      place = batches.sharding(mesh, size, axis=len(crops))
+      return Batch(
+        jax.ShapeDtypeStruct((*crops, size, *self.image_shape), np.uint8, sharding=place),
+        jax.ShapeDtypeStruct((size,), np.int32, sharding=batches.sharding(mesh, size)),
+      )
+
+    return {size: batch(size) for size in (full, len(self) % full or full)}
+
+
+class StreamedSplit(Split):
+  """A split whose images are `stream.Pictures`: decoded on the host as the steps need them.
+
+  A batch for training has image uint8 [V, B, S, S, C], a random crop for each view. Labels
+  that TFDS's records hold are `stream.UNKNOWN` here, and known in the batches.
+  """
+
+  streamed = True
+
+  def first(self, count):
+    return stream.sample(self.images, count)
+
+  def normalisation(self):
+    images = stream.sample(self.images, 1_000, order=(SEED, 0))
+    return *moments(images), f"{len(images):,} training images"
+
+  def batches(self, *, seed, batch_size, views=1, mesh=None):
+    return stream.stream(self.images, seed=seed, batch_size=batch_size, views=views, mesh=mesh)
+
+  def padded(self, batch_size, *, mesh=None):
+    return stream.padded_stream(self.images, batch_size, mesh=mesh)
+
+
+def moments(images):
+  """(mean, standard deviation) per channel of x / 255, of uint8 [N, H, W, C]."""
+  channels, count = images.shape[-1], images.size / images.shape[-1]
+  total, square = np.zeros(channels), np.zeros(channels)
+  for start in range(0, len(images), 1024):  # the whole in float64 would be 8 times as large
+    part = images[start : start + 1024].reshape(-1, channels) / 255
+    total, square = total + part.sum(0), square + np.square(part).sum(0)
+  mean = total / count
+  std = np.sqrt(np.maximum(square / count - mean**2, 0))
+  std = np.maximum(std, 1 / 255)  # a constant channel stays finite
+  return tuple(mean.tolist()), tuple(std.tolist())
