@@ -1,0 +1,168 @@
+"""The Hessian of any loss over any tree: top eigenvalues, trace, spectral density.
+
+`loss(params)`, or `loss(params, batch)` with `batches` stacked on a first axis, whose mean is
+then the loss. Products are float32 on the device; everything else is float64 on the host.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from okdph_jax.analysis.points import as_tree, compiled, mean_over
+
+
+class Eigenvalues(NamedTuple):
+  """The largest eigenvalues, descending, and how they were found."""
+
+  values: np.ndarray  # float64 [k]
+  residuals: np.ndarray  # float64 [k]: |H v - value v| of the unit eigenvector v
+  products: int  # Hessian-vector products that it took
+
+
+class Trace(NamedTuple):
+  """Hutchinson's estimates over random probes, and their standard errors."""
+
+  trace: float
+  standard_error: float
+  normalized: float  # sum over tensors l of |w_l|^2 Tr(H_ll) / d_l
+  normalized_standard_error: float
+
+
+class Spectrum(NamedTuple):
+  """Stochastic Lanczos quadrature: every probe's eigenvalues and their weights."""
+
+  nodes: np.ndarray  # float64 [probes, m]
+  weights: np.ndarray  # float64 [probes, m], each row summing to one
+
+
+def product(loss, params, batches=None):
+  """`multiply(v) -> H v` for trees like `params`, compiled: forward over reverse."""
+  return partial(_multiply, as_tree(loss), params, batches)
+
+
+def _hessian_vector(loss, params, batches, v):
+  def one(*batch):
+    gradient = jax.grad(lambda p: loss(p, *batch))
+    return jax.jvp(gradient, (params,), (v,))[1]
+
+  return mean_over(one, batches)
+
+
+_multiply = compiled()(_hessian_vector)
+
+
+def top_eigenvalues(loss, params, k=5, *, key, batches=None, iterations=100, tolerance=1e-3):
+  """The k largest eigenvalues, by Lanczos with full re-orthogonalisation: `Eigenvalues`.
+
+  Ends once the residuals of all k are below `tolerance` times the largest eigenvalue, or after
+  `iterations` products.
+  """
+  flat, _ = ravel_pytree(params)
+  k = min(k, flat.size)
+  start = np.asarray(jax.random.normal(key, flat.shape), np.float64)
+  for alpha, beta in lanczos(_flat_product(loss, params, batches), start, iterations):
+    if len(alpha) < k:
+      continue
+    values, vectors = _tridiagonal(alpha, beta)
+    residuals = np.abs(beta[-1] * vectors[-1])
+    order = np.argsort(values)[::-1][:k]
+    if (residuals[order] <= tolerance * np.abs(values).max()).all():
+      break
+  return Eigenvalues(values[order], residuals[order], len(alpha))
+
+
+def trace(loss, params, *, key, batches=None, probes=50):
+  """The trace by Hutchinson's estimator with Rademacher probes: `Trace`."""
+  scale = [float(jnp.vdot(w, w)) / w.size for w in jax.tree.leaves(params)]
+  estimates = [
+    jax.device_get(_probe(as_tree(loss), params, batches, jax.random.fold_in(key, i)))
+    for i in range(probes)
+  ]
+  estimates = np.asarray(estimates, np.float64)  # [probes, tensors]
+  total, normalized = estimates.sum(1), estimates @ scale
+
+  def error(x):
+    return float(x.std(ddof=1) / np.sqrt(probes)) if probes > 1 else float("nan")
+
+  return Trace(float(total.mean()), error(total), float(normalized.mean()), error(normalized))
+
+
+@compiled()
+def _probe(loss, params, batches, key):
+  """v_l^T (H v)_l of a random v of signs, for every tensor l."""
+  leaves, structure = jax.tree.flatten(params)
+  v = [
+    jax.random.rademacher(jax.random.fold_in(key, i), w.shape, w.dtype)
+    for i, w in enumerate(leaves)
+  ]
+  h = _hessian_vector(loss, params, batches, jax.tree.unflatten(structure, v))
+  return [jnp.vdot(a, b) for a, b in zip(v, jax.tree.leaves(h), strict=True)]
+
+
+def spectral_density(loss, params, *, key, batches=None, probes=4, iterations=40):
+  """The spectrum by stochastic Lanczos quadrature: `Spectrum` (Ghorbani et al., ICML 2019,
+  arXiv:1901.10159)."""
+  flat, _ = ravel_pytree(params)
+  multiply = _flat_product(loss, params, batches)
+  iterations = min(iterations, flat.size)
+  nodes, weights = np.zeros((2, probes, iterations))
+  for i in range(probes):
+    start = np.asarray(
+      jax.random.rademacher(jax.random.fold_in(key, i), flat.shape), np.float64
+    )
+    *_, (alpha, beta) = lanczos(multiply, start, iterations)
+    values, vectors = _tridiagonal(alpha, beta)
+    nodes[i, : len(values)], weights[i, : len(values)] = values, vectors[0] ** 2
+  return Spectrum(nodes, weights)
+
+
+def density(spectrum, x, width):
+  """The spectral density at x [n], every node a Gaussian of standard deviation `width`: [n]."""
+  distance = (x[:, None] - spectrum.nodes.reshape(1, -1)) / width
+  bells = np.exp(-(distance**2) / 2) / (width * np.sqrt(2 * np.pi))
+  return bells @ spectrum.weights.reshape(-1) / len(spectrum.weights)
+
+
+def lanczos(multiply, start, iterations):
+  """Yields (alpha [m], beta [m]) of the tridiagonal matrix after m = 1, 2, ... products.
+
+  `multiply` maps float64 vectors [d] on the host. Full re-orthogonalisation, twice; the basis
+  is kept in float32. Ends early in an invariant subspace.
+  """
+  basis = [(start / np.linalg.norm(start)).astype(np.float32)]
+  alpha, beta = [], []
+  for _ in range(min(iterations, len(start))):
+    w = multiply(basis[-1])
+    scale = np.linalg.norm(w)
+    alpha.append(np.dot(basis[-1].astype(np.float64), w))
+    for _ in range(2):
+      for v in basis:
+        v = v.astype(np.float64)
+        w -= np.dot(v, w) * v
+    beta.append(np.linalg.norm(w))
+    invariant = beta[-1] <= 1e-6 * max(scale, *map(abs, alpha))
+    if invariant:
+      beta[-1] = 0.0
+    yield np.array(alpha), np.array(beta)
+    if invariant:
+      return
+    basis.append((w / beta[-1]).astype(np.float32))
+
+
+def _tridiagonal(alpha, beta):
+  return np.linalg.eigh(np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1))
+
+
+def _flat_product(loss, params, batches):
+  _, unravel = ravel_pytree(params)
+  multiply = product(loss, params, batches)
+
+  def flat(v):
+    leaves = jax.device_get(jax.tree.leaves(multiply(unravel(jnp.asarray(v)))))
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+
+  return flat

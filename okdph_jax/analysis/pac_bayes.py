@@ -1,0 +1,195 @@
+"""PAC-Bayes quantities of a network: the KL behind the paper's table, a bound, a noise level.
+
+The paper (supplement of arXiv:2303.14666, Table S5 and Figure S1) names no formula. `kl_table`
+is the one we infer from its numbers. No loss enters it: between runs of one network it ranks by
+the norm of the weights, and is no evidence of flatness. `sigma_search` is.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from scipy import optimize
+
+from okdph_jax.analysis.points import as_tree, compiled, mean_over
+from okdph_jax.analysis.sharpness import perturbed
+from okdph_jax.runtime import host
+
+WARNING = (
+  "kl_table grows with the number and the norm of the weights alone: no training loss and no "
+  "flatness enters, and it ranks networks of one kind as their weight norm does. "
+  "1/sigma^2 measures flatness."
+)
+PRIOR_VARIANCE = math.exp(-6)  # lambda: log-std -3
+PRECISION, SCALE = 100, 0.1  # b and c: priors lambda = c exp(-j / b), j = 1, 2, ...
+DELTA = 0.025  # the bound fails with at most this probability
+DELTA_MONTE_CARLO = 0.01  # and the estimate of the error of Q with this one
+
+
+class Bound(NamedTuple):
+  """A bound on the error of the random network w ~ Q, valid with probability 1 - 0.035."""
+
+  error: float  # the bound
+  train_error: float  # of Q, estimated from draws
+  kl: float
+  prior_variance: float  # lambda
+
+
+class Sigma(NamedTuple):
+  """The largest noise that costs no more than the given training accuracy."""
+
+  sigma: float
+  inverse_square: float  # 1 / sigma^2: large means sharp
+
+
+def kl(params, start, variance, prior_variance):
+  """KL(N(params, diag variance) || N(start, prior_variance I)) in nats.
+
+      1/2 [sum s / lambda + |w - w0|^2 / lambda - d + d ln lambda - sum ln s]
+
+  `variance`: a tree like `params`. In the arithmetic of its arguments.
+  """
+  leaves = zip(*map(jax.tree.leaves, (params, start, variance)), strict=True)
+  total = 0.0
+  for w, w0, s in leaves:
+    terms = (s + (w - w0) ** 2) / prior_variance - 1 + jnp.log(prior_variance) - jnp.log(s)
+    total += terms.sum() / 2
+  return total
+
+
+def kl_table(params, start=None):
+  """The KL that Table S5 fits: lambda = e^-6 and log-std |w|, s = exp(2 |w|), in float64.
+
+  start: the prior's mean w0; None is zero. About 198.2 per parameter, plus
+  402 |w|_1 + 403 |w|_2^2 + 202 |w - w0|_2^2.
+  """
+  total = 0.0
+  leaves = jax.tree.leaves(params)
+  starts = jax.tree.leaves(start) if start is not None else [0.0] * len(leaves)
+  for w, w0 in zip(leaves, starts, strict=True):
+    w, w0 = np.asarray(w, np.float64), np.asarray(w0, np.float64)
+    spread = np.exp(2 * np.abs(w)) + (w - w0) ** 2
+    terms = spread / PRIOR_VARIANCE - 1 + math.log(PRIOR_VARIANCE) - 2 * np.abs(w)
+    total += terms.sum() / 2
+  return float(total)
+
+
+def complexity(kl, prior_variance, m):
+  """The right-hand side of kl(train error || error) <= ... for m images (Dziugaite and Roy,
+  UAI 2017, arXiv:1703.11008), a union over the priors lambda = c exp(-j / b) included."""
+  union = 2 * jnp.log(PRECISION * jnp.log(SCALE / prior_variance))
+  return (kl + union + math.log(math.pi**2 * m / (6 * DELTA))) / (m - 1)
+
+
+def inverse_kl(q, c):
+  """The largest p with KL(Bernoulli(q) || Bernoulli(p)) <= c."""
+  if c <= 0 or q >= 1:
+    return q
+
+  def excess(p):
+    first = q * math.log(q / p) if q > 0 else 0.0
+    return first + (1 - q) * (math.log1p(-q) - math.log1p(-p)) - c
+
+  highest = 1 - 1e-12
+  return highest if excess(highest) < 0 else optimize.brentq(excess, max(q, 1e-300), highest)
+
+
+def dziugaite_roy(loss, error, params, start, m, *, key, batches, steps=0, draws=200):
+  """The bound for Q = N(w, diag s) and P = N(w0, lambda I): `Bound`.
+
+  From s = (2 |w|)^2 and lambda = e^-6, `steps` of RMSprop over w, ln s and ln lambda reduce the
+  surrogate `loss(params, batch)`, which is to bound the error (cross-entropy / ln K), plus the
+  square root of half the complexity. `error(params, batch)` is the fraction wrong. m: images in
+  `batches` [S, B, ...].
+  """
+  count = len(jax.tree.leaves(batches)[0])
+  draws = -(-draws // count) * count  # every batch is seen equally often
+  begin = {
+    "mean": params,
+    "log_variance": jax.tree.map(lambda w: jnp.log(4 * w**2 + 1e-12), params),
+    "log_prior": jnp.log(jnp.float32(PRIOR_VARIANCE)),
+  }
+
+  def draw(q, key):
+    def move(w, log_variance, key):
+      return w + jnp.exp(log_variance / 2) * jax.random.normal(key, w.shape, w.dtype)
+
+    leaves, structure = jax.tree.flatten(q["mean"])
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    return jax.tree.map(move, q["mean"], q["log_variance"], keys)
+
+  def divergence(q):
+    variance = jax.tree.map(jnp.exp, q["log_variance"])
+    return kl(q["mean"], start, variance, jnp.exp(q["log_prior"]))
+
+  def objective(q, key, batch):
+    prior = jnp.minimum(jnp.exp(q["log_prior"]), 0.99 * SCALE)
+    return loss(draw(q, key), batch) + jnp.sqrt(complexity(divergence(q), prior, m) / 2)
+
+  rate = optax.piecewise_constant_schedule(1e-3, {max(steps * 3 // 4, 1): 0.1})
+  descent = optax.rmsprop(rate, decay=0.9)
+
+  @partial(jax.jit, compiler_options=host.compiler_options())
+  def optimized(q, batches):
+    def step(carry, i):
+      q, state = carry
+      batch = jax.tree.map(lambda x: x[i % count], batches)
+      gradient = jax.grad(objective)(q, jax.random.fold_in(key, i), batch)
+      updates, state = descent.update(gradient, state)
+      return (optax.apply_updates(q, updates), state), None
+
+    (q, _), _ = lax.scan(step, (q, descent.init(q)), jnp.arange(steps))
+    # The union bound holds for the priors c exp(-j / b) with a whole j alone.
+    j = jnp.maximum(jnp.round(PRECISION * (math.log(SCALE) - q["log_prior"])), 1)
+    q = q | {"log_prior": math.log(SCALE) - j / PRECISION}
+
+    def wrong(i):
+      batch = jax.tree.map(lambda x: x[i % count], batches)
+      return error(draw(q, jax.random.fold_in(key, steps + i)), batch)
+
+    return lax.map(wrong, jnp.arange(draws)).mean(), divergence(q), jnp.exp(q["log_prior"])
+
+  wrong, divergence_, prior = map(float, optimized(begin, batches))
+  certain = inverse_kl(wrong, math.log(2 / DELTA_MONTE_CARLO) / draws)
+  bound = inverse_kl(certain, float(complexity(divergence_, prior, m)))
+  return Bound(bound, wrong, divergence_, prior)
+
+
+def sigma_search(
+  accuracy, params, *, key, batches=None, relative=False, drop=0.1, draws=10, steps=15
+):
+  """The largest sigma in [0, 2] whose noise costs `drop` of the accuracy: `Sigma`.
+
+  By bisection over the mean of `draws` networks w + N(0, sigma^2), or where `relative`
+  w + N(0, sigma^2 |w|^2); the same draws at every sigma (Jiang et al., ICLR 2020,
+  arXiv:1912.02178). `accuracy(params)`, or `accuracy(params, batch)` with `batches` [S, ...].
+  """
+  keys = jax.random.split(key, draws)
+
+  def mean_accuracy(sigma):
+    return float(_noisy(as_tree(accuracy), params, batches, sigma, keys, relative=relative))
+
+  least = mean_accuracy(0.0) - drop
+  low, high = 0.0, 2.0
+  for _ in range(steps):
+    middle = (low + high) / 2
+    if mean_accuracy(middle) >= least:
+      low = middle
+    else:
+      high = middle
+  sigma = (low + high) / 2
+  return Sigma(sigma, 1 / sigma**2)
+
+
+@compiled(static_argnames="relative")
+def _noisy(accuracy, params, batches, sigma, keys, *, relative):
+  def one(key):
+    moved = perturbed(key, params, sigma, relative=relative)
+    return mean_over(lambda *batch: accuracy(moved, *batch), batches)
+
+  return lax.map(one, keys).mean()

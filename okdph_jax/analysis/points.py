@@ -1,0 +1,242 @@
+"""Loss and accuracy at many points of parameter space: compiled once, on all devices."""
+
+import functools
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+from tqdm import tqdm
+
+from okdph_jax.losses import accuracy, cross_entropy
+from okdph_jax.methods.swa import cumulative
+from okdph_jax.nn.students import run
+from okdph_jax.runtime import host
+
+SAVE_EVERY = 20.0  # seconds between two saves of an unfinished sweep
+
+
+class Images(NamedTuple):
+  """Normalised images in S batches of one size, on which a network is measured."""
+
+  image: jax.Array  # float32 [S, B, H, W, C]
+  label: jax.Array  # int32 [S, B]
+
+
+def compiled(**options):
+  """`jax.jit` with the compiler options of the host, asked for at the first call."""
+
+  def decorate(function):
+    @functools.cache
+    def program():
+      return jax.jit(function, compiler_options=host.compiler_options(), **options)
+
+    return functools.wraps(function)(lambda *args, **kwargs: program()(*args, **kwargs))
+
+  return decorate
+
+
+def once_per_network(build):
+  """`build(net)`, called once for equal networks, so that they share one compilation."""
+  cached = functools.cache(build)
+
+  def built(net):
+    try:
+      return cached(net)
+    except TypeError:  # a stranger's module with fields that have no hash
+      return build(net)
+
+  return functools.wraps(build)(built)
+
+
+@once_per_network
+def _network_loss(net):
+  def loss(stats, params, batch):
+    logits, _ = run(net, {"params": params, "batch_stats": stats}, batch.image)
+    return cross_entropy(logits, batch.label)
+
+  return loss
+
+
+@once_per_network
+def _network_accuracy(net):
+  def rate(stats, params, batch):
+    logits, _ = run(net, {"params": params, "batch_stats": stats}, batch.image)
+    return accuracy(logits, batch.label)
+
+  return rate
+
+
+def network_loss(net, batch_stats):
+  """`loss(params, batch: Images)`: the cross-entropy of a network whose statistics stay."""
+  return Partial(_network_loss(net), batch_stats)
+
+
+def network_accuracy(net, batch_stats):
+  """`accuracy(params, batch: Images)` of a network whose statistics stay."""
+  return Partial(_network_accuracy(net), batch_stats)
+
+
+def as_tree(function):
+  """A function that compiled functions take as an argument; equal ones compile once."""
+  return function if isinstance(function, Partial) else Partial(function)
+
+
+def mean_over(function, batches):
+  """The mean of `function(batch)`, a tree, over batches stacked on a first axis [S, ...].
+
+  One batch at a time: the memory is that of one. With `batches=None` it is `function()`.
+  """
+  if batches is None:
+    return function()
+  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
+  count = len(jax.tree.leaves(batches)[0])
+
+  def add(total, batch):
+    return jax.tree.map(jnp.add, total, function(batch)), None
+
+  total, _ = lax.scan(add, zeros, batches)
+  return jax.tree.map(lambda x: x / count, total)
+
+
+def measure(net, variables, images):
+  """Cross-entropy in nats and accuracy of one network: {"loss": [], "accuracy": []}."""
+
+  def one(batch):
+    logits, _ = run(net, variables, batch.image)
+    return {
+      "loss": cross_entropy(logits, batch.label),
+      "accuracy": accuracy(logits, batch.label),
+    }
+
+  return mean_over(one, images)
+
+
+def reestimate(net, variables, image):
+  """The network with batch statistics of its own: the mean over batches [S, B, H, W, C]."""
+  if not variables["batch_stats"]:
+    return variables
+
+  def absorb(stats, item):
+    i, image = item
+    with cumulative(i / (i + 1)):
+      _, stats = run(
+        net, variables | {"batch_stats": stats}, image, jax.random.key(0), train=True
+      )
+    return stats, None
+
+  count = jnp.arange(len(image), dtype=image.dtype)
+  stats, _ = lax.scan(absorb, variables["batch_stats"], (count, image))
+  return variables | {"batch_stats": stats}
+
+
+def sweep(function, context, points, *, per_device=4, partial_file=None, title=""):
+  """`function(context, point) -> {name: []}` at every point: ({name: float64 [P]}, speed).
+
+  points: a tree of arrays [P, ...]. The points are split over all devices, and each device
+  takes its own one after another: the memory is that of one point per device, whatever P.
+  The same function with other values of the same shapes is not compiled again.
+  With `partial_file`, an unfinished sweep goes on where it stopped; a file of another sweep
+  is ignored. `speed` is points per second after the first chunk, NaN where there was no other.
+  """
+  points = jax.tree.map(np.asarray, points)
+  total = len(jax.tree.leaves(points)[0])
+  mesh = host.mesh()
+  size = min(per_device, -(-total // mesh.size)) * mesh.size
+
+  program = _chunk(function)
+
+  def part(start):
+    chosen = np.minimum(np.arange(start, start + size), total - 1)  # the last is filled up
+    return jax.tree.map(lambda x: x[chosen], points)
+
+  fingerprint = _fingerprint(context, points)
+  done = _read_partial(partial_file, fingerprint)
+  first = start = len(next(iter(done.values()))) if done else 0
+  saved = time.monotonic()
+  with tqdm(total=total, initial=start, unit="point", desc=title, disable=None) as bar:
+    while start < total:
+      values = jax.device_get(program(context, part(start)))
+      count = min(size, total - start)
+      for name, value in values.items():
+        new = value[:count].astype(np.float64)
+        done[name] = np.concatenate([done[name], new]) if name in done else new
+      if start == first:  # compiled now
+        began, timed = time.monotonic(), first + count
+      start += count
+      bar.update(count)
+      if partial_file and time.monotonic() - saved > SAVE_EVERY:
+        _write_partial(partial_file, fingerprint, done)
+        saved = time.monotonic()
+  if partial_file:
+    Path(partial_file).unlink(missing_ok=True)
+  left = total - timed if first < total else 0
+  return done, left / (time.monotonic() - began) if left else np.nan
+
+
+@functools.cache
+def _chunk(function):
+  mapped = jax.shard_map(
+    lambda context, points: lax.map(functools.partial(function, context), points),
+    mesh=host.mesh(),
+    in_specs=(PartitionSpec(), PartitionSpec("data")),
+    out_specs=PartitionSpec("data"),
+    check_vma=False,  # nothing is summed over the devices
+  )
+  return jax.jit(mapped, compiler_options=host.compiler_options())
+
+
+@once_per_network
+def _evaluation(net):
+  return compiled()(functools.partial(measure, net))
+
+
+def plain_speed(net, variables, images, seconds=2.0):
+  """Images per second of plain evaluation, every batch split over all devices."""
+  mesh = host.mesh()
+  split = images.label.shape[1] % mesh.size == 0
+  images = jax.device_put(
+    images, NamedSharding(mesh, PartitionSpec(None, "data") if split else PartitionSpec())
+  )
+  variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+  evaluate = _evaluation(net)
+  jax.block_until_ready(evaluate(variables, images))
+  rounds, began = 0, time.monotonic()
+  while time.monotonic() - began < seconds:
+    jax.block_until_ready(evaluate(variables, images))
+    rounds += 1
+  return rounds * images.label.size / (time.monotonic() - began)
+
+
+def _fingerprint(context, points):
+  """A sweep's identity: a digest of the points and of what they are points of."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves((context, points)):
+    leaf = np.asarray(leaf)
+    digest.update(str((leaf.shape, leaf.dtype)).encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
+
+
+def _read_partial(path, fingerprint):
+  try:
+    with np.load(path) as file:
+      values = dict(file)
+  except (OSError, ValueError, TypeError, EOFError):  # none yet, or torn
+    return {}
+  return values if str(values.pop("fingerprint", "")) == fingerprint else {}
+
+
+def _write_partial(path, fingerprint, done):
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  temporary = f"{path}.{os.getpid()}.tmp.npz"
+  np.savez(temporary, fingerprint=fingerprint, **done)
+  os.replace(temporary, path)

@@ -1,0 +1,116 @@
+"""How much the loss rises around a network: at worst within a ball, and on average.
+
+`loss(params)`, or `loss(params, batch)` with `batches` stacked on a first axis, whose mean is
+then the loss.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import stats
+
+from okdph_jax.analysis.points import as_tree, compiled, mean_over
+from okdph_jax.trees import norm
+
+
+class Interval(NamedTuple):
+  """A mean over draws and its 95 % confidence interval (Student's t)."""
+
+  mean: float
+  low: float
+  high: float
+
+
+def epsilon_sharpness(loss, params, rho, *, key, batches=None, adaptive=False, steps=20):
+  """max L(w + d) - L(w) over |d| <= rho |w|, by projected gradient ascent from a random d.
+
+  adaptive: over |d / |w|| <= rho sqrt(n), n parameters: every weight moves by rho of its own
+  size on average, so that rescaled weights give the same number (Kwon et al., ICML 2021,
+  arXiv:2102.11600).
+  """
+  settings = dict(adaptive=adaptive, steps=steps)
+  return float(_one_ascent(as_tree(loss), params, rho, key, batches, **settings))
+
+
+def m_sharpness(loss, params, rho, *, key, batches, adaptive=False, steps=20):
+  """The mean over batches of each batch's own epsilon-sharpness (Foret et al., ICLR 2021,
+  arXiv:2010.01412); m is the size of a batch."""
+
+  settings = dict(adaptive=adaptive, steps=steps)
+  return float(_ascents(as_tree(loss), params, rho, key, batches, **settings))
+
+
+def _mean_ascent(loss, params, rho, key, batches, **settings):
+  def own(batch):
+    return _ascent(loss, params, rho, key, jax.tree.map(lambda x: x[None], batch), **settings)
+
+  return mean_over(own, batches)
+
+
+def expected_sharpness(loss, params, sigma, *, key, batches=None, draws=20):
+  """mean L(w + d) - L(w) with d ~ N(0, sigma^2 |w|^2), element by element: `Interval`."""
+
+  keys = jax.random.split(key, draws)
+  return interval(_rises(as_tree(loss), params, jnp.float32(sigma), batches, keys))
+
+
+@compiled()
+def _rises(loss, params, sigma, batches, keys):
+  def value(p):
+    return mean_over(lambda *batch: loss(p, *batch), batches)
+
+  base = value(params)
+  return lax.map(lambda key: value(perturbed(key, params, sigma, relative=True)) - base, keys)
+
+
+def perturbed(key, params, sigma, *, relative):
+  """params + N(0, sigma^2), or where `relative` N(0, sigma^2 |w|^2), element by element."""
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  moved = [
+    w + sigma * jax.random.normal(k, w.shape, w.dtype) * (jnp.abs(w) if relative else 1)
+    for k, w in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, moved)
+
+
+def interval(values):
+  """The mean of independent values and its 95 % interval by Student's t."""
+  values = np.asarray(values, np.float64)
+  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
+  return Interval(values.mean(), values.mean() - half, values.mean() + half)
+
+
+def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
+  """The highest rise along the way; in u, where d = |w| u if adaptive, else d = u."""
+  count = sum(w.size for w in jax.tree.leaves(params))
+  radius = rho * (jnp.sqrt(count) if adaptive else norm(params))
+  unit = jax.tree.map(jnp.abs if adaptive else jnp.ones_like, params)
+
+  def value_at(u):
+    moved = jax.tree.map(lambda w, s, d: w + s * d, params, unit, u)
+    return mean_over(lambda *batch: jax.value_and_grad(loss)(moved, *batch), batches)
+
+  def along(tree, length):
+    factor = length / jnp.maximum(norm(tree), 1e-30)
+    return jax.tree.map(lambda x: factor * x, tree)
+
+  def step(_, carry):
+    u, best = carry
+    value, gradient = value_at(u)
+    direction = along(jax.tree.map(jnp.multiply, unit, gradient), 2.5 * radius / steps)
+    u = jax.tree.map(jnp.add, u, direction)
+    inside = along(u, jnp.minimum(norm(u), radius))
+    return inside, jnp.maximum(best, value)
+
+  base, _ = value_at(jax.tree.map(jnp.zeros_like, params))
+  noise = perturbed(key, jax.tree.map(jnp.zeros_like, params), 1.0, relative=False)
+  u, best = lax.fori_loop(0, steps, step, (along(noise, 0.1 * radius), base))
+  return jnp.maximum(best, value_at(u)[0]) - base
+
+
+_one_ascent = compiled(static_argnames=("adaptive", "steps"))(_ascent)
+_ascents = compiled(static_argnames=("adaptive", "steps"))(_mean_ascent)
