@@ -35,6 +35,17 @@ def solve(a, b, *, target, shape, geometry, plain):
   return lax.optimization_barrier(solution)
 
 
+def materialize(outputs):
+  """A block's outputs, kept on a CPU; the identity on every other platform.
+
+  Through a chain of residual sums XLA:CPU would otherwise compute each block's output again for
+  all that uses it, back to the first block.
+  """
+  return lax.platform_dependent(
+    outputs, cpu=lax.optimization_barrier, default=lambda outputs: outputs
+  )
+
+
 def _form(target, geometry, lhs, rhs):
   """The bilinear `convolve(geometry, lhs, rhs)` to take for tensors of these shapes."""
   *window, depth, width = rhs

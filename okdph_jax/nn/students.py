@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from okdph_jax.nn import convolution_cpu
 from okdph_jax.nn.batch_norm import batch_norm, is_plain
 from okdph_jax.nn.convolution import conv_general_dilated
 
@@ -60,7 +61,5 @@ def _own_layers(call, args, kwargs, context):
     elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):
       return batch_norm(module, args[0])
     elif not type(module).__module__.startswith("flax."):
-      # A block's output is kept, not computed again by all that uses it: through a chain of
-      # residual sums XLA:CPU would go back to the first, in every block.
-      return jax.lax.optimization_barrier(call(*args, **kwargs))
+      return convolution_cpu.materialize(call(*args, **kwargs))
   return call(*args, **kwargs)

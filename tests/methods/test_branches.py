@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from okdph_jax.methods import METHODS
 from okdph_jax.methods.protocol import Context
 from okdph_jax.models import build
+from tests.methods import tiny
 
 # backbone, branches, classes: independent networks, one, okddip, ffl's network, its fusion, pcl
 TOTALS = {

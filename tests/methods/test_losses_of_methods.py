@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import linen as nn
 
 from okdph_jax.core import Outputs, Views
@@ -15,6 +14,7 @@ from okdph_jax.methods.kr import residual_labels
 from okdph_jax.methods.protocol import Context
 from okdph_jax.models import Net
 from okdph_jax.schedules import average_decay, ramp
+from tests.methods import tiny
 
 B, K, F = 5, 4, 16
 EPOCH = 3  # steps

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 
 from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.nn.students import run
 from okdph_jax.training.step import initial_state, train_step
+from tests.methods import tiny
 
 OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
 STACKS = {

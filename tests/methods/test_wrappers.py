@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from okdph_jax.core import Terms, Views
 from okdph_jax.methods import METHODS, WRAPPERS
@@ -16,6 +15,7 @@ from okdph_jax.nn.students import run
 from okdph_jax.optimizers import dot_sgd, sgd
 from okdph_jax.schedules import multistep
 from okdph_jax.training.step import State, train_step
+from tests.methods import tiny
 
 KEY = jax.random.key(3)
 STARTS = {}  # one compiled start per method

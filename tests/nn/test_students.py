@@ -140,3 +140,25 @@ def test_unusual_normalisation_is_left_to_flax(options):
   variables = jax.tree.map(lambda x: x[0], stack)
   got = students.run(net, variables, image[0], train=True)
   close(got, stock(net, variables, image[0]), 0)
+
+
+class Block(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return {"sum": x + jnp.sin(x), "mean": x.mean()}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_users_block_is_materialised_on_a_cpu_and_nowhere_else(platform):
+  def mean(x):
+    return students.run(Block(), {"params": {}, "batch_stats": {}}, x)[0]["mean"]
+
+  def program(x, dx):
+    return jax.vmap(lambda x, dx: jax.jvp(jax.grad(mean), (x,), (dx,)))(x, dx)
+
+  x, dx = jnp.linspace(-1.0, 1.0, 12).reshape(2, 2, 3)
+  x, dx = jnp.stack([x, x]), jnp.stack([dx, dx])
+  lowered = jax.jit(program).trace(x, dx).lower(lowering_platforms=(platform,))
+  assert ("optimization_barrier" in lowered.as_text()) == (platform == "cpu")
+  for got, want in zip(program(x, dx), (jnp.full_like(x, 1 / x[0].size), 0), strict=True):
+    close(got, jnp.broadcast_to(want, x.shape))
