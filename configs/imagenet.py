@@ -24,8 +24,5 @@ def get_config(argument=""):
   config.data.test = "validation"
   config.data.image_size = 224
   config.data.memory_limit = 0
-  config.batch_size = 256
-  config.weight_decay = 1e-4
-  config.epochs = 100
-  config.milestones = (90, 180, 270)  # 30, 60 and 90 of 100
+  config.update(paper.IMAGENET_TRAINING)  # milestones: 30, 60 and 90 of 100
   return config

@@ -12,27 +12,14 @@ shared branches, PCL's ramp) is not reproduced. Its noise is `configs/noisy.py`'
 
 from okdph_jax.experiment import paper
 
-RELEASE = {  # method -> its options
-  "okdph": dict(
-    hybrid_gradient=False, weights="uniform", fuse_with="previous", fuse_clock="epoch"
-  ),
-  "kdcl": dict(target="mean", task_weight=0.5, distill_weight=0.5, temperature=4.0),
-  "one": dict(students=2, detach_target=False),
-  "okddip": dict(students=2),
-  "ffl": dict(students=2, fusion_weight_decay=5e-4),
-  "pcl": dict(students=2, decay=0.0),
-  "kr": dict(fade=False),
-}
-RHO = {"cifar10": 0.1, "cifar100": 0.05}  # of its SAM row, which is ASAM
-
 
 def get_config(argument=""):
   options = dict(method="okdph", network="resnet32", dataset="cifar10")
   options |= paper.split(argument, method=str, network=str, dataset=paper.CIFAR)
-  options |= RELEASE.get(options["method"], {})
+  options |= paper.RELEASE.get(options["method"], {})
   if (options["method"], options["network"]) == ("pcl", "densenet40_12"):
     options["students"] = 3
   config = paper.recipe(**options)
   if options["method"] == "sam":
-    config.wrappers = (dict(name="asam", rho=RHO[options["dataset"]], eta=0.0),)
+    config.wrappers = (paper.release_wrapper("sam", options["dataset"]),)
   return config

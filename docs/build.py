@@ -1,0 +1,39 @@
+"""Writes the generated parts of README.md and docs/: `python docs/build.py` after a new result.
+
+A generated part stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
+"""
+
+import re
+from pathlib import Path
+
+from okdph_jax.report import tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def generated():
+  """{file: {name of the part: its text}}."""
+  results, warnings = tables.find([ROOT / "docs" / "results"])
+  if warnings:
+    raise ValueError("; ".join(warnings))
+  (table,) = re.findall(r"(?:^\|.*\n)+", tables.render(results, head=True), re.M)
+  return {
+    "README.md": {"accuracy": table},
+    "docs/results.md": {"tables": tables.render(results)},
+  }
+
+
+def with_parts(text, parts):
+  """`text` with its generated parts replaced."""
+  for name, part in parts.items():
+    between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
+    text, replaced = re.subn(between, lambda _, part=part: f"\n{part}\n", text, flags=re.S)
+    if replaced != 1:
+      raise ValueError(f"the markers of {name!r} are there {replaced} times, not once")
+  return text
+
+
+if __name__ == "__main__":
+  for file, parts in generated().items():
+    path = ROOT / file
+    path.write_text(with_parts(path.read_text(), parts))
