@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/: `python docs/build.py` after a new result.
+"""Writes what is generated in README.md and docs/: `python docs/build.py` after a new result.
 
 A generated part stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
@@ -6,7 +6,7 @@ A generated part stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
 import re
 from pathlib import Path
 
-from okdph_jax.report import tables
+from okdph_jax.report import plots, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,22 @@ def with_parts(text, parts):
   return text
 
 
+def picture():
+  """The accuracies of the committed results."""
+  results, _ = tables.find([ROOT / "docs" / "results"])
+  ((name, rows),) = tables.grouped(results, hidden={"views"})
+  rows = [
+    (
+      label,
+      {"single": tables.last(runs, single=True), "several": tables.last(runs, single=False)},
+    )
+    for label, runs in rows
+  ]
+  plots.comparison(rows, tables.title(name), ROOT / "docs" / "accuracy.png")
+
+
 if __name__ == "__main__":
+  picture()
   for file, parts in generated().items():
     path = ROOT / file
     path.write_text(with_parts(path.read_text(), parts))

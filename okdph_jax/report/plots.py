@@ -1,6 +1,20 @@
-"""Learning curves of one run."""
+"""Pictures of runs: learning curves of one, the accuracies of many."""
 
 from pathlib import Path
+
+# Okabe and Ito's palette, told apart by all common kinds of colour vision.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+  "#000000",
+  "#E69F00",
+  "#56B4E9",
+  "#009E73",
+  "#F0E442",
+  "#0072B2",
+  "#D55E00",
+  "#CC79A7",
+)
+
+SEVERAL = "ensemble or fused head"
 
 
 def curves(lines, out):
@@ -8,20 +22,70 @@ def curves(lines, out):
 
   lines: what `logbook.lines` reads. The picture's format follows the ending of `out`.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(7, 4.2), layout="constrained")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
+  axes, save = _figure(7, 4.2, out)
   epochs = [line["epoch"] for line in lines]
+  colours = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
   for split, dashes in (("test", "-"), ("validation", "--")):
     for i, reader in enumerate(lines[-1]["accuracy"].get(split) or {}):
       percent = [100 * line["accuracy"][split][reader] for line in lines]
-      style = dict(color=f"C{i % 10}", linestyle=dashes, linewidth=1, marker=".", markersize=3)
-      axes.plot(epochs, percent, label=f"{reader}, {split}", **style)
+      style = dict(color=colours[i % 8], linestyle=dashes, linewidth=1, marker=".")
+      axes.plot(epochs, percent, label=f"{reader}, {split}", markersize=3, **style)
   axes.set(xlabel="epoch", ylabel="accuracy [%]")
   axes.grid(alpha=0.3)
   axes.legend(fontsize="small", loc="lower right")
-  Path(out).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(out, dpi=150)
+  save()
+
+
+def comparison(rows, title, out):
+  """Draws a row per experiment, the most accurate on top: accuracies after the last epoch.
+
+  rows: [(label, {"single": [fraction, ...], "several": [fraction, ...]}), ...] of the best
+  single network and of the best ensemble, one fraction per seed; empty where there is none.
+  The picture's format follows the ending of `out`.
+  """
+
+  def mean(fractions):
+    return 100 * sum(fractions) / len(fractions)
+
+  rows = sorted(rows, key=lambda row: mean(row[1]["single"]))
+  axes, save = _figure(7, 1.3 + 0.3 * len(rows), out)
+  for y, (_, accuracy) in enumerate(rows):
+    single, several = accuracy["single"], accuracy["several"]
+    if several:
+      ends = mean(single), mean(several)
+      axes.plot(ends, [y, y], color="0.75", linewidth=1, zorder=1)
+      style = dict(marker="D", facecolors="white", edgecolors=RED, s=30, zorder=2)
+      axes.scatter(mean(several), y, label=SEVERAL, **style)
+    style = dict(color=BLUE, s=36, zorder=3)
+    axes.scatter(mean(single), y, label="best single network", **style)
+    if len(single) > 1:  # every seed
+      seeds = [100 * value for value in single]
+      axes.scatter(seeds, [y] * len(seeds), marker="|", color=BLUE, s=90, label="its seeds")
+  axes.set_yticks(range(len(rows)), [label.replace(", ", "\n", 1) for label, _ in rows])
+  for label in axes.get_yticklabels():
+    label.set(fontsize="x-small" if "\n" in label.get_text() else "small")
+  axes.set(xlabel="test accuracy after the last epoch [%]", title=title)
+  axes.set_ylim(-0.7, len(rows) - 0.3)
+  axes.grid(axis="x", alpha=0.3)
+  axes.set_axisbelow(True)
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.tick_params(axis="y", length=0)
+  found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+  names = [n for n in ("best single network", "its seeds", SEVERAL) if n in found]
+  axes.legend([found[n] for n in names], names, loc="lower right", fontsize="small")
+  save()
+
+
+def _figure(width, height, out):
+  """Axes of that size in inches, and what saves their figure."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+
+  def save():
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+
+  return figure.add_subplot(), save

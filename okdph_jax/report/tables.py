@@ -177,7 +177,7 @@ def _settings(config, configs, hidden):
 def _head(rows):
   """Method, views, accuracy and the paper's: what decides which one to choose."""
   table = []
-  rows = sorted(rows, key=lambda row: -statistics.mean(map(last_single, row[1])))
+  rows = sorted(rows, key=lambda row: -statistics.mean(last(row[1], single=True)))
   for label, runs in rows:
     n = f" (n = {len(runs)})" if len(runs) > 1 else ""
     table.append(
@@ -185,7 +185,7 @@ def _head(rows):
         "method": label,
         "views": _views(runs[0]),
         "networks or branches": runs[0]["students"],
-        "accuracy": spread([last_single(run) for run in runs]) + n,
+        "accuracy": spread(last(runs, single=True)) + n,
         "paper": _paper(runs[0]),
       }
     )
@@ -202,7 +202,7 @@ def _summary(rows):
         "views": _views(runs[0]),
         "students": runs[0]["students"],
         "n": len(runs),
-        "best single network: last": spread([last_single(run) for run in runs]),
+        "best single network: last": spread(last(runs, single=True)),
         "best single network: best on test": spread([_best_single(run) for run in runs]),
         "best single network: chosen on validation": spread(
           [run["best_single"]["accuracy"] for run in runs] if all(validated) else []
@@ -223,9 +223,17 @@ def _views(run):
   return ", ".join(dict.fromkeys(run["config"]["views"])).replace("|", "\\|")
 
 
-def last_single(run):
-  """The accuracy of the best single network after the last epoch."""
-  return max(reader["last"] for reader in run["readers"].values() if reader["single"])
+def last(runs, *, single):
+  """Of each run the highest accuracy after the last epoch: [fraction, ...].
+
+  Among its single networks, or else among its ensembles and fused heads; runs without are
+  left out.
+  """
+  return [
+    max(there)
+    for run in runs
+    if (there := [r["last"] for r in run["readers"].values() if r["single"] == single])
+  ]
 
 
 def _best_single(run):

@@ -9,7 +9,7 @@ import pytest
 from okdph_jax.cli import report
 from okdph_jax.experiment import paper as settings
 from okdph_jax.methods import METHODS
-from okdph_jax.report import paper, tables
+from okdph_jax.report import paper, plots, tables
 from okdph_jax.training import logbook
 
 # With omega = 1, Table 7's cell of CIFAR-10, 1 %, ResNet32.
@@ -328,6 +328,32 @@ def test_curves_draws_a_line_per_reader(tmp_path):
   from PIL import Image
 
   assert Image.open(out).size == (1050, 630)
+
+
+def test_comparison_draws_the_single_networks_and_what_is_more_than_one(tmp_path, monkeypatch):
+  from matplotlib.axes import Axes
+
+  drawn = []
+  scatter = Axes.scatter
+
+  def recorded(axes, x, y, **style):
+    drawn.append((style["label"], x, y))
+    return scatter(axes, x, y, **style)
+
+  monkeypatch.setattr(Axes, "scatter", recorded)
+  rows = [
+    ("dml", {"single": [0.5, 0.6], "several": [0.7, 0.7]}),
+    ("base", {"single": [0.4], "several": []}),
+  ]
+  plots.comparison(rows, "digits", tmp_path / "new" / "accuracy.png")
+  assert (tmp_path / "new" / "accuracy.png").stat().st_size > 1000
+  assert [(label, y) for label, _, y in drawn] == [
+    ("best single network", 0),  # the least accurate is the lowest
+    (plots.SEVERAL, 1),
+    ("best single network", 1),
+    ("its seeds", [1, 1]),
+  ]
+  assert [x for _, x, _ in drawn[:3]] == pytest.approx([40, 70, 55])
 
 
 def test_it_runs_without_jax_and_tensorflow(tmp_path):
