@@ -1,7 +1,7 @@
 """TFDS: finds a dataset by its name, prepares it where it is not, reads its records.
 
-TensorFlow and TFDS are imported inside functions: the package, and training from arrays,
-do without them.
+TensorFlow and TFDS are imported inside functions: everything but datasets by name works
+without them.
 """
 
 import contextlib
@@ -13,8 +13,42 @@ from typing import NamedTuple
 
 import numpy as np
 
+from okdph_jax.data.pictures import stacked
+from okdph_jax.data.source import Source, option, skips_corrupt, streamed
+from okdph_jax.data.split import Split
+from okdph_jax.data.stream import UNKNOWN, Shards
 from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
+
+
+def read(data):
+  """A dataset of images with labels by its TFDS name, prepared first if need be."""
+  image, label = supervised(find(data.name, data.dir), data.name)
+  builder = prepared(data.name, data.dir)
+  features, size = builder.info.features, option(data, "image_size")
+  height, width, channels = features[image].shape
+  side = size or (height if height == width else None)
+
+  def loaded(split):
+    name = "id" if "id" in features else None
+    if size or height is None or width is None:
+      found = records(builder, split, image, label, name)
+      skip = skips_corrupt(data)
+      return Split(*stacked(found.names, found.images, found.labels, size, channels, skip))
+    found = records(builder, split, image, label, name, decode=True)  # twice as fast
+    return Split(found.images, found.labels)
+
+  def as_stream(split):
+    count = builder.info.splits[split].num_examples
+    store, labels = Shards(builder, split, image, label), np.full(count, UNKNOWN, np.int32)
+    return streamed(data, store, labels, side, channels or 3)
+
+  with reading(builder, f"{data.train}, {data.test}"):
+    count = sum(builder.info.splits[split].num_examples for split in (data.train, data.test))
+  decoded = count * side**2 * (channels or 3) if side else builder.info.dataset_size
+  load = as_stream if decoded > option(data, "memory_limit") else loaded
+  names = tuple(features[label].names)
+  return Source(str(builder.data_path), names, load(data.train), load(data.test))
 
 
 def find(name, directory=None):
@@ -22,10 +56,6 @@ def find(name, directory=None):
   tfds = tensorflow_datasets()
   options = {"data_dir": str(pathlib.Path(directory).expanduser())} if directory else {}
   try:
-    if name == "digits":
-      from okdph_jax.data.digits import Digits
-
-      return Digits(**options)
     return tfds.builder(name, **options)
   except tfds.core.registered.DatasetNotFoundError:
     known = ["digits", "folder", "arrays", *tfds.list_builders(with_community_datasets=False)]
@@ -45,10 +75,9 @@ def prepared(name, directory=None):
   builder = find(name, directory)
   if _is_prepared(builder):
     return builder
-  quietly = host.silent if name == "digits" else contextlib.nullcontext
   try:
     _reach(builder)
-    with quietly(), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare()
   except Exception as error:  # the network, the disk, checksums, files to be put by hand
     if not _is_prepared(builder):  # else another process was faster
@@ -64,8 +93,6 @@ def _is_prepared(builder):
 
 
 def _remedies(name, directory):
-  if name == "digits":
-    return "choose a data.dir with room that can be written to"
   options = f", data_dir={str(directory)!r}" if directory else ""
   return (
     f'with a network run python -c "import tensorflow_datasets as tfds; tfds.load({name!r}'
@@ -166,8 +193,9 @@ def tensorflow_datasets():
       host.hide_accelerators(tf)
   except ImportError as error:
     raise ValueError(
-      f"datasets by name and folders are read by TensorFlow Datasets ({one_line(error)}); pip "
-      "install tensorflow tensorflow-datasets, or use data.name='arrays', which needs neither"
+      f"datasets by name are read by TensorFlow Datasets ({one_line(error)}); pip install "
+      "tensorflow tensorflow-datasets, or use data.name='digits', 'folder' or 'arrays', which "
+      "need neither"
     ) from None
   logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
   return tfds

@@ -1,16 +1,15 @@
-"""scikit-learn's handwritten digits as a TFDS dataset: real images that need no network.
-
-This file is imported only where TensorFlow Datasets is (`sources` does so inside a
-function); importing it registers the builder under the name "digits".
-"""
+"""scikit-learn's handwritten digits: real images that need no network and no TensorFlow."""
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-EVERY = 5  # of each class every fifth image tests
+from okdph_jax.data.pictures import resized
+from okdph_jax.data.source import Source, option, test_part
+from okdph_jax.data.split import Split
+
+EVERY = 5  # every fifth image of each class tests
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+def read(data):
   """1,797 digits of 13 writers, uint8 [8, 8, 1], from `sklearn.datasets.load_digits`.
 
   Of each class every fifth image, in scikit-learn's order, is for testing (355 images), the
@@ -19,34 +18,24 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998 (its
   test half).
   """
+  from sklearn.datasets import load_digits  # takes a second
 
-  VERSION = tfds.core.Version("1.0.0")
+  for asked in (data.train,) if test_part(data) else (data.train, data.test):
+    if asked not in ("train", "test"):
+      raise ValueError(
+        f"data.name='digits' has the splits 'train' and 'test', but no {asked!r}"
+      )
+  bunch = load_digits()
+  images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
+  images = resized(images, option(data, "image_size"))
+  labels = bunch.target.astype(np.int32)
 
-  def _info(self):
-    return self.dataset_info_from_configs(
-      description="Handwritten digits, 8x8, bundled with scikit-learn.",
-      features=tfds.features.FeaturesDict(
-        {
-          "id": tfds.features.Text(),
-          "image": tfds.features.Image(shape=(8, 8, 1)),
-          "label": tfds.features.ClassLabel(num_classes=10),
-        }
-      ),
-      supervised_keys=("image", "label"),
-    )
+  def split(name):
+    chosen = members(labels, name)
+    return Split(images[chosen], labels[chosen])
 
-  def _split_generators(self, dl_manager):
-    del dl_manager  # nothing to download
-    return {split: self._generate_examples(split) for split in ("train", "test")}
-
-  def _generate_examples(self, split):
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
-    for i in members(bunch.target, split):
-      name = f"{split}_{i:05d}"
-      yield name, {"id": name, "image": images[i], "label": int(bunch.target[i])}
+  test = None if test_part(data) else split(data.test)
+  return Source("scikit-learn", tuple(map(str, range(10))), split(data.train), test)
 
 
 def members(labels, split):

@@ -1,7 +1,10 @@
 """Pictures: decoded from their files, cut to squares."""
 
+import contextlib
+import functools
 import io
 import math
+import pathlib
 from concurrent import futures
 
 import numpy as np
@@ -10,15 +13,38 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
 
-GREY = ("1", "L", "LA", "I;16", "I")  # Pillow's modes of one channel
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # modes of one channel
+UNREAD = ("EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")  # run other programs, or no pixels
 BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
 
 
+@functools.cache
+def formats():
+  """Pillow's names of the formats that are read."""
+  Image.init()
+  return tuple(name for name in Image.ID if name not in UNREAD)
+
+
+@functools.cache
+def suffixes():
+  """The file names' endings of these formats, in lower case with their dot."""
+  known = formats()
+  return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
+
+
 def decode(name, encoded, channels):
-  """A Pillow image of 1 or 3 channels; the ValueError of a corrupt one names it."""
+  """An encoded image, as bytes or a path, as a Pillow image of 1 or 3 channels of 8 bits.
+
+  Upright by its EXIF orientation, on white where it is transparent; 16 bits are scaled to 8.
+  Of several frames it is the first. The ValueError of a corrupt image names it.
+  """
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      return image.convert("L" if channels == 1 else "RGB")
+    content = encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
+    with Image.open(io.BytesIO(content), formats=formats()) as image:
+      image.load()
+      with contextlib.suppress(Exception):  # broken EXIF data beside whole pixels
+        ImageOps.exif_transpose(image, in_place=True)
+      return _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
   except Exception as error:  # Pillow raises whatever its decoders do
     # Of an unknown format it says where in memory the file lay: another text every time.
     unknown = isinstance(error, UnidentifiedImageError)
@@ -28,10 +54,26 @@ def decode(name, encoded, channels):
     ) from None
 
 
+def _eight_bits(image):
+  if not image.mode.startswith(("I", "F")):
+    return image
+  values = np.asarray(image)
+  if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+    raise ValueError("its pixels are not whole numbers of 8 or 16 bits")
+  return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def _opaque(image):
+  if not image.has_transparency_data:
+    return image
+  image = image.convert("RGBA")
+  return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
 def is_grey(path):
   """Whether a file has one channel; one that cannot be opened is for `decode` to name."""
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats()) as image:
       return image.mode in GREY
   except Exception:
     return True
@@ -70,6 +112,15 @@ def stacked(names, encoded, labels, size, channels, skip_corrupt=False):
   if len(kept) < len(images):
     print(f"corrupt images left out: {len(images) - len(kept)} of {len(images)}", flush=True)
   return np.stack([images[i] for i in kept]), np.asarray(labels)[kept]
+
+
+def resized(images, size):
+  """Arrays as `square`s: uint8 [N, H, W, C] -> [N, size, size, C]; size None: as they are."""
+  if size is None or images.shape[1:3] == (size, size):
+    return images
+  images = images[..., 0] if images.shape[-1] == 1 else images  # as Pillow has them
+  with futures.ThreadPoolExecutor(host.cores()) as pool:
+    return np.stack(list(pool.map(lambda x: pixels(square(Image.fromarray(x), size)), images)))
 
 
 def pixels(image):

@@ -54,7 +54,7 @@ class Pictures:
 
   def read(self, entry):
     """An entry as a Pillow image, decoded."""
-    return decode(entry.name, entry.bytes(), self.channels)
+    return decode(entry.name, entry.encoded, self.channels)
 
   def evaluation(self, entry):
     """uint8 [S, S, C], cropped as evaluation sees it."""
@@ -71,14 +71,6 @@ class Entry(NamedTuple):
   name: str
   label: int
   encoded: bytes | pathlib.Path
-
-  def bytes(self):
-    if not isinstance(self.encoded, pathlib.Path):
-      return self.encoded
-    try:
-      return self.encoded.read_bytes()
-    except OSError as error:
-      raise ValueError(f"{self.name} cannot be read ({one_line(error)})") from None
 
 
 class Files(NamedTuple):

@@ -59,3 +59,57 @@ def test_files_are_decoded_to_the_channels_asked_for(image):
     ValueError, match=r"^x.png is not a readable image \(of no known format\)"
   ):
     pictures.decode("x.png", b"no image", 3)
+
+
+def saved(image, kind="PNG", **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def test_photographs_stand_upright_by_their_exif_orientation(image):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+  turned = pictures.decode("x", saved(image, exif=exif), 3)
+  np.testing.assert_array_equal(turned, image.transpose(Image.Transpose.ROTATE_270))
+  exif = b"Exif\x00\x00broken"
+  np.testing.assert_array_equal(pictures.decode("x", saved(image, exif=exif), 3), image)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind):
+  values = np.array([[0, 257, 1000], [32768, 65407, 65535]], np.uint16)
+  encoded = saved(Image.fromarray(values), kind)
+  grey = pictures.pixels(pictures.decode("x", encoded, 1))[..., 0]
+  np.testing.assert_array_equal(grey, [[0, 1, 4], [128, 255, 255]])
+  assert np.asarray(pictures.decode("x", encoded, 3)).shape == (2, 3, 3)
+
+
+def test_other_numbers_than_eight_or_sixteen_bits_are_refused():
+  for values in (np.ones((2, 2), np.float32), np.full((2, 2), -1, np.int32)):
+    with pytest.raises(ValueError, match="x is not a readable image .*8 or 16 bits"):
+      pictures.decode("x", saved(Image.fromarray(values), "TIFF"), 1)
+
+
+def test_transparent_pixels_are_white_whatever_colour_they_hide():
+  rgba = np.full((2, 3, 4), 60, np.uint8)
+  rgba[..., 3] = [[0, 255, 255], [255, 255, 0]]
+  for channels in (1, 3):
+    seen = pictures.pixels(pictures.decode("x", saved(Image.fromarray(rgba)), channels))
+    np.testing.assert_array_equal(seen[..., 0], [[255, 60, 60], [60, 60, 255]])
+  grey = Image.fromarray(rgba[..., 2:], "LA")
+  seen = pictures.pixels(pictures.decode("x", saved(grey), 1))
+  np.testing.assert_array_equal(seen[..., 0], [[255, 60, 60], [60, 60, 255]])
+  palette = Image.new("P", (2, 1), 0)
+  palette.putpalette([9, 9, 9, 80, 80, 80])
+  palette.putpixel((1, 0), 1)
+  seen = pictures.pixels(pictures.decode("x", saved(palette, transparency=0), 3))
+  np.testing.assert_array_equal(seen[0], [[255] * 3, [80] * 3])
+
+
+def test_a_format_that_would_start_another_program_is_not_read():
+  encoded = saved(Image.new("RGB", (4, 4)), "EPS")
+  with pytest.raises(ValueError, match="of no known format"):
+    pictures.decode("x.png", encoded, 3)
+  assert {".png", ".jpeg", ".webp", ".bmp", ".tif"} < pictures.suffixes()
+  assert not {".eps", ".txt"} & pictures.suffixes()

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from okdph_jax import data
-from okdph_jax.data import catalog, sources
+from okdph_jax.data import catalog
+from okdph_jax.data.dataset import subset
 
 
 def config(**options):
@@ -111,6 +112,46 @@ def test_what_is_no_npz_is_refused(tmp_path):
   assert "needs data.dir" in refusal()
 
 
+def test_labels_from_one_are_not_a_class_too_many(npz, arrays):
+  shifted = {k: arrays[k] + 1 for k in ("train_labels", "test_labels")}
+  line = refusal(dir=npz(**shifted))
+  assert "training labels go from 1 to 3, and none is 0" in line and "class_names" in line
+  names = np.array(["none", "ant", "bee", "cat"])  # the user says that there is a class 0
+  assert data.load(config(dir=npz(class_names=names, **shifted))).classes == 4
+  assert "3 classes need 0 to 2" in refusal(dir=npz(class_names=names[1:], **shifted))
+  assert "go up to 8589934592" in refusal(dir=npz(train_labels=arrays["train_labels"] << 32))
+
+
+def test_arrays_of_a_validation_split_validate(npz, arrays, capsys):
+  held = dict(validation_images=arrays["test_images"], validation_labels=arrays["test_labels"])
+  dataset = data.load(config(dir=npz(**held)))
+  np.testing.assert_array_equal(dataset.validation.images, arrays["test_images"])
+  assert len(dataset.train) == 60 and "6 validation" in dataset.summary
+  assert "has a validation split of its own" in refusal(dir=npz(**held), validation=5)
+  assert "lacks validation_labels" in refusal(
+    dir=npz(validation_images=held["validation_images"])
+  )
+  capsys.readouterr()
+  data.load(config(dir=npz(extra_images=np.zeros(3))))
+  assert "not read: extra_images" in capsys.readouterr().out
+
+
+def test_a_test_set_is_drawn_where_there_is_none(npz, arrays):
+  alone = npz(test_images=None, test_labels=None)
+  assert "data.test='20%' draws a test set" in refusal(dir=alone)
+  dataset = data.load(config(dir=alone, test="20%", validation=8))
+  assert np.bincount(dataset.test.labels).tolist() == [4, 4, 4]
+  assert [len(x) for x in (dataset.train, dataset.validation)] == [40, 8]
+  parts = [x.images.tobytes() for x in (dataset.train, dataset.validation, dataset.test)]
+  assert sum(map(len, parts)) == arrays["train_images"].nbytes
+  assert "TFDS's syntax" in refusal(name="cifar10", test="20%")
+  assert "test on other images" in refusal(dir=npz(), test="train")
+
+
+def test_arrays_are_brought_to_the_size_that_is_asked_for(npz):
+  assert data.load(config(dir=npz(), image_size=4)).image_shape == (4, 4, 3)
+
+
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, float("nan")])
 def test_fractions_outside_are_refused(npz, fraction):
   assert f"data.fraction={fraction}" in refusal(dir=npz(), fraction=fraction)
@@ -138,18 +179,18 @@ def test_validation_is_held_out_first_and_is_the_same_for_every_seed(npz, arrays
 
 def test_subsets_take_a_part_of_each_class():
   labels = np.repeat([2, 0, 1], [40, 30, 25])
-  chosen = sources.subset(labels, 3, 0.2, replacement=False)
+  chosen = subset(labels, 3, 0.2, replacement=False)
   np.testing.assert_array_equal(np.bincount(labels[chosen]), [6, 5, 8])
   assert len(np.unique(chosen)) == 19
-  np.testing.assert_array_equal(sources.subset(labels, 3, 1.0, True), np.arange(95))
+  np.testing.assert_array_equal(subset(labels, 3, 1.0, True), np.arange(95))
   with pytest.raises(ValueError, match="no image of class 2, which has 40; at least 0.025"):
-    sources.subset(labels, 3, 0.01, replacement=False)
+    subset(labels, 3, 0.01, replacement=False)
 
 
 def test_a_draw_as_large_as_the_set_is_still_a_draw(npz, arrays):
   dataset = data.load(config(dir=npz(), fraction=0.99, replacement=True))
   assert len(dataset.train.images) == 60 > dataset.distinct
-  chosen = sources.subset(arrays["train_labels"], 3, 0.99, replacement=True)
+  chosen = subset(arrays["train_labels"], 3, 0.99, replacement=True)
   np.testing.assert_array_equal(dataset.train.images, arrays["train_images"][chosen])
 
 
@@ -160,7 +201,7 @@ def test_the_release_draws_with_replacement_class_by_class():
   for label in dict.fromkeys(labels.tolist()):
     members = [i for i in range(1_000) if labels[i] == label]
     expected.extend(np.random.choice(members, round(100 * 0.1), replace=True))
-  np.testing.assert_array_equal(sources.subset(labels, 10, 0.1, replacement=True), expected)
+  np.testing.assert_array_equal(subset(labels, 10, 0.1, replacement=True), expected)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +216,7 @@ def test_the_release_draws_with_replacement_class_by_class():
 def test_distinct_images_of_the_paper_s_subsets(classes, fraction, total, distinct):
   # The counts of the shipped ids; they depend on the sizes of the classes only.
   labels = np.arange(50_000) % classes
-  chosen = sources.subset(labels, classes, fraction, replacement=True)
+  chosen = subset(labels, classes, fraction, replacement=True)
   assert len(chosen) == total and len(np.unique(chosen)) == distinct
 
 
@@ -241,88 +282,4 @@ except ValueError as error:
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   first, second = lines.stdout.splitlines()
-  assert "60 training" in first and "data.name='arrays'" in second
-
-
-# Folders.
-
-
-def picture(path, size=(6, 6), colour=(200, 0, 0), mode="RGB"):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.new(mode, size, colour).save(path)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  for split, count in (("train", 3), ("test", 1)):
-    for i in range(count):
-      picture(tmp_path / split / "red" / f"{i}.png")
-      picture(tmp_path / split / "blue" / f"{i}.png", colour=(0, 0, 100 + i))
-  return tmp_path
-
-
-def test_a_folder_in_the_order_of_its_paths(folder):
-  (folder / "train" / ".hidden").mkdir()
-  dataset = data.load(config(name="folder", dir=str(folder)))
-  assert dataset.class_names == ("blue", "red")
-  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
-  np.testing.assert_array_equal(dataset.train.images[:3, 0, 0, 2], [100, 101, 102])
-  np.testing.assert_array_equal(dataset.test.images[1, 0, 0], [200, 0, 0])
-
-
-def test_sizes_are_brought_to_one(folder):
-  picture(folder / "train" / "red" / "wide.png", size=(16, 8))
-  line = refusal(name="folder", dir=str(folder))
-  assert "wide.png is 16x8" in line and "data.image_size" in line
-  dataset = data.load(config(name="folder", dir=str(folder), image_size=4))
-  assert dataset.train.images.shape == (7, 4, 4, 3)
-  np.testing.assert_array_equal(dataset.train.images[-1, :, :, 0], np.full((4, 4), 200))
-
-
-def test_grey_pictures_stay_grey_and_become_colour_among_coloured_ones(tmp_path):
-  for split in ("train", "test"):
-    picture(tmp_path / split / "a" / "0.png", colour=10, mode="L")
-    picture(tmp_path / split / "b" / "0.png", colour=20, mode="L")
-  assert data.load(config(name="folder", dir=str(tmp_path))).train.images.shape == (2, 6, 6, 1)
-  picture(tmp_path / "train" / "b" / "1.png")
-  dataset = data.load(config(name="folder", dir=str(tmp_path)))
-  assert dataset.train.images.shape == (3, 6, 6, 3) and dataset.test.images.shape == (
-    2,
-    6,
-    6,
-    3,
-  )
-
-
-def test_a_corrupt_file_is_named(folder):
-  path = folder / "train" / "red" / "1.png"
-  path.write_bytes(path.read_bytes()[:40])
-  assert str(path) in refusal(name="folder", dir=str(folder))
-
-
-def test_a_corrupt_file_is_left_out_where_the_config_says_so(folder, capsys):
-  path = folder / "train" / "blue" / "1.png"
-  path.write_bytes(path.read_bytes()[:40])
-  dataset = data.load(config(name="folder", dir=str(folder), corrupt="skip"))
-  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 1])
-  np.testing.assert_array_equal(dataset.train.images[:3, 0, 0, 2], [100, 102, 0])
-  told = capsys.readouterr().out
-  assert f"skipped: {path}" in told and "corrupt images left out: 1 of 6" in told
-  for other in folder.glob("*/*/*.png"):
-    other.write_bytes(b"")
-  assert "every one of 6 images is corrupt" in refusal(
-    name="folder", dir=str(folder), corrupt="skip"
-  )
-
-
-def test_folders_that_are_no_dataset(folder, tmp_path_factory):
-  (folder / "train" / "green").mkdir()
-  assert "green has no .png" in refusal(name="folder", dir=str(folder))
-  (folder / "train" / "green").rmdir()
-  picture(folder / "test" / "green" / "0.png")
-  assert "train has no class of that name" in refusal(name="folder", dir=str(folder))
-  one = tmp_path_factory.mktemp("one")
-  picture(one / "train" / "only" / "0.png")
-  assert "test is not a folder" in refusal(name="folder", dir=str(one))
-  picture(one / "test" / "only" / "0.png")
-  assert "one class (only)" in refusal(name="folder", dir=str(one))
+  assert "60 training" in first and "data.name='digits', 'folder' or 'arrays'" in second

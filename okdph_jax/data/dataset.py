@@ -1,0 +1,240 @@
+"""`load`: from `config.data` to a `Dataset`.
+
+The canonical order, to which permutations, subsets and the validation split refer: by the
+TFDS `id` where the dataset has one, else the order of its records; a folder's files by
+their path; arrays and digits as they are.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from okdph_jax.data import arrays, catalog, digits, folder
+from okdph_jax.data.source import VALIDATION, option, test_part
+from okdph_jax.data.split import SEED, Split
+from okdph_jax.data.stream import UNKNOWN
+
+SOURCES = {"arrays": arrays.read, "folder": folder.read, "digits": digits.read}  # else TFDS
+
+# Mean and standard deviation per channel of x / 255 as in the paper's release; other datasets
+# are measured. CIFAR-10's std is the mean of the images' own, the value in common use.
+NORMALISATION = {
+  "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+  "cifar100": ((0.5070752, 0.4865489, 0.4409178), (0.2673343, 0.2564385, 0.2761505)),
+  "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class Dataset(NamedTuple):
+  """A dataset in canonical order; streamed where it exceeds `config.data.memory_limit`."""
+
+  name: str
+  place: str  # where it was read
+  train: Split
+  validation: Split | None
+  test: Split
+  class_names: tuple
+  mean: tuple  # per channel, of x / 255
+  std: tuple
+  normalisation: str  # where mean and std come from
+  distinct: int  # training images without the repetitions of a draw with replacement
+
+  @property
+  def classes(self):
+    return len(self.class_names)
+
+  @property
+  def image_shape(self):
+    """(H, W, C)."""
+    return self.train.image_shape
+
+  @property
+  def summary(self):
+    """What was read, in one line."""
+    counts = [f"{len(self.train):,} training"]
+    if self.distinct != len(self.train):
+      counts[0] += f" ({self.distinct:,} distinct)"
+    if self.validation:
+      counts.append(f"{len(self.validation):,} validation")
+    counts.append(f"{len(self.test):,} test images {'x'.join(map(str, self.image_shape))}")
+    streamed = ", streamed" if self.train.streamed else ""
+    return (
+      f"{self.name} ({self.place}{streamed}): {', '.join(counts)}, {self.classes} classes; "
+      f"normalisation {self.normalisation}"
+    )
+
+
+def load(config):
+  """Reads what `config.data` names and returns its `Dataset`.
+
+  config.data: `name` ("digits", "folder", "arrays", or a TFDS name), `dir`, `train` and
+  `test` (names of splits; TFDS split syntax for datasets by name, else `test` may be a
+  percentage of each class in `train`, "20%"), `validation` (images held out of training,
+  next), `fraction` and `replacement` (then a part of each class). For TFDS and folders also,
+  where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded images; a
+  larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image).
+
+  Raises:
+    ValueError: in one line, for whatever a user can cause.
+  """
+  data = config.data
+  _check(data)
+  source = SOURCES.get(data.name, catalog.read)(data)
+  if part := test_part(data):
+    kept, drawn = draw_test(source.train.labels, part)
+    source = source._replace(train=source.train[kept], test=source.train[drawn])
+  _check_source(source)
+  train, classes = source.train, len(source.class_names)
+  if data.validation and source.validation:
+    raise ValueError(
+      f"data.validation={data.validation}, but {source.place} has a validation split of its "
+      "own; leave data.validation at 0, or remove that split"
+    )
+  if data.validation >= len(train):
+    raise ValueError(
+      f"data.validation={data.validation} leaves none of {len(train)} images to train on"
+    )
+  mean, std, origin = normalisation(data.name, train)
+  kept, held = hold_out(len(train), data.validation)
+  kept = kept[subset(train.labels[kept], classes, data.fraction, data.replacement)]
+  return Dataset(
+    name=data.name,
+    place=source.place,
+    train=train if np.array_equal(kept, np.arange(len(train))) else train[kept],
+    validation=train[held] if len(held) else source.validation,
+    test=source.test,
+    class_names=source.class_names,
+    mean=mean,
+    std=std,
+    normalisation=origin,
+    distinct=len(np.unique(kept)),
+  )
+
+
+def _check(data):
+  if not 0 < data.fraction <= 1:
+    raise ValueError(
+      f"data.fraction={data.fraction}: a part of the training set is asked for, in (0, 1]; "
+      "1.0 is all of it"
+    )
+  if data.validation != int(data.validation) or data.validation < 0:
+    raise ValueError(
+      f"data.validation={data.validation}: a number of images is asked for, 0 for no validation"
+    )
+  if option(data, "corrupt") not in ("stop", "skip"):
+    raise ValueError(
+      f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped"
+    )
+  if data.train == data.test:
+    raise ValueError(f"data.train and data.test are both {data.test!r}; test on other images")
+  if test_part(data) and data.name not in SOURCES:
+    raise ValueError(
+      f"data.test={data.test!r}: TFDS's syntax takes parts of {data.name}, e.g. "
+      "data.train='train[:80%]' and data.test='train[80%:]'"
+    )
+  if data.name in ("folder", "arrays") and not data.dir:
+    wanted = (
+      "a folder with train/CLASS/ and test/CLASS/" if data.name == "folder" else "an .npz"
+    )
+    raise ValueError(f"data.name={data.name!r} needs data.dir, the path of {wanted}")
+
+
+def _check_source(source):
+  classes = len(source.class_names)
+  if classes < 2:
+    raise ValueError(
+      f"{source.place} has one class ({', '.join(source.class_names)}); a classifier needs two"
+    )
+  splits = {"training": source.train, "test": source.test}
+  if source.validation:
+    splits[VALIDATION] = source.validation
+  for name, split in splits.items():
+    labels = split.labels
+    if not len(labels):
+      raise ValueError(f"{source.place}: the {name} split has no images")
+    if labels.max() == UNKNOWN:
+      continue  # in records that have not been read
+    if labels.min() < 0 or labels.max() >= classes:
+      raise ValueError(
+        f"{source.place}: {name} labels go from {labels.min()} to {labels.max()}, but "
+        f"{classes} classes need 0 to {classes - 1}; choose a labelled split, or number the classes from 0"
+      )
+    if split.image_shape != source.train.image_shape:
+      raise ValueError(
+        f"{source.place}: training images are {source.train.image_shape} and {name} "
+        f"images {split.image_shape}; set data.image_size to bring them to one size"
+      )
+
+
+# What is trained on.
+
+
+def draw_test(labels, part):
+  """Which images train and which test: two ascending int arrays.
+
+  Of each class the part `part`, at least one image, is drawn to test, without replacement
+  and the same for every `config.seed`.
+  """
+  generator, test = np.random.RandomState(SEED), np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    count = max(round(len(members) * part), 1)
+    if count == len(members):
+      raise ValueError(
+        f"data.test={100 * part:g}% leaves none of {len(members)} images of class {label} to "
+        "train on; add images, or lower data.test"
+      )
+    test[generator.choice(members, count, replace=False)] = True
+  return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def hold_out(size, validation):
+  """Which of `size` images train and which validate: two ascending int arrays.
+
+  A uniform draw without replacement, the same for every `config.seed`: so runs differ in
+  training only, and no teacher from another run has seen the validation images.
+  """
+  order = np.random.RandomState(SEED).permutation(size)
+  return np.sort(order[validation:]), np.sort(order[:validation])
+
+
+def subset(labels, classes, fraction, replacement):
+  """Indices of `fraction` of each class's images.
+
+  Class by class in order of first appearance, from one legacy NumPy generator. With
+  `replacement` this is the recipe of the paper's release (499 distinct images of 500 for
+  1 % of CIFAR-10); without it no image comes twice. A fraction of 1 is all, in order.
+  """
+  if fraction == 1:
+    return np.arange(len(labels))
+  if labels.max() == UNKNOWN:
+    raise ValueError(
+      f"data.fraction={fraction} of each class needs the labels, which a streamed TFDS dataset "
+      "has in its records; take a part with TFDS's syntax, e.g. data.train='train[:10%]'"
+    )
+  generator = np.random.RandomState(SEED)
+  chosen = []
+  for label in _by_appearance(labels):
+    members = np.flatnonzero(labels == label)
+    count = round(len(members) * fraction)
+    if not count:
+      raise ValueError(
+        f"data.fraction={fraction} leaves no image of class {label}, which has {len(members)}; "
+        f"at least {1 / len(members):.2g} is needed"
+      )
+    chosen.append(generator.choice(members, count, replace=replacement))
+  return np.concatenate(chosen)
+
+
+def _by_appearance(labels):
+  values, first = np.unique(labels, return_index=True)
+  return values[np.argsort(first)]
+
+
+def normalisation(name, train):
+  """(mean, std, where they come from) per channel of x / 255."""
+  known = name.split(":")[0]
+  if known in NORMALISATION:
+    return *NORMALISATION[known], f"as known for {known}"
+  mean, std, origin = train.normalisation()
+  return mean, std, f"measured on {origin}"

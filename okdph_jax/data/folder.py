@@ -1,0 +1,80 @@
+"""Image files in folders, one folder per class."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from okdph_jax.data.pictures import is_grey, stacked, suffixes
+from okdph_jax.data.source import VALIDATION, Source, option, skips_corrupt, streamed, test_part
+from okdph_jax.data.split import Split
+from okdph_jax.data.stream import Files
+
+
+def read(data):
+  """DIR/train/CLASS/*, DIR/test/CLASS/* and, where it is there, DIR/validation/CLASS/*.
+
+  `data.train` and `data.test` name the folders; "." is DIR itself. Every file of a format
+  that Pillow reads is an image; other files are counted in one line. Images have one channel
+  where all files of all splits do, else three.
+  """
+  root, size = pathlib.Path(data.dir).expanduser(), option(data, "image_size")
+  train = _files(root, data.train)
+  test = [] if test_part(data) else _files(root, data.test)
+  own = VALIDATION not in (data.train, data.test) and data.train != "."
+  own = own and (root / VALIDATION).is_dir()
+  validation = _files(root, VALIDATION) if own else []
+  classes = tuple(sorted({path.parent.name for path in train}))
+  for path in (*test, *validation):
+    if path.parent.name not in classes:
+      raise ValueError(f"{path.parent}: {data.train} has no class of that name")
+  everything = (*train, *test, *validation)
+  channels = 1 if all(is_grey(path) for path in everything) else 3
+  decoded = len(everything) * (size or 0) ** 2 * channels
+
+  def split(paths):
+    labels = np.array([classes.index(path.parent.name) for path in paths], np.int32)
+    if decoded > option(data, "memory_limit"):
+      return streamed(data, Files(paths, labels), labels, size, channels)
+    return Split(*stacked(paths, paths, labels, size, channels, skips_corrupt(data)))
+
+  return Source(
+    str(root),
+    classes,
+    split(train),
+    split(test) if test else None,
+    split(validation) if validation else None,
+  )
+
+
+def _files(root, name):
+  """The images of a split, sorted by their paths; hidden files are passed over."""
+  folder = root / name
+  if not folder.is_dir():
+    raise ValueError(
+      f"{folder} is not a folder; data.name='folder' reads train/CLASS/ and test/CLASS/, and "
+      "with data.train=. and data.test=20% the folders CLASS/, of which it draws a test set"
+    )
+  paths, ignored = [], []
+  for part in _visible(folder):
+    if not part.is_dir():
+      ignored.append(part)
+      continue
+    images = [x for x in _visible(part) if x.suffix.lower() in suffixes() and x.is_file()]
+    ignored += [x for x in _visible(part) if x not in set(images)]
+    if not images:
+      raise ValueError(f"{part} has no images; fill it or remove it")
+    paths += images
+  if not paths:
+    raise ValueError(f"{folder} has no classes; put the images of each in a folder of its own")
+  if ignored:
+    print(
+      f"{folder}: not read: {len(ignored)} that are not images by their names, e.g. "
+      f"{min(ignored, key=os.fsencode).relative_to(folder)}",
+      flush=True,
+    )
+  return tuple(sorted(paths, key=os.fsencode))
+
+
+def _visible(folder):
+  return [path for path in folder.iterdir() if not path.name.startswith(".")]
