@@ -1,8 +1,8 @@
-"""Batches: the one of step s is a pure function of (seed, s).
+"""Batches: the batch of step s is a pure function of (seed, s).
 
 Resuming therefore needs no bookkeeping: ask for the batch of the step. Every epoch is a
-permutation of the examples in canonical order, so each image comes once per epoch, and
-the last, short batch is kept (391 steps for 50,000 images in batches of 128).
+permutation of the examples in canonical order, so that each image comes once per epoch. The
+last, short batch is kept (391 steps for 50,000 images in batches of 128).
 """
 
 import functools
@@ -23,8 +23,8 @@ def epoch_steps(size, batch_size):
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed, epoch, size):
-  """The order of one epoch: int32 [size]."""
-  return np.random.default_rng((seed % 2**32, epoch)).permutation(size).astype(np.int32)
+  """The order of one epoch: int32 [size]. seed: from 0 to 2**32 - 1."""
+  return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
 def indices(seed, step, size, batch_size):
@@ -34,7 +34,7 @@ def indices(seed, step, size, batch_size):
 
 
 def sharding(mesh, batch_size, *, axis=0):
-  """Where a batch lies: split along `axis` where the mesh's "data" divides it, else whole."""
+  """The sharding of a batch: split along `axis` if the mesh's "data" divides it, else whole."""
   split = batch_size % mesh.shape["data"] == 0
   return NamedSharding(
     mesh, PartitionSpec(*[None] * axis, "data") if split else PartitionSpec()
@@ -42,7 +42,7 @@ def sharding(mesh, batch_size, *, axis=0):
 
 
 def local(sharding, batch_size):
-  """Which positions of a batch this process's devices get: all but in a pod. int [b]."""
+  """The positions of a batch that this process's devices hold: int [b]; all, but in a pod."""
   mine = np.zeros(batch_size, bool)
   for (part,) in sharding.addressable_devices_indices_map((batch_size,)).values():
     mine[part] = True
@@ -50,11 +50,11 @@ def local(sharding, batch_size):
 
 
 def on_device(images, labels, *, seed, batch_size, mesh=None):
-  """Puts a training set on the device, once, and returns `batch(step) -> Batch`.
+  """Puts a training set on the devices, once, and returns `batch(step) -> Batch`.
 
-  images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", on each of which
-  the whole set lies; by default the first. The batches are gathered there, so
-  that only their indices cross from the host.
+  images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", each of which
+  holds the whole set; by default the first. Batches are gathered there, so that only their
+  indices cross from the host.
   """
   size, mesh = len(labels), mesh or host.mesh(1)
   whole = Batch(np.asarray(images), np.asarray(labels, np.int32))

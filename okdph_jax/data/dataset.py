@@ -157,7 +157,8 @@ def _check_source(source):
     if labels.min() < 0 or labels.max() >= classes:
       raise ValueError(
         f"{source.place}: {name} labels go from {labels.min()} to {labels.max()}, but "
-        f"{classes} classes need 0 to {classes - 1}; choose a labelled split, or number the classes from 0"
+        f"{classes} classes need 0 to {classes - 1}; choose a labelled split, or number the "
+        "classes from 0"
       )
     if split.image_shape != source.train.image_shape:
       raise ValueError(

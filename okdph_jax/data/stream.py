@@ -108,7 +108,7 @@ class Shards(NamedTuple):
     parts = self.builder.info.splits[self.split].file_instructions
     sizes = np.array([part.take for part in parts])
     first = np.cumsum(sizes) - sizes  # the index of each shard's first record
-    generator = None if order is None else np.random.default_rng((order[0] % 2**32, order[1]))
+    generator = None if order is None else np.random.default_rng(order)
     sequence = np.arange(len(parts)) if order is None else generator.permutation(len(parts))
 
     def records(file, skip, take, index):
@@ -155,7 +155,7 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
 
   def following(step):
     for now, entries in zip(itertools.count(step), _epochs(step), strict=False):
-      yield making.submit(entries, views, lambda i, v, now=now: (seed % 2**32, now, i, v))
+      yield making.submit(entries, views, lambda i, v, now=now: (seed, now, i, v))
 
   def _epochs(step):
     first, position = divmod(step, steps)

@@ -50,6 +50,8 @@ def check(config):
   for name, least in LEAST.items():
     if not config[name] >= least:
       raise ValueError(f"config.{name} is {config[name]}; it must be at least {least}")
+  if not 0 <= config.seed <= 2**32 - config.generations:  # JAX keeps 32 bits of a seed
+    raise ValueError(f"config.seed is {config.seed}; it must lie in 0 to 2**32 - 1")
   if not config.learning_rate > 0:
     raise ValueError(f"config.learning_rate is {config.learning_rate}; it must be positive")
   if not 0 <= config.momentum < 1:

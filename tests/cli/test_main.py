@@ -180,6 +180,8 @@ ARRAYS = (D, "--config.data.name=arrays", "--config.data.dir=/nowhere/a.npz")
     ([D, "--config.method.gamma=1.5"], ["gamma=1.5", "[0, 1]"]),
     ([D, "--config.data.fraction=0.0"], ["fraction=0.0", "(0, 1]"]),
     ([D, "--config.epochs=0"], ["config.epochs is 0", "at least 1"]),
+    ([D, "--config.seed=-1"], ["config.seed is -1", "2**32 - 1"]),
+    ([D, f"--config.seed={2**32}"], ["config.seed is 4294967296", "2**32 - 1"]),
     ([D, "--config.learning_rate=-1.0"], ["learning_rate is -1.0", "positive"]),
     ([D, "--config.milestones=(225,150)"], ["ascending"]),
     ([D, "--config.wrappers=({'name':'sham'},)"], ["sham"]),
