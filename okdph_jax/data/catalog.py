@@ -5,7 +5,6 @@ without them.
 """
 
 import contextlib
-import difflib
 import logging
 import pathlib
 import sys
@@ -17,7 +16,7 @@ from okdph_jax.data.pictures import stacked
 from okdph_jax.data.source import Source, option, skips_corrupt, streamed
 from okdph_jax.data.split import Split
 from okdph_jax.data.stream import UNKNOWN, Shards
-from okdph_jax.errors import one_line
+from okdph_jax.errors import nearest, one_line
 from okdph_jax.runtime import host
 
 
@@ -59,12 +58,9 @@ def find(name, directory=None):
     return tfds.builder(name, **options)
   except tfds.core.registered.DatasetNotFoundError:
     known = ["digits", "folder", "arrays", *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-      f"did you mean {' or '.join(map(repr, near))}?" if near else "see tensorflow.org/datasets"
-    )
+    hint = nearest(name, known) or "; see tensorflow.org/datasets"
     raise ValueError(
-      f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset; {hint}"
+      f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset{hint}"
     ) from None
   except Exception as error:  # an unknown config or version, a missing extra package
     raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None

@@ -10,6 +10,7 @@ import ml_collections
 
 from okdph_jax import data, models, schedules, views
 from okdph_jax.core import Learner
+from okdph_jax.errors import nearest
 from okdph_jax.experiment.config import check_names, check_type
 from okdph_jax.experiment.teacher import data_signature, finished
 from okdph_jax.methods import METHODS, WRAPPERS
@@ -113,7 +114,9 @@ def call(table, kind, options, *arguments):
   """Calls the builder that `options["name"]` names with the other options."""
   name = options.pop("name", None)
   if name not in table:
-    raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(table) or 'none'}")
+    raise ValueError(
+      f"unknown {kind} {name!r}{nearest(str(name), table)} (there are {', '.join(table)})"
+    )
   parameters = inspect.signature(table[name]).parameters.values()
   known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
   check_names(options, known, f"{kind} {name}")

@@ -1,8 +1,8 @@
 """The config: its options, their types and bounds, and the checks that come before all else."""
 
-import difflib
-
 import ml_collections
+
+from okdph_jax.errors import nearest
 
 FIELDS = {  # the config's options and their types
   "seed": int,
@@ -67,8 +67,7 @@ def check(config):
 def check_names(given, known, where):
   """Refuses names in `given` that are not `known`."""
   for name in sorted(set(given) - set(known)):
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = nearest(name, known)
     raise ValueError(f"{where} has no option {name!r}{hint} (there are {', '.join(known)})")
 
 

@@ -6,8 +6,9 @@ Table 6. The recipe (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 ep
 150 and 225) is the paper's section 4.1 and the release's.
 """
 
-import difflib
 import inspect
+
+from okdph_jax.errors import nearest
 
 
 def cell(omega, beta, gamma, fuse_every):
@@ -147,9 +148,8 @@ def row(name, network, dataset, setting=None, **options):
   from okdph_jax.methods import METHODS, WRAPPERS
 
   if name not in METHODS and name not in WRAPPED:
-    near = difflib.get_close_matches(name, [*METHODS, *WRAPPED], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"method {name!r} is not one of {', '.join([*METHODS, *WRAPPED])}{hint}")
+    known = [*METHODS, *WRAPPED]
+    raise ValueError(f"method {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
   wrappers = ()
   if name in WRAPPED:
     inner, radii = WRAPPED[name]

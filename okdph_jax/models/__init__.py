@@ -1,6 +1,5 @@
 """The networks by name, one line each, and a user's own by dotted path."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from okdph_jax.errors import nearest
 from okdph_jax.models import densenet, mobilenet, resnet, vgg
 from okdph_jax.models.net import Net
 
@@ -54,10 +54,8 @@ def build(name, classes):
   if name in NETS:
     return NETS[name](classes)
   if ":" not in name:
-    close = difflib.get_close_matches(name, NETS, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-      f"unknown network {name!r}{hint} (there are {', '.join(NETS)}, "
+      f"unknown network {name!r}{nearest(name, NETS)} (there are {', '.join(NETS)}, "
       "or your own Linen module as 'package.module:Name')"
     )
   net = _imported(name)

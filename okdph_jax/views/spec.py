@@ -6,9 +6,9 @@ A name with parentheses is always an op: `cutout` is the view, `cutout(16)` the 
 """
 
 import ast
-import difflib
 import inspect
 
+from okdph_jax.errors import nearest
 from okdph_jax.views import ops, policies
 
 # The paper's five compositions (arXiv:2303.14666, supplement Table 2).
@@ -109,8 +109,7 @@ def _alternative(node):
 
 def _unknown(name, spec):
   known = [*PIXEL_OPS, *FLOAT_OPS, *VIEWS]
-  close = difflib.get_close_matches(name, known, 1)
-  hint = f"; did you mean {close[0]!r}?" if close else ";"
+  hint = nearest(name, known) or ";"
   return (
     f"view {spec!r}: unknown op {name!r}{hint} ops: {', '.join([*PIXEL_OPS, *FLOAT_OPS])}; "
     f"named views: {', '.join(VIEWS)}"
