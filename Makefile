@@ -1,15 +1,25 @@
-# One word each: install, demo, test, bench, clean. Needs Python >= 3.11 and a package index.
+# `make help` lists the targets. Needs Python >= 3.11 and a package index.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 DEMO := runs/digits
+# PyTorch's CPU build; the CUDA build on PyPI works as well but is several GB: make parity TORCH=torch
+TORCH ?= torch==2.13.0+cpu
+PARITY := tests/test_losses.py tests/models/test_networks.py
+# The tests that come near every dependency, for `make test-lowest`: about two minutes.
+CORE := tests/test_imports.py tests/test_losses.py tests/test_schedules.py tests/nn \
+  tests/methods/test_okdph.py tests/training tests/cli tests/data
 
-.PHONY: install demo test bench lint clean
+.PHONY: help install demo test parity test-lowest lint bench package clean
 
-install: $(VENV)/installed
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-$(VENV)/installed: pyproject.toml
+install: $(VENV)/installed  ## installs the package, editable, into .venv
+
+$(VENV)/installed: pyproject.toml $(wildcard setup.py)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "okdph_jax needs Python 3.11 or later; make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -20,17 +30,33 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
+$(VENV)/parity: $(VENV)/tested
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
 demo: install  ## trains OKDPH on handwritten digits; a finished run is shown, not repeated
 	$(BIN)/python -m okdph_jax.main --config=configs/digits.py --workdir=$(DEMO)
 
-test: $(VENV)/tested
+test: $(VENV)/tested  ## the whole test suite; tests that compare with PyTorch skip without it
 	$(BIN)/python -m pytest -q
 
-lint: $(VENV)/tested
+parity: $(VENV)/parity  ## installs PyTorch's CPU build and runs the tests that compare with it
+	$(BIN)/python -m pytest -q -rs $(PARITY)
+
+test-lowest:  ## the core tests with the lowest versions that pyproject.toml allows
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[test]"
+	$(LOWEST)/bin/python -m pytest -q $(CORE)
+
+lint: $(VENV)/tested  ## formatting and linting, as CI checks them
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-bench: install  ## beside PyTorch, where it is installed
+bench: install  ## a training step, beside PyTorch's where that is installed
 	$(BIN)/python -m benchmarks.train_step
 
-clean:  ## the environment and the demo; nothing else
-	rm -rf $(VENV) $(DEMO)
+package: $(VENV)/tested  ## builds sdist and wheel into dist/, and trains from the installed wheel
+	$(BIN)/python .ci/package.py
+
+clean:  ## removes the environments, the built packages and the demo; nothing else
+	rm -rf $(VENV) $(LOWEST) build dist $(DEMO)

@@ -47,7 +47,9 @@ def explain(error):
   text = str(error)
   missing = re.search(r"No such file or directory: '(.*?)'", text)
   if missing:
-    there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
+    there = (
+      ", ".join(sorted(str(path) for path in Path("configs").glob("[!_]*.py"))) or "none here"
+    )
     return f"no config file {missing[1]}; there are {there}"
   if isinstance(error, (KeyError, AttributeError)):
     text = text.replace("\\", "").replace("'", "").replace("\n", " ").replace("n Did", " Did")
