@@ -7,7 +7,6 @@ LOWEST := .venv-lowest
 DEMO := runs/digits
 # PyTorch's CPU build; the CUDA build on PyPI works as well but is several GB: make parity TORCH=torch
 TORCH ?= torch==2.13.0+cpu
-PARITY := tests/test_losses.py tests/models/test_networks.py
 # The tests that come near every dependency, for `make test-lowest`: about two minutes.
 CORE := tests/test_imports.py tests/test_losses.py tests/test_schedules.py tests/nn \
   tests/methods/test_okdph.py tests/training tests/cli tests/data
@@ -40,8 +39,8 @@ demo: install  ## trains OKDPH on handwritten digits; a finished run is shown, n
 test: $(VENV)/tested  ## the whole test suite; tests that compare with PyTorch skip without it
 	$(BIN)/python -m pytest -q
 
-parity: $(VENV)/parity  ## installs PyTorch's CPU build and runs the tests that compare with it
-	$(BIN)/python -m pytest -q -rs $(PARITY)
+parity: $(VENV)/parity  ## installs PyTorch's CPU build and runs the tests named after it
+	$(BIN)/python -m pytest -q -rs -k pytorch
 
 test-lowest:  ## the core tests with the lowest versions that pyproject.toml allows
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
