@@ -6,8 +6,8 @@
 The argument is METHOD,NETWORK,STUDENTS, okdph,resnet32,2 by default. METHOD is any method, or
 `sam`, `asam`, `swa`, `ema` for that wrapper around `base`. Its options are those of its own
 paper; `configs/release.py` has those of OKDPH's release. Expected, two students (paper, best
-over 300 epochs and all readers, five runs): resnet32 95.01, resnet110 96.28, vgg16 95.32,
-densenet40_12 94.34, wrn20_8 95.95 %.
+of 300 epochs and of students and hybrid, five runs): resnet32 95.01, resnet110 96.28, vgg16
+95.32, densenet40_12 94.34, wrn20_8 95.95 %.
 
 For a fair comparison give every method OKDPH's views: base with three students is the control
 of equal cost, and a method with fewer networks draws one of the views per image and network.

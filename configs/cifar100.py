@@ -5,8 +5,8 @@
 
 The argument is METHOD,NETWORK,STUDENTS, okdph,resnet32,2 by default, as of `cifar10.py`, where
 fair comparisons are explained too; here the plain view is `hflip+rot`. Expected, two students
-(paper, best over 300 epochs and all readers, five runs): resnet32 74.10, resnet110 79.68,
-vgg16 75.56, densenet40_12 72.30, wrn20_8 78.88 %.
+(paper, best of 300 epochs and of students and hybrid, five runs): resnet32 74.10, resnet110
+79.68, vgg16 75.56, densenet40_12 72.30, wrn20_8 78.88 %.
 """
 
 from okdph_jax.experiment import paper

@@ -3,8 +3,8 @@
     python -m okdph_jax.main --config=configs/imagenet.py --workdir=DIR
 
 The argument is METHOD,NETWORK,STUDENTS, okdph,resnet18,2 by default; okdph has two. TFDS's
-`imagenet2012` has to be prepared by hand first. Expected (paper): okdph 70.66, pcl 70.22,
-one 70.18, okddip 69.93, dml 69.82, kdcl 69.60, ffl 68.85 %.
+`imagenet2012` has to be prepared by hand first. Expected (paper, two students or branches):
+okdph 70.66, dml 69.82, ffl 68.85, and with STUDENTS = 2 pcl 70.22, one 70.18, okddip 69.93 %.
 
 OKDPH's hyper-parameters for ImageNet are not published: ours are the paper's most frequent
 cell. Images are streamed, whatever their number, and cropped at random for each view on the

@@ -3,8 +3,8 @@
     python -m okdph_jax.main --config=configs/limited.py:okdph,vgg16,cifar100,0.1 --workdir=DIR
 
 The argument is METHOD,NETWORK,DATASET,FRACTION, okdph,resnet32,cifar10,0.01 by default. The
-subset is the release's: drawn per class with replacement. Expected on cifar10 (paper, best over
-300 epochs and all readers): resnet32 81.95 % at 0.1, 44.14 % at 0.01.
+subset is the release's: drawn per class with replacement. Expected on cifar10 (paper, best of
+300 epochs and of students and hybrid): resnet32 81.95 % at 0.1, 44.14 % at 0.01.
 """
 
 from okdph_jax.experiment import paper

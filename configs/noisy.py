@@ -5,8 +5,8 @@
 The argument is METHOD,NETWORK,DATASET,NOISE, okdph,resnet32,cifar10,train by default. N(0, 1)
 is added after the normalisation, anew for each view. NOISE is `train`, on the training images
 only, as the paper says, or `both`, on the test images too, as its release does; which of the
-two gave Table 3 is not known. Expected on cifar10 (paper, best over 300 epochs and all
-readers): resnet32 84.27, vgg16 84.93, densenet40_12 81.67 %.
+two gave Table 3 is not known. Expected on cifar10 (paper, best of 300 epochs and of
+students and hybrid): resnet32 84.27, vgg16 84.93, densenet40_12 81.67 %.
 """
 
 from okdph_jax.experiment import paper

@@ -1,10 +1,18 @@
-"""The documents: generated parts up to date, links, and commands that parse."""
+"""The documents: generated parts up to date, links, numbers, and commands that parse."""
 
 import importlib.util
+import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+from okdph_jax.main import parse
+from okdph_jax.report import paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def build():
@@ -14,8 +22,85 @@ def build():
   return module
 
 
+def without_code(text):
+  return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
+def anchors(text):
+  """What GitHub makes of the headings."""
+  for heading in re.findall(r"^#+ (.+)$", without_code(text), re.M):
+    yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def commands(text):
+  """The words of every command of ours in the code blocks."""
+  for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M):
+    for line in block.replace("\\\n", " ").splitlines():
+      if re.search(r"python -m |\bokdph ", line):
+        yield shlex.split(line, comments=True)
+
+
 def test_the_documents_hold_the_tables_of_the_committed_results():
   docs = build()
   for file, parts in docs.generated().items():
     text = (ROOT / file).read_text()
     assert docs.with_parts(text, parts) == text, f"run `python docs/build.py`: {file} is old"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+  text = TEXTS[page]
+  for target in re.findall(r"\]\((?!https?:)([^)]*)\)", without_code(text)):
+    path, _, anchor = target.partition("#")
+    file = (ROOT / page).parent / path if path else ROOT / page
+    assert file.exists(), target
+    if anchor:
+      assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_prose_wraps(page):
+  text = re.sub(r"^(\||!\[).*$", "", without_code(TEXTS[page]), flags=re.M)
+  assert [line for line in text.splitlines() if len(line) > 100] == []
+
+
+def training():
+  for page, text in TEXTS.items():
+    for words in commands(text):
+      if "okdph_jax.main" in words and "..." not in words:
+        options = words[words.index("okdph_jax.main") + 1 :]
+        yield pytest.param(options, id=f"{page}: {' '.join(options)}")
+
+
+@pytest.mark.parametrize("options", list(training()))
+def test_commands_that_train_parse(options):
+  assert parse(options)[1]
+
+
+def expected():
+  """(a command of docs/configs.md, the paper's number beside it)."""
+  rows = re.findall(
+    r"^\| `(--config=[^`]+)` \|.*\| *([^|]*?) *\|$", TEXTS["docs/configs.md"], re.M
+  )
+  assert len(rows) > 20
+  return rows
+
+
+@pytest.mark.parametrize(("command", "number"), expected())
+def test_the_paper_s_number_stands_beside_the_run_that_it_describes(command, number):
+  config, *_ = parse([command, "--workdir=unused"])
+  assert str(paper.cell(config.to_dict()) or "") == number
+
+
+def test_nothing_refers_to_files_that_a_reader_does_not_have():
+  files = [*PAGES, *ROOT.glob("*.toml"), ROOT / "Makefile"]
+  for folder in ("okdph_jax", "configs", "benchmarks", "tests", "docs"):
+    files += (ROOT / folder).rglob("*.py")
+  wrong = re.compile(r"\.\./shared|\bspec/\w|\bD\d{1,2}\b(?!-)|\bstyle\.md")
+  found = [
+    f"{file.relative_to(ROOT)}: {match[0]}"
+    for file in files
+    if file != Path(__file__)
+    for match in wrong.finditer(file.read_text(encoding="utf-8"))
+  ]
+  assert found == []

@@ -78,7 +78,7 @@ def test_defaults_build_the_paper_s_networks():
   assert sum(leaf.size for leaf in jax.tree.leaves(learner.params)) == 2 * 11_689_512
 
 
-# spec/methods.md, section 13: omega / beta / gamma / fuse_every.
+# The supplement, Tables 6 and 7: omega / beta / gamma / fuse_every.
 NETWORKS = ("resnet32", "resnet110", "vgg16", "densenet40_12", "wrn20_8")
 COLUMNS = [(n, 2) for n in NETWORKS] + [(n, m) for n in ("resnet32", "vgg16") for m in (3, 4)]
 TABLE_6 = {

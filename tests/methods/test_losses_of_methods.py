@@ -274,7 +274,7 @@ def test_okddip(n):
       target[b] = sum(a[j] * z[j][b] for j in range(n - 1))
     distill += kl(target, z[i], 3.0)
   agrees(measure(method, learner, views)[0], sum(map(ce, z)), RAMP * distill)
-  # D15: with a single peer its target is itself, and attention learns nothing
+  # with a single peer its target is itself, and attention learns nothing
   assert reaches_shared(method, learner, views, "attention") == (n > 2)
   readers = method.predict(learner, views.image[0])
   assert [*readers] == [f"student_{m}" for m in range(n - 1)] + ["leader"]

@@ -147,7 +147,7 @@ def central_difference(net, learner, views, m, theta, direction, eps=1e-5):
 
 
 def test_the_hybrids_view_reaches_the_students_only_through_the_true_gradient():
-  """Discrepancy D1: with beta = 0 only the hybrid's own loss can carry its view."""
+  """With beta = 0 only the hybrid's own loss can carry its view."""
   views = look(okdph(context(Smooth()), **OPTIONS))
   other = views._replace(image=views.image.at[N].add(1.0))
   for hybrid_gradient, moves in [(True, True), (False, False)]:
@@ -215,7 +215,7 @@ def test_three_steps_equal_algorithm_1_written_in_numpy():
 
 
 def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_step():
-  """D4: with gamma = 1 and `previous`, the update just made survives in the momentum alone."""
+  """With gamma = 1 and `previous`, the update just made survives in the momentum alone."""
   options = OPTIONS | dict(
     fuse_with="previous", weights="uniform", gamma=1.0, fuse_clock="epoch"
   )
@@ -237,7 +237,7 @@ def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_ste
       before["params"],
     )
   mean = state.learner.stats["students"]["BatchNorm_0"]["mean"]
-  assert np.abs(mean - before["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-4  # D22
+  assert np.abs(mean - before["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-4  # fused too
   trace = optax.tree_utils.tree_get(state.opt_state, "trace")
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(trace)) > 0
 
