@@ -48,6 +48,11 @@ class Dataset(NamedTuple):
     """(H, W, C)."""
     return self.train.image_shape
 
+  def fingerprint(self):
+    """{split: {"images", "digest"}}: equal where the images and labels of a split are."""
+    splits = {"train": self.train, VALIDATION: self.validation, "test": self.test}
+    return {name: split.fingerprint() for name, split in splits.items() if split}
+
   @property
   def summary(self):
     """What was read, in one line."""

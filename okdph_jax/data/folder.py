@@ -56,12 +56,14 @@ def _files(root, name):
       "with data.train=. and data.test=20% the folders CLASS/, of which it draws a test set"
     )
   paths, ignored = [], []
-  for part in _visible(folder):
-    if not part.is_dir():
+  for part, is_file in _visible(folder):
+    if is_file:
       ignored.append(part)
       continue
-    images = [x for x in _visible(part) if x.suffix.lower() in suffixes() and x.is_file()]
-    ignored += [x for x in _visible(part) if x not in set(images)]
+    images = []
+    for path, is_file in _visible(part):
+      readable = is_file and path.suffix.lower() in suffixes()
+      (images if readable else ignored).append(path)
     if not images:
       raise ValueError(f"{part} has no images; fill it or remove it")
     paths += images
@@ -77,4 +79,6 @@ def _files(root, name):
 
 
 def _visible(folder):
-  return [path for path in folder.iterdir() if not path.name.startswith(".")]
+  """(path, whether it is a file and not a folder) of all that is not hidden."""
+  with os.scandir(folder) as entries:  # tells files from folders without asking for each
+    return [(pathlib.Path(x), x.is_file()) for x in entries if not x.name.startswith(".")]

@@ -1,6 +1,7 @@
 """A split: images and labels, in memory or streamed, behind one interface."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import jax
@@ -40,6 +41,17 @@ class Split:
   def normalisation(self):
     """(mean, std, what they were measured on) per channel of x / 255."""
     return *moments(self.images), "the training split"
+
+  def fingerprint(self):
+    """{"images": count, "digest": hexadecimal} of the images and labels in their order."""
+    digest = hashlib.sha256()
+    for part in (*self._identity(), np.asarray(self.labels, "<i4")):
+      digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+    return {"images": len(self), "digest": digest.hexdigest()[:16]}
+
+  def _identity(self):
+    """Arrays that tell the images from others."""
+    return np.asarray(self.image_shape, "<i4"), self.images
 
   def batches(self, *, seed, batch_size, views=1, mesh=None):
     """`batch(step) -> Batch` for training: image uint8 [B, H, W, C], the same for all views.
@@ -88,6 +100,10 @@ class StreamedSplit(Split):
 
   def batches(self, *, seed, batch_size, views=1, mesh=None):
     return stream.stream(self.images, seed=seed, batch_size=batch_size, views=views, mesh=mesh)
+
+  def _identity(self):
+    text = "\n".join(self.images.store.identity(self.images.chosen))
+    return (np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8),)
 
   def padded(self, batch_size, *, mesh=None):
     return stream.padded_stream(self.images, batch_size, mesh=mesh)

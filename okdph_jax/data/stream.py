@@ -79,6 +79,16 @@ class Files(NamedTuple):
   paths: tuple
   labels: np.ndarray
 
+  def identity(self, chosen):
+    """Lines that tell the chosen images from others, undecoded: their names and sizes."""
+
+    def line(i):
+      path = self.paths[i]
+      return f"{path.parent.name}/{path.name} {path.stat().st_size}"
+
+    with futures.ThreadPoolExecutor(host.cores()) as pool:
+      return list(pool.map(line, chosen))
+
   def batches(self, chosen, batch_size, order=None, start=0):
     """Lists of entries, from image `start` of the epoch `order` = (seed, epoch) on."""
     if order is not None:
@@ -99,6 +109,15 @@ class Shards(NamedTuple):
   split: str
   image: str  # names of the features
   label: str
+
+  def identity(self, chosen):
+    """Lines that tell the chosen records from others, unread: shards, their sizes, places."""
+    import tensorflow as tf
+
+    for part in self.builder.info.splits[self.split].file_instructions:
+      size = tf.io.gfile.stat(part.filename).length
+      yield f"{pathlib.Path(part.filename).name} {size} {part.skip} {part.take}"
+    yield ",".join(map(str, chosen))
 
   def batches(self, chosen, batch_size, order=None, start=0):
     """As `Files.batches`; `chosen` has no index twice."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from okdph_jax import data
 from okdph_jax.data import catalog, pictures, stream
+from okdph_jax.data.split import StreamedSplit
 
 SIZE, VIEWS = 8, 2
 NUMBERS = np.array([*range(0, 22, 2), *range(1, 22, 2)])  # by path: class a, then class b
@@ -285,3 +286,12 @@ def test_a_broken_record_file_is_one_line(colours):
   with open(file, "wb") as opened:
     opened.write(whole)
   assert "\n" not in str(caught.value) and "prepare the dataset again" in str(caught.value)
+
+
+def test_records_have_a_fingerprint(colours):
+  def fingerprint(split):
+    labels = np.full(colours.info.splits[split].num_examples, stream.UNKNOWN)
+    return StreamedSplit(shards(colours, split), labels).fingerprint()
+
+  assert fingerprint("train") == fingerprint("train")
+  assert len({fingerprint(x)["digest"] for x in ("train", "train[:30]", "train[30:]")}) == 3
