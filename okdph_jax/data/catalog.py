@@ -51,7 +51,7 @@ def read(data):
 
 
 def find(name, directory=None):
-  """The TFDS builder of that name, whether or not it is prepared."""
+  """The TFDS builder of that name, prepared or not."""
   tfds = tensorflow_datasets()
   options = {"data_dir": str(pathlib.Path(directory).expanduser())} if directory else {}
   try:
@@ -67,7 +67,7 @@ def find(name, directory=None):
 
 
 def prepared(name, directory=None):
-  """The TFDS builder of a prepared dataset; prepares it first where it is not."""
+  """The TFDS builder of that name; prepares the dataset first if need be."""
   builder = find(name, directory)
   if _is_prepared(builder):
     return builder
@@ -75,8 +75,8 @@ def prepared(name, directory=None):
     _reach(builder)
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare()
-  except Exception as error:  # the network, the disk, checksums, files to be put by hand
-    if not _is_prepared(builder):  # else another process was faster
+  except Exception as error:  # network, disk, checksums, files to be downloaded by hand
+    if not _is_prepared(builder):  # otherwise another process was faster
       raise ValueError(
         f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "
         f"failed ({one_line(error)}); {_remedies(name, directory)}"
@@ -98,7 +98,7 @@ def _remedies(name, directory):
 
 
 def _reach(builder):
-  """Raises unless the host of the downloads answers: TFDS itself would try for minutes."""
+  """Raises unless the download host answers; TFDS itself would retry for minutes."""
   import requests
 
   if builder.url_infos and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -110,7 +110,7 @@ def _reach(builder):
 
 
 def supervised(builder, name):
-  """The names of the image and of its label."""
+  """The names of the image feature and of the label feature."""
   tfds = tensorflow_datasets()
   features = builder.info.features
   image, label = builder.info.supervised_keys or ("image", "label")
@@ -167,7 +167,7 @@ def records(builder, split, image, label, name=None, decode=False):
 
 @contextlib.contextmanager
 def reading(builder, split):
-  """Says in one line what TFDS or TensorFlow have against reading this split."""
+  """Turns errors of TFDS and TensorFlow into one line that names the split."""
   import tensorflow as tf
 
   try:
@@ -180,7 +180,7 @@ def reading(builder, split):
 
 
 def tensorflow_datasets():
-  """tensorflow_datasets, with TensorFlow quiet and off the accelerators, which are JAX's."""
+  """The module tensorflow_datasets, with TensorFlow silent and kept off JAX's accelerators."""
   try:
     with host.silent():
       import tensorflow as tf

@@ -1,13 +1,13 @@
 """Training sets that do not fit in memory: decoded on the host as the steps need them.
 
-The images stay encoded, in files or in TFDS's records, until their batch is due. Each is
-decoded once and cropped once for every view; the views' other operations run on the device.
-As in memory, the batch of step s is a function of (seed, s): an epoch's order comes from
-(seed, epoch), a crop from (seed, step, position, view). To resume, records before the step
-are skipped undecoded; of files none is read.
+Images stay encoded, in files or in TFDS records, until their batch is due. Each is decoded
+once and cropped once per view; the views' other operations run on the device. As in memory,
+the batch of step s is a function of (seed, s): an epoch's order comes from (seed, epoch), a
+crop from (seed, step, position, view). On resuming, the records before the step are skipped
+without decoding; files before it are not read at all.
 
-Threads and memory are bounded: one thread per core decodes, and `AHEAD` batches besides
-the current one are in the making, the last of them already on its way to the device.
+Threads and memory are bounded: one thread per core decodes, and at most `AHEAD` batches are
+prepared in advance, each sent to the device once it is decoded.
 """
 
 import collections
@@ -26,21 +26,21 @@ from okdph_jax.data.pictures import decode, evaluation_crop, pixels, random_resi
 from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
 
-AHEAD = 2  # batches in the making besides the current one
+AHEAD = 2  # batches prepared besides the current one
 SHUFFLED = 4096  # records that wait in TFDS's shuffle buffer: half a gigabyte of ImageNet
 UNKNOWN = -1  # the label of a record that has not been read
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-  """Encoded images [N, S, S, C]: what a `Dataset` has in place of arrays when streamed."""
+  """Encoded images [N, S, S, C]: what a `StreamedSplit` has in place of an array."""
 
   store: Any  # Files or Shards
   chosen: np.ndarray  # int [N]: which of the store's images, in canonical order
   size: int  # S
   channels: int  # C
   skip_corrupt: bool = False  # else a corrupt image stops the run
-  skipped: list = dataclasses.field(default_factory=list)  # what was wrong with each
+  skipped: list = dataclasses.field(default_factory=list)  # their error messages
 
   def __len__(self):
     return len(self.chosen)
@@ -57,11 +57,11 @@ class Pictures:
     return decode(entry.name, entry.encoded, self.channels)
 
   def evaluation(self, entry):
-    """uint8 [S, S, C], cropped as evaluation sees it."""
+    """uint8 [S, S, C], cropped for evaluation."""
     return pixels(evaluation_crop(self.read(entry), self.size))
 
   def crop(self, image, seed):
-    """uint8 [S, S, C], a random crop that depends on the image and `seed` only."""
+    """uint8 [S, S, C], a random crop, a function of the image and `seed`."""
     return pixels(random_resized_crop(np.random.default_rng(seed), image, self.size))
 
 
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
 
 
 class Files(NamedTuple):
-  """Images in files: any order costs the same, so an epoch is a true permutation."""
+  """Images in files: random access is cheap, so an epoch is a full permutation."""
 
   paths: tuple
   labels: np.ndarray
@@ -165,16 +165,16 @@ class Shards(NamedTuple):
 
 
 def stream(pictures, *, seed, batch_size, views, mesh=None):
-  """Returns `batch(step) -> Batch`, image uint8 [V, B, S, S, C], a crop of its own per view.
+  """Returns `batch(step) -> Batch` with image uint8 [V, B, S, S, C], one crop per view.
 
-  Steps may be asked for in any order; what follows the last one is already in the making.
+  Steps may be asked for in any order; the ones after the last are prepared in advance.
   """
-  making = _Making(pictures, mesh)
+  preparer = _Preparer(pictures, mesh)
   steps = epoch_steps(len(pictures), batch_size)
 
   def following(step):
     for now, entries in zip(itertools.count(step), _epochs(step), strict=False):
-      yield making.submit(entries, views, lambda i, v, now=now: (seed, now, i, v))
+      yield preparer.submit(entries, views, lambda i, v, now=now: (seed, now, i, v))
 
   def _epochs(step):
     first, position = divmod(step, steps)
@@ -197,13 +197,13 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
 
 
 def padded_stream(pictures, batch_size, *, mesh=None):
-  """Every image once, cropped for evaluation: as `batches.padded`, (Batch, mask bool [B]).
+  """Every image once, cropped for evaluation: (Batch, mask bool [B]), as `batches.padded`.
 
-  The mask is also false at corrupt images that are skipped.
+  The mask is also False where a corrupt image was skipped.
   """
-  making = _Making(pictures, mesh)
+  preparer = _Preparer(pictures, mesh)
   store = pictures.store.batches(pictures.chosen, batch_size)
-  yield from _ahead(making.submit(entries, pad_to=batch_size) for entries in store)
+  yield from _ahead(preparer.submit(entries, pad_to=batch_size) for entries in store)
 
 
 def sample(pictures, count, order=None):
@@ -222,7 +222,7 @@ def sample(pictures, count, order=None):
 
 
 def _ahead(results):
-  """The results of futures in turn, with `AHEAD` more of them in the making."""
+  """The results of futures in turn, with `AHEAD` more of them running."""
   queue = collections.deque()
   for future in results:
     queue.append(future)
@@ -232,8 +232,8 @@ def _ahead(results):
     yield queue.popleft().result()
 
 
-class _Making:
-  """The threads that make batches: one per core decodes, one more sends to the device."""
+class _Preparer:
+  """Prepares batches in threads: one per core decodes, another sends to the device."""
 
   def __init__(self, pictures, mesh):
     self._pictures, self._mesh = pictures, mesh or host.mesh(1)
@@ -276,7 +276,7 @@ class _Making:
       raise ValueError("every image of a batch is corrupt") from error
     good = np.flatnonzero(mask)
     for i in decoding:
-      if not mask[i]:  # another image takes its place; in a pod, one of those decoded here
+      if not mask[i]:  # replaced by another image; in a pod, by one decoded here
         image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
     return self._placed(Batch(image, labels), mask, 1)
 
