@@ -56,16 +56,17 @@ def _files(root, name):
       "with data.train=. and data.test=20% the folders CLASS/, of which it draws a test set"
     )
   paths, ignored = [], []
-  for part, is_file in _visible(folder):
-    if is_file:
-      ignored.append(part)
+  for part in _visible(folder):
+    if not part.is_dir():
+      ignored.append(pathlib.Path(part))
       continue
     images = []
-    for path, is_file in _visible(part):
-      readable = is_file and path.suffix.lower() in suffixes()
+    for file in _visible(part):
+      path = pathlib.Path(file)
+      readable = file.is_file() and path.suffix.lower() in suffixes()
       (images if readable else ignored).append(path)
     if not images:
-      raise ValueError(f"{part} has no images; fill it or remove it")
+      raise ValueError(f"{part.path} has no images; fill it or remove it")
     paths += images
   if not paths:
     raise ValueError(f"{folder} has no classes; put the images of each in a folder of its own")
@@ -79,6 +80,6 @@ def _files(root, name):
 
 
 def _visible(folder):
-  """(path, whether it is a file and not a folder) of all that is not hidden."""
-  with os.scandir(folder) as entries:  # tells files from folders without asking for each
-    return [(pathlib.Path(x), x.is_file()) for x in entries if not x.name.startswith(".")]
+  """The entries that are not hidden, as `os.DirEntry`, which need no call per file."""
+  with os.scandir(folder) as entries:
+    return [entry for entry in entries if not entry.name.startswith(".")]

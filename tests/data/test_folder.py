@@ -124,11 +124,12 @@ def test_every_format_of_pillow_is_read(folder, end, capsys):
 def test_what_is_not_read_is_said(folder, capsys):
   (folder / "train" / "red" / "labels.csv").write_text("")
   (folder / "train" / "red" / "more").mkdir()
+  (folder / "train" / "nowhere").symlink_to(folder / "absent")
   picture(folder / "train" / "loose.png")
   picture(folder / "train" / "red" / ".hidden.png")
   assert len(load(folder).train) == 6
   said = capsys.readouterr().out
-  assert "train: not read: 3 " in said and "e.g. loose.png" in said
+  assert "train: not read: 4 " in said and "e.g. loose.png" in said
 
 
 def test_a_validation_folder_is_the_validation_split(folder):
