@@ -212,7 +212,7 @@ def _same(a, b):
 
 
 def _trained_alike(config):
-  """Whether a run trained as the paper's did, on the images that its setting says."""
+  """Whether a run trained as the paper's did, from scratch, on the images of its setting."""
   data = config["data"]
   imagenet = data["name"] == "imagenet2012"
   training = settings.IMAGENET_TRAINING if imagenet else settings.CIFAR_TRAINING
@@ -221,7 +221,7 @@ def _trained_alike(config):
   drawn = data.get("fraction", 1.0) == 1 or data.get("replacement", False)
   alike = {name: config.get(name) for name in training}
   alike["milestones"] = list(alike["milestones"] or ())
-  return alike == training and whole and drawn
+  return alike == training and whole and drawn and not config.get("init_from")
 
 
 def _views(dataset, row, students):

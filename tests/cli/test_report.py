@@ -187,6 +187,7 @@ TABLE_6 = okdph(0.8, 0.8, 0.5, "1 epoch")
     (run_of(release("dml")), "94.27"),
     (run_of(release("dml"), epochs=200), "None"),
     (run_of(release("dml"), validation=5000), "None"),
+    (run_of(release("dml"), init_from="runs/other"), "None"),
     (run_of(release("dml", students=4)), "None"),
     (run_of(release("dml", students=4), "cifar100", "vgg16"), "74.17"),
     (run_of(release("dml"), fraction=0.01), "38.66"),
