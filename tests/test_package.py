@@ -11,9 +11,10 @@ from tests.test_imports import MODULES, PACKAGE, imports
 
 ROOT = PACKAGE.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-UNDECLARED = {  # needed by a dependency that does not declare them
-  "importlib-resources",
-  "tensorboard",
+NOT_IMPORTED = {
+  "importlib-resources",  # tfds needs it and does not declare it
+  "onednn-cpu-gomp",  # a shared library
+  "tensorboard",  # clu's metric writers need it and do not declare it
 }
 
 
@@ -43,12 +44,12 @@ def test_every_package_is_in_the_wheel():
 def test_dependencies_are_those_imported():
   for distributions in imported():
     assert distributions & declared(), f"imported, not in pyproject.toml: {distributions}"
-  assert declared() - set().union(*imported()) <= UNDECLARED, "declared, and not imported"
+  assert declared() - set().union(*imported()) <= NOT_IMPORTED, "declared, and not imported"
 
 
 def test_dependencies_have_a_lower_bound():
   for dependency in PROJECT["project"]["dependencies"]:
-    assert ">=" in dependency, dependency
+    assert re.search(">=|==", dependency), dependency
 
 
 def test_citation_and_package_have_one_version():
