@@ -11,11 +11,11 @@ of 300 epochs and of students and hybrid, five runs): resnet32 95.01, resnet110 
 
 For a fair comparison give every method OKDPH's views: base with three students is the control
 of equal cost, and a method with fewer networks draws one of the views per image and network.
+A single view is for all networks.
 
     --config=configs/cifar10.py:base,resnet32,3 --config.views="('hflip','cutout','augment')"
     --config=configs/cifar10.py:one,resnet32 --config.views="('any(hflip,cutout,augment)',)"
-    --config=configs/cifar10.py:dml,resnet32
-      --config.views="('any(hflip,cutout,augment)','any(hflip,cutout,augment)')"
+    --config=configs/cifar10.py:dml,resnet32 --config.views="('any(hflip,cutout,augment)',)"
 
 Wrappers go around any method, the first innermost:
 
@@ -25,6 +25,8 @@ Wrappers go around any method, the first innermost:
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(method="okdph", network="resnet32", students=None)
+
 
 def get_config(argument=""):
-  return paper.recipe("cifar10", **paper.split(argument, method=str, network=str, students=int))
+  return paper.recipe("cifar10", **paper.split(argument, **ARGUMENT))

@@ -11,8 +11,8 @@ fair comparisons are explained too; here the plain view is `hflip+rot`. Expected
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(method="okdph", network="resnet32", students=None)
+
 
 def get_config(argument=""):
-  return paper.recipe(
-    "cifar100", **paper.split(argument, method=str, network=str, students=int)
-  )
+  return paper.recipe("cifar100", **paper.split(argument, **ARGUMENT))

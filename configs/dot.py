@@ -4,7 +4,7 @@
     python -m okdph_jax.main --config=configs/dot.py:dot,vgg13-vgg8 --workdir=DIR \\
       --config.teacher=runs/vgg13
 
-The argument is METHOD,SYSTEM, dot,resnet32x4-resnet8x4 by default. METHOD is one of
+The argument is VARIANT,SYSTEM, dot,resnet32x4-resnet8x4 by default. VARIANT is one of
 
     teacher   trains the teacher, on labels alone
     ce        the student on labels alone; the teacher only measures how far from it that leads
@@ -54,13 +54,15 @@ SETTINGS = {  # dataset -> view, KD's options, DOT's delta, the schedule
   ),
   "imagenet2012": ("flip", IMAGENET_KD, 0.09, schedule(100, (30, 60, 90), 512, 0.2, 1e-4)),
 }
-METHODS = ("teacher", "ce", "kd", "dot", "control")
+METHODS = ("dot", "kd", "ce", "control", "teacher")  # the first is the default
+
+
+ARGUMENT = dict(variant=METHODS, system=tuple(SYSTEMS))
 
 
 def get_config(argument=""):
-  options = dict(method="dot", system="resnet32x4-resnet8x4")
-  options |= paper.split(argument, method=METHODS, system=tuple(SYSTEMS))
-  method = options["method"]
+  options = paper.split(argument, **ARGUMENT)
+  method = options["variant"]
   dataset, teacher, student = SYSTEMS[options["system"]]
   view, kd, delta, plan = SETTINGS[dataset]
 

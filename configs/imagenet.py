@@ -14,11 +14,12 @@ weights are megvii-research/mdistiller's.
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(method="okdph", network="resnet18", students=None)
+
 
 def get_config(argument=""):
-  options = dict(network="resnet18")
-  options |= paper.split(argument, method=str, network=str, students=int)
-  if options.get("method") == "kd":
+  options = paper.split(argument, **ARGUMENT)
+  if options["method"] == "kd":
     options |= dict(task_weight=0.5, distill_weight=0.5, temperature=1.0)
   config = paper.recipe("imagenet2012", **options)
   config.data.test = "validation"

@@ -9,12 +9,13 @@ subset is the release's: drawn per class with replacement. Expected on cifar10 (
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(method="okdph", network="resnet32", dataset=paper.CIFAR, fraction=0.01)
+
 
 def get_config(argument=""):
-  options = paper.split(argument, method=str, network=str, dataset=paper.CIFAR, fraction=float)
-  fraction = options.pop("fraction", 0.01)
-  setting = fraction if fraction != 1 else None
-  config = paper.recipe(**dict(dataset="cifar10", setting=setting) | options)
+  options = paper.split(argument, **ARGUMENT)
+  fraction = options.pop("fraction")
+  config = paper.recipe(setting=fraction if fraction != 1 else None, **options)
   config.data.fraction = fraction
   config.data.replacement = True
   return config

@@ -11,13 +11,15 @@ students and hybrid): resnet32 84.27, vgg16 84.93, densenet40_12 81.67 %.
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(
+  method="okdph", network="resnet32", dataset=paper.CIFAR, noise=("train", "both")
+)
+
 
 def get_config(argument=""):
-  options = paper.split(
-    argument, method=str, network=str, dataset=paper.CIFAR, noise=("train", "both")
-  )
-  noise = options.pop("noise", "train")
-  config = paper.recipe(**dict(dataset="cifar10", setting="noisy") | options)
+  options = paper.split(argument, **ARGUMENT)
+  noise = options.pop("noise")
+  config = paper.recipe(setting="noisy", **options)
   config.views = tuple(f"{view}|noise" for view in config.views)
   if noise == "both":
     config.test_view = "plain|noise"

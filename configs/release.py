@@ -12,10 +12,11 @@ shared branches, PCL's ramp) is not reproduced. Its noise is `configs/noisy.py`'
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(method="okdph", network="resnet32", dataset=paper.CIFAR)
+
 
 def get_config(argument=""):
-  options = dict(method="okdph", network="resnet32", dataset="cifar10")
-  options |= paper.split(argument, method=str, network=str, dataset=paper.CIFAR)
+  options = paper.split(argument, **ARGUMENT)
   options |= paper.RELEASE.get(options["method"], {})
   if (options["method"], options["network"]) == ("pcl", "densenet40_12"):
     options["students"] = 3

@@ -12,10 +12,11 @@ rest is the recipe of `configs/cifar10.py`.
 
 from okdph_jax.experiment import paper
 
+ARGUMENT = dict(network="resnet32", dataset="cifar10", generations=3)
+
 
 def get_config(argument=""):
-  options = dict(network="resnet32", dataset="cifar10", generations=3)
-  options |= paper.split(argument, network=str, dataset=str, generations=int)
+  options = paper.split(argument, **ARGUMENT)
   config = paper.recipe(
     options["dataset"],
     "kd",

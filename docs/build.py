@@ -6,6 +6,7 @@ A generated part stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
 import re
 from pathlib import Path
 
+from okdph_jax.experiment import options
 from okdph_jax.report import plots, tables
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ def generated():
   (table,) = re.findall(r"(?:^\|.*\n)+", tables.render(results, head=True), re.M)
   return {
     "README.md": {"accuracy": table},
+    "docs/configs.md": {"options": options.table()},
     "docs/results.md": {"tables": tables.render(results)},
   }
 

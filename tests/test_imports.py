@@ -17,7 +17,8 @@ FLOORS = [  # from the lowest up; the rooms of one floor do not import each othe
   ["training"],
   ["experiment"],
   ["report", "analysis"],
-  ["cli", "main"],
+  ["cli"],
+  ["main", "__main__"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,43 +1,44 @@
-"""A picture of what each network sees.
+"""`okdph views`: a picture of what each network sees."""
 
-    python -m okdph_jax.cli.views --config=configs/cifar10.py --out=views.png
-
-A row per image, the first of the training set; the original, then a column per view.
-"""
-
-import sys
-
-import jax
-import matplotlib
-import numpy as np
-from absl import flags
-from ml_collections import config_flags
-
-from okdph_jax import data, views
+from okdph_jax.cli.arguments import Parser, command, split_options
 
 ROWS = 8
+DESCRIPTION = """\
+A picture of what each network sees: a row per image, the first of the training set; the
+original, then a column per view.
+
+  okdph views --config=cifar10 --out=views.png
+"""
 
 
+@command
 def main(arguments):
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    "config", None, flag_values=values, sys_argv=["views", *arguments]
+  spec, overrides, rest = split_options(arguments)
+  parser = Parser("views", DESCRIPTION)
+  parser.add_argument(
+    "--config", metavar="NAME[:ARGUMENT]", help="whose data and views; --config.OPTION=VALUE"
   )
-  out = flags.DEFINE_string("out", "views.png", "the picture to write", flag_values=values)
-  try:
-    rest = values(["views", *arguments])[1:]
-    if rest or config.value is None:
-      raise ValueError("write --config=configs/FILE.py --out=views.png")
-    draw(config.value, out.value)
-  except Exception as error:  # absl, ml_collections and the config file raise what they like
-    print(f"okdph_jax.views: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
-    return 2
-  print(out.value)
+  parser.add_argument("--out", default="views.png", help="the picture to write (%(default)s)")
+  flags = parser.parse(rest)
+  if spec is None:
+    raise ValueError("--config=NAME is needed: okdph views --config=cifar10 --out=views.png")
+  from okdph_jax.experiment.config import check, load_config
+
+  config = load_config(spec, overrides)
+  check(config)
+  draw(config, flags.out)
+  print(flags.out)
   return 0
 
 
 def draw(config, path):
   """Writes the picture of `config`'s views of its first training images to `path`."""
+  import jax
+  import matplotlib
+  import numpy as np
+
+  from okdph_jax import data, views
+
   dataset = data.load(config)
   images = dataset.train.first(ROWS)
   augment = views.make(config.views, dataset.mean, dataset.std)
@@ -60,7 +61,3 @@ def draw(config, path):
       axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
       axis.set_axis_off()
   figure.savefig(path, dpi=150)
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))

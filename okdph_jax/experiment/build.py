@@ -43,11 +43,13 @@ def build(config, dataset):
   method = assemble(
     config, Context(net, dataset.classes, epoch_steps, config.epochs, taught_by)
   )
+  if len(config.views) == 1:  # one for all
+    config.views = config.views * method.views
   if len(config.views) != method.views:
     raise ValueError(
       f"{described(config)} looks at {method.views} view{'s' * (method.views != 1)} "
-      f"(one for each network it runs); config.views has {len(config.views)}: "
-      + ", ".join(map(repr, config.views))
+      f"(one for each network it runs); config.views has {len(config.views)} "
+      f"({', '.join(map(repr, config.views))}): give {method.views}, or one for all"
     )
   learner, single = check_shapes(config.network, method, dataset)
   schedule = method.schedule(

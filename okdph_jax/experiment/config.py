@@ -1,67 +1,333 @@
-"""The config: its options, their types and bounds, and the checks that come before all else."""
+"""Configs: found by file or name, changed by options, and checked before all else."""
+
+import ast
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
+from absl import flags
+from ml_collections import config_dict, config_flags
 
-from okdph_jax.errors import nearest
+from okdph_jax.errors import nearest, one_line
+from okdph_jax.experiment.options import BY_NAME, OPTIONS
 
-FIELDS = {  # the config's options and their types
-  "seed": int,
-  "epochs": int,
-  "batch_size": int,
-  "network": str,
-  "views": tuple,
-  "test_view": str,
-  "eval_every_epochs": int,
-  "data": ml_collections.ConfigDict,
-  "method": ml_collections.ConfigDict,
-  "wrappers": tuple,
-  "teacher": str,
-  "generations": int,
-  "learning_rate": float,
-  "momentum": float,
-  "weight_decay": float,
-  "milestones": tuple,
-  "devices": int | None,
-  "snapshots": int,
-  "checkpoint_every_minutes": float,
-}
+PACKAGE = Path(__file__).parents[1]
+GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
+OPEN = tuple(f"{name}." for name in GROUPS if name != "data")  # names of a builder, a network
 
-LEAST = {
-  "epochs": 1,
-  "batch_size": 1,
-  "eval_every_epochs": 1,
-  "generations": 1,
-  "snapshots": 0,
-  "weight_decay": 0,
-}
+
+def default():
+  """The default config: every option of `OPTIONS`, and the method's name alone."""
+  return _with_defaults(ml_collections.ConfigDict())
+
+
+def complete(config):
+  """Adds what a config leaves out: options as by default, and those of its method."""
+  with config.unlocked():
+    _with_defaults(config)
+    for name, value in method_options(config.method.name).items():
+      if name not in config.method:
+        config.method[name] = value
+  return config
+
+
+def _with_defaults(config):
+  for option in OPTIONS:
+    group, name = _place(config, option.name)
+    if name in group:
+      continue
+    if option.kind is dict:
+      group[name] = ml_collections.ConfigDict(option.default)
+    elif option.default is None:
+      group[name] = config_dict.placeholder(option.kind)
+    else:
+      group[name] = option.default
+  return config
+
+
+def _place(config, name):
+  """(the ConfigDict that holds the option, its name there); makes the group if need be."""
+  *groups, name = name.split(".")
+  for group in groups:
+    if group not in config:
+      config[group] = ml_collections.ConfigDict()
+    config = config[group]
+    if not isinstance(config, ml_collections.ConfigDict):
+      raise ValueError(f"config.{group} is {config!r}; it must be a group of options")
+  return config, name
+
+
+def method_options(name):
+  """{option: default} of a method; nothing where there is no such method."""
+  from okdph_jax.methods import METHODS  # imports JAX
+
+  return defaults(METHODS[name]) if name in METHODS else {}
+
+
+def defaults(builder):
+  """A method's or wrapper's options with their defaults."""
+  parameters = inspect.signature(builder).parameters.values()
+  return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+# Finding and changing.
+
+
+class ConfigFile(NamedTuple):
+  """A config file and the argument that it was named with."""
+
+  name: str  # "cifar10"
+  get_config: Callable  # argument -> ConfigDict
+  template: dict  # the argument's parts and their defaults: the file's ARGUMENT, or {}
+  argument: str
+
+  def parts(self):
+    """The argument's parts by name, those that were given."""
+    values = [value.strip() for value in self.argument.split(",")]
+    return {k: v for k, v in zip(self.template, values, strict=False) if v}
+
+  def config(self):
+    try:
+      config = self.get_config(self.argument) if self.argument else self.get_config()
+    except ValueError:
+      raise
+    except Exception as error:  # a user's file may raise anything
+      raise ValueError(
+        f"the config {self.name} fails: {type(error).__name__}: {one_line(error)}"
+      ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+      raise ValueError(
+        f"the config {self.name} gives a {type(config).__name__}; its get_config must return "
+        "an ml_collections.ConfigDict"
+      )
+    return complete(config)
+
+
+def load_config(spec, overrides=()):
+  """The config that `spec` names, with options changed.
+
+  spec: a ConfigDict; a file, "configs/cifar10.py:okdph,resnet32"; or a name,
+    "cifar10:okdph,resnet32", looked for in ./configs and among those of this package.
+  overrides: (name, text) pairs, ("method.omega", "0.5"). Another `method.name`, or number of
+    `method.students`, brings its own options and views, as in the config's argument.
+
+      >>> config = load_config("digits:dml,resnet8", [("epochs", "3")])
+      >>> config.method.name, config.epochs
+      ('dml', 3)
+
+  Raises:
+    ValueError: in one line, for a config that is not there, or an option that does not fit.
+  """
+  check_override_names(overrides)
+  if isinstance(spec, ml_collections.ConfigDict):
+    config = complete(spec.copy_and_resolve_references())
+  else:
+    config = following(find(spec), overrides).config()
+  given = dict(overrides)
+  if given.get("method.name", config.method.name) != config.method.name:
+    name = given["method.name"]
+    config.method = ml_collections.ConfigDict({"name": name} | method_options(name))
+  return override(config, overrides)
+
+
+def following(file, overrides):
+  """The file with the argument that a changed method, or number of students, asks for."""
+  given, parts = dict(overrides), file.parts()
+  name, students = given.get("method.name"), given.get("method.students")
+  config = file.config()
+  other = name not in (None, config.method.name)
+  if "method" in file.template and other:
+    parts["method"] = name
+  if "students" in file.template and students is not None and "views" not in given:
+    if other or students != str(config.method.get("students")):
+      parts["students"] = students
+  if parts == file.parts():
+    return file
+  return file._replace(argument=",".join(parts.get(part, "") for part in file.template))
+
+
+def find(spec):
+  """The `ConfigFile` of a file, or of a name."""
+  path, _, argument = spec.partition(":")
+  asked, stem = Path(path), Path(path).stem
+  shipped = [Path("configs"), PACKAGE / "configs", PACKAGE.parent / "configs"]
+  candidates = [folder / f"{stem}.py" for folder in shipped]
+  if asked.suffix == ".py":  # the file itself; one of ours also from another folder
+    ours = str(asked.parent) in (".", "configs")
+    candidates = [asked, *(candidates if ours else [])]
+  elif asked.name != path:
+    candidates = []
+  file = next((c for c in candidates if c.is_file()), None)
+  if file is None:
+    there = sorted({f.stem for folder in shipped for f in folder.glob("[!_]*.py")})
+    near = nearest(path, [f"configs/{n}.py" for n in there] if asked.suffix else there)
+    raise ValueError(f"no config file {path}{near} (there are {', '.join(there)})")
+  try:
+    module_spec = importlib.util.spec_from_file_location(f"config_{stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    get_config = module.get_config
+  except Exception as error:  # a user's file may raise anything
+    raise ValueError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
+  return ConfigFile(stem, get_config, getattr(module, "ARGUMENT", {}), argument)
+
+
+def check_override_names(overrides):
+  """Refuses unknown options before anything is loaded; a method's are checked later."""
+  for name, _ in overrides:
+    if name in GROUPS:
+      raise ValueError(f"config.{name} is a group of options; write --config.{name}.NAME=...")
+    if name not in BY_NAME and not name.startswith(OPEN):
+      raise ValueError(f"the config has no option {name!r}{nearest(name, BY_NAME)}")
+
+
+def override(config, overrides):
+  """`config` with the options of `overrides`, (name, text) pairs, changed."""
+  known = [f"method.{name}" for name in config.method]
+  for name, _ in overrides:
+    if name.startswith("method.") and name not in known:
+      raise ValueError(
+        f"method {config.method.name} has no option {name.removeprefix('method.')!r}"
+        f"{nearest(name, known)} (there are {', '.join(known)})"
+      )
+  own = {k: v for k, v in overrides if k.startswith("network_options.")}
+  for name, text in own.items():  # ml_collections changes no options but those that are there
+    with config.unlocked():
+      config.network_options[name.partition(".")[2]] = _literal(text)
+  overrides = [(name, text) for name, text in overrides if name not in own]
+  arguments = ["config", *(f"--config.{name}={text}" for name, text in overrides)]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict(
+    "config", config, flag_values=values, sys_argv=arguments
+  )
+  try:
+    values(arguments)
+  except Exception as error:  # absl and ml_collections raise what they like
+    text = re.sub(r"\S{80,}", lambda word: f"{word[0][:60]}...", str(error))
+    raise ValueError(one_line(text)) from error
+  return holder.value
+
+
+def _literal(text):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def run_name(spec, overrides=()):
+  """A readable folder for the run: "cifar10-okdph-resnet32-seed42-epochs60".
+
+  It names the config's parts, the seed, and the options that differ from the config's own;
+  where these are long, a digest of them. The same command has the same name.
+  """
+  import hashlib
+
+  file = following(find(spec), overrides)
+  own, config = flat(file.config()), flat(load_config(spec, overrides))
+  template, given = file.template, file.parts()
+  parts = [file.name]
+  for part, fallback in template.items():
+    fallback = fallback[0] if isinstance(fallback, tuple) else fallback
+    if fallback is not None:
+      parts.append(given.get(part, str(fallback)))
+    elif part in given and given[part] != str(method_options(own["method.name"]).get(part)):
+      parts.append(f"{part}{given[part]}")
+  if not template:
+    parts += [file.argument] if file.argument else [own["method.name"], own["network"]]
+  parts.append(f"seed{config['seed']}")
+  changed = {k: v for k, v in config.items() if k != "seed" and own.get(k) != v}
+  text = [f"{name.rpartition('.')[2]}{value}" for name, value in sorted(changed.items())]
+  if len("-".join(text)) > 48 or not all(re.fullmatch(r"[\w.+-]+", part) for part in text):
+    text = [hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]]
+  return re.sub(r"[^\w.+-]+", "_", "-".join([*parts, *text]))
+
+
+def flat(config):
+  """{"data.name": value, ...} of a config."""
+  items = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      items |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
+    else:
+      items[name] = value
+  return items
+
+
+# Checking.
 
 
 def check(config):
-  """A ValueError, in one line, for a config that says too much, too little or nonsense."""
-  check_names(config, FIELDS, "config")
-  for name, kind in FIELDS.items():
-    check_type(f"config.{name}", config.get(name), kind)
+  """A ValueError, in one line, for a config that says too much or nonsense.
+
+  Options that it leaves out are added to it.
+  """
+  _check_groups(config)
+  complete(config)
+  for name in flat(config):
+    if name not in BY_NAME and not name.startswith(OPEN):
+      raise ValueError(f"the config has no option {name!r}{nearest(name, BY_NAME)}")
+  for option in OPTIONS:
+    group, name = _place(config, option.name)
+    value = group[name]
+    if option.kind is dict or value is None and option.default is None:
+      continue
+    check_type(f"config.{option.name}", value, option.kind)
+    if not option.admits(value):
+      bounds = option.bounds
+      bounds = f"lie in {bounds}" if isinstance(bounds, str) else f"be {' or '.join(bounds)}"
+      raise ValueError(f"config.{option.name} is {value!r}; it must {bounds}")
+  _check_sequences(config)
+  if config.seed + config.generations > 2**32:  # generation k has the seed + k
+    raise ValueError(f"config.seed is {config.seed}; with its generations it exceeds 32 bits")
+  if config.data.test == config.data.train:
+    raise ValueError(
+      f"config.data.test and config.data.train are both {config.data.test!r}; test on images "
+      "that are not trained on"
+    )
+  name = config.method.name
+  if name != "kd" and (config.teacher or config.generations > 1):
+    raise ValueError(
+      f"{name} has no teacher of another run; take the method kd, or leave "
+      "config.teacher empty and config.generations at 1"
+    )
+
+
+def _check_groups(config):
+  for name in GROUPS:
+    if name in config and not isinstance(config[name], ml_collections.ConfigDict):
+      raise ValueError(f"config.{name} is {config[name]!r}; it must be a group of options")
+
+
+def _check_sequences(config):
+  from okdph_jax import schedules  # imports JAX
+
   for wrapper in config.wrappers:
     if not isinstance(wrapper, (dict, ml_collections.ConfigDict)):
       raise ValueError(
         f"config.wrappers has {wrapper!r}; each is a dict, written without dict(...): "
         "\"({'name':'swa'},)\""
       )
-  for name, least in LEAST.items():
-    if not config[name] >= least:
-      raise ValueError(f"config.{name} is {config[name]}; it must be at least {least}")
-  if not 0 <= config.seed <= 2**32 - config.generations:  # JAX keeps 32 bits of a seed
-    raise ValueError(f"config.seed is {config.seed}; it must lie in 0 to 2**32 - 1")
-  if not config.learning_rate > 0:
-    raise ValueError(f"config.learning_rate is {config.learning_rate}; it must be positive")
-  if not 0 <= config.momentum < 1:
-    raise ValueError(f"config.momentum is {config.momentum}; it lies in [0, 1)")
-  name = config.method.get("name")
-  if name != "kd" and (config.teacher or config.generations > 1):
-    raise ValueError(
-      f"{name} has no teacher of another run; take the method kd, or leave "
-      "config.teacher empty and config.generations at 1"
-    )
+  for view in config.views:
+    if not isinstance(view, str):
+      raise ValueError(f"config.views has {view!r}; each is a string such as 'crop(4)|flip'")
+  if not config.views:
+    raise ValueError("config.views is empty; give one view for all networks, or one for each")
+  for when in config.milestones:
+    if isinstance(when, str):
+      try:
+        when, _ = schedules.parse(when)
+      except ValueError as error:
+        raise ValueError(f"config.milestones: {error}") from None
+    elif isinstance(when, bool) or not isinstance(when, (int, float)):
+      raise ValueError(f"config.milestones has {when!r}; each is a number, or '40 epochs'")
+    if not 0 <= when <= 1e6:
+      raise ValueError(f"config.milestones has {when}; each must lie in [0, 1e6]")
 
 
 def check_names(given, known, where):
@@ -77,3 +343,5 @@ def check_type(name, value, kind):
     if not (kind is float and type(value) is int):
       wanted = getattr(kind, "__name__", str(kind))
       raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be {wanted}")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{name} is {value}; it must be a finite number")

@@ -6,9 +6,8 @@ Table 6. The recipe (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 ep
 150 and 225) is the paper's section 4.1 and the release's.
 """
 
-import inspect
-
 from okdph_jax.errors import nearest
+from okdph_jax.experiment.options import DEFAULTS
 
 
 def cell(omega, beta, gamma, fuse_every):
@@ -65,14 +64,8 @@ DEFAULT = cell(0.8, 0.8, 0.5, "5 steps")
 CIFAR = ("cifar10", "cifar100")
 
 # Section 4.1; milestones are of 300 epochs, whatever the number of epochs.
-CIFAR_TRAINING = dict(
-  batch_size=128,
-  learning_rate=0.1,
-  momentum=0.9,
-  weight_decay=5e-4,
-  epochs=300,
-  milestones=(150, 225),
-)
+TRAINING = ("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones")
+CIFAR_TRAINING = {name: DEFAULTS[name] for name in TRAINING}
 IMAGENET_TRAINING = CIFAR_TRAINING | dict(
   batch_size=256, weight_decay=1e-4, epochs=100, milestones=(90, 180, 270)
 )
@@ -132,6 +125,8 @@ def okdph_views(dataset, students):
   }
   if dataset == "imagenet2012":
     views = {2: (first, "randaugment", "autoaugment")}
+  if students < 2:
+    raise ValueError(f"okdph hybridizes at least 2 students; students is {students}")
   if students not in views:
     raise ValueError(
       f"the paper's okdph has {', '.join(map(str, views))} students on {dataset}, not "
@@ -145,6 +140,7 @@ def row(name, network, dataset, setting=None, **options):
 
   A method or wrapper comes with every option that it has; `options` are the method's.
   """
+  from okdph_jax.experiment.config import defaults
   from okdph_jax.methods import METHODS, WRAPPERS
 
   if name not in METHODS and name not in WRAPPED:
@@ -166,18 +162,7 @@ def row(name, network, dataset, setting=None, **options):
     table, last = (CLEAN, students) if setting is None else (HARD, setting)
     method |= table.get((dataset, network, last), DEFAULT)
     return method | options, wrappers, okdph_views(dataset, students)
-  view = PLAIN_VIEW.get(dataset, "hflip")
-  if name == "mean_teacher":
-    number = 2
-  else:  # branches share one view, but for PCL's
-    number = students if name in ("base", "dml", "kdcl", "pcl") else 1
-  return method | options, wrappers, (view,) * number
-
-
-def defaults(builder):
-  """A method's or wrapper's options with their defaults."""
-  parameters = inspect.signature(builder).parameters.values()
-  return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+  return method | options, wrappers, (PLAIN_VIEW.get(dataset, "hflip"),)  # for all networks
 
 
 def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **options):
@@ -185,61 +170,45 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **optio
 
   setting: "noisy", or a fraction of the training set: Table 7's cell. options: the method's.
   """
-  import ml_collections
-  from ml_collections import config_dict
+  from okdph_jax.experiment.config import default  # ml_collections comes with it
 
-  config = ml_collections.ConfigDict()
-  config.seed = 42  # the release's
-
-  config.data = ml_collections.ConfigDict()
+  config = default()
   config.data.name = dataset
-  config.data.dir = config_dict.placeholder(str)  # None: TFDS's default, ~/tensorflow_datasets
-  config.data.train = "train"  # TFDS split syntax
-  config.data.test = "test"
-  config.data.fraction = 1.0  # of the training set, per class
-  config.data.replacement = False  # the release draws its subsets with replacement
-  config.data.validation = 0  # images held out of training; the paper has none
-  config.data.image_size = config_dict.placeholder(int)  # resize to it; None: as they are
-  config.data.memory_limit = 4 * 2**30  # bytes of decoded images; a larger set is streamed
-  config.data.corrupt = "stop"  # or "skip": what a corrupt image does to the run
-
   config.network = network
   config.method, config.wrappers, config.views = row(
     method, network, dataset, setting, **options
   )
-  config.teacher = ""  # kd's: the --workdir of a finished run, or DIR:READER
-  config.generations = 1  # of kd; in several each is the next one's teacher
-  config.test_view = "plain"  # of what is evaluated on
-
-  config.update(CIFAR_TRAINING)  # milestones: x0.1, scaled with epochs; "40 epochs" is not
-
-  config.eval_every_epochs = 1
-  config.snapshots = 0  # epochs between kept copies of the learner, for analyses; 0: none
-  config.checkpoint_every_minutes = 10.0  # ours, as are the next
-  config.devices = config_dict.placeholder(int)  # CPU: host devices; None: the cores, at most 4
   return config
 
 
-def split(argument, **kinds):
-  """ "dml,vgg16" with method=str, network=str, students=int: {"method": "dml", "network": ...}.
+def split(argument, **parts):
+  """The parts of a config's argument, "dml,vgg16" -> {"method": "dml", "network": "vgg16"}.
 
-  A kind is a type, or the tuple of the values that there are.
+  parts: {name: default} in order. A tuple has all the values that there are, the first is the
+  default; a part whose default is None is a whole number, left out where it is not given.
   """
   values = [value.strip() for value in argument.split(",")] if argument else []
-  if len(values) > len(kinds):
-    raise ValueError(f"the config takes {','.join(kinds).upper()}; got {argument!r}")
-  given = zip(kinds.items(), values, strict=False)
-  return {name: read(name, value, kind) for (name, kind), value in given if value}
+  if len(values) > len(parts):
+    raise ValueError(f"the config takes {','.join(parts).upper()}; got {argument!r}")
+  values += [""] * (len(parts) - len(values))
+  read = {
+    name: _read(name, value, default)
+    for (name, default), value in zip(parts.items(), values, strict=True)
+  }
+  return {name: value for name, value in read.items() if value is not None}
 
 
-def read(name, value, kind):
-  """One part of a config's argument; ValueError, in one line, for what is none."""
-  if isinstance(kind, tuple):
-    if value not in kind:
-      raise ValueError(f"{name} {value!r} is not one of {', '.join(kind)}")
-    return value
+def _read(name, value, default):
+  """One part of a config's argument; ValueError, in one line, where it is none."""
+  if isinstance(default, tuple):
+    if value and value not in default:
+      raise ValueError(
+        f"{name} {value!r} is not one of {', '.join(default)}{nearest(value, default)}"
+      )
+    return value or default[0]
+  kind = int if default is None else type(default)
   try:
-    return kind(value)
+    return kind(value) if value else default
   except ValueError:
     wanted = {int: "a whole number", float: "a number"}[kind]
     raise ValueError(f"{name} is {value!r}; it must be {wanted}") from None

@@ -8,6 +8,7 @@ import pytest
 
 from okdph_jax.cli import report
 from okdph_jax.experiment import paper as settings
+from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, tables
 from okdph_jax.training import logbook
@@ -245,7 +246,7 @@ def test_the_paper_s_number_for_noisy_inputs():
 @pytest.mark.parametrize("name", settings.RELEASE)
 def test_the_release_s_options_are_complete(name):
   """Else a run that differs in one that is missing would be given the paper's number."""
-  known = settings.defaults(METHODS["base" if name in ("sam", "swa") else name]).keys()
+  known = defaults(METHODS["base" if name in ("sam", "swa") else name]).keys()
   tuned = {"omega", "beta", "gamma", "fuse_every", "students"}
   assert settings.RELEASE[name].keys() | tuned == known | tuned
   assert paper.EITHER.get(name, set()) <= known

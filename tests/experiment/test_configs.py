@@ -143,21 +143,35 @@ def test_without_a_cell_the_most_frequent_one_is_taken():
     ("cifar100", "", "hflip+rot cutout augment"),
     ("cifar100", "okdph,vgg16,4", "hflip+rot cutout augment plain auto_aug"),
     ("imagenet", "", "flip randaugment autoaugment"),  # cropped already
-    ("cifar10", "base,resnet32,3", "hflip hflip hflip"),
-    ("cifar100", "dml", "hflip+rot hflip+rot"),
-    ("cifar10", "kdcl", "hflip hflip"),
+    ("cifar10", "base,resnet32,3", "hflip"),
+    ("cifar100", "dml", "hflip+rot"),
+    ("cifar10", "kdcl", "hflip"),
     ("cifar10", "one", "hflip"),
     ("cifar10", "ffl,resnet32,4", "hflip"),
-    ("cifar10", "pcl", "hflip hflip hflip"),
-    ("release", "pcl", "hflip hflip"),
-    ("release", "pcl,densenet40_12", "hflip hflip hflip"),
-    ("cifar10", "mean_teacher", "hflip hflip"),
+    ("cifar10", "pcl", "hflip"),
+    ("cifar10", "mean_teacher", "hflip"),
     ("cifar100", "sam", "hflip+rot"),
-    ("noisy", "dml,vgg16,cifar100", "hflip+rot|noise hflip+rot|noise"),
+    ("noisy", "dml,vgg16,cifar100", "hflip+rot|noise"),
   ],
 )
 def test_views(file, argument, views):
   assert " ".join(config_of(file, argument).views) == views
+
+
+@pytest.mark.parametrize("argument, count", [("dml", 2), ("pcl", 3), ("base,resnet32,3", 3)])
+def test_a_single_view_is_for_all_networks(argument, count):
+  """The config of a run lists it once per network, as configs of earlier versions did."""
+  config = config_of("cifar10", argument)
+  built(config)
+  assert config.views == ("hflip",) * count
+
+
+def test_methods_on_digits_have_equal_views():
+  okdph = config_of("digits").views
+  assert okdph == ("crop(1)", "crop(1)|rotate(15)", "crop(1)|cutout(3)")
+  for name in METHODS:
+    if name != "okdph":
+      assert config_of("digits", name).views == (f"any({', '.join(okdph)})",)
 
 
 def test_noise_in_the_test_view_is_the_release_s_setting():

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from okdph_jax import data
+from okdph_jax.cli.train import at_run_time, main
 from okdph_jax.data import stream
-from okdph_jax.main import at_run_time, main
 from okdph_jax.runtime import distributed, host
 from tests.runs import arrays, evaluations, options
 

@@ -1,0 +1,136 @@
+"""`okdph train`: trains what a config says, or goes on with a run that was stopped.
+
+`python -m okdph_jax.main` is the same command. docs/configs.md has the configs and options.
+"""
+
+import sys
+
+from okdph_jax.cli.arguments import Parser, command, split_options
+from okdph_jax.errors import one_line
+
+DESCRIPTION = """\
+Trains what a config says. The same command goes on with a run that was stopped, and ends
+with the same bits.
+
+  okdph train --config=digits
+  okdph train --config=cifar10:dml,resnet32 --config.epochs=60 --workdir=runs/dml
+"""
+
+
+def parser():
+  parser = Parser("train", DESCRIPTION)
+  parser.add_argument(
+    "--config",
+    metavar="NAME[:ARGUMENT]",
+    help="a config by name or file; --config.OPTION=VALUE changes an option",
+  )
+  parser.add_argument(
+    "--workdir", metavar="DIR", help="folder of the run (default: runs/, named by the config)"
+  )
+  parser.add_argument("--pod", action="store_true", help="one of several processes of the run")
+  parser.add_argument("--print-config", action="store_true", help="print the config, and exit")
+  return parser
+
+
+def parse(arguments):
+  """(config, flags); flags.workdir is the default folder where none is given.
+
+  Raises:
+    ValueError: in one line, for anything that is wrong.
+  """
+  spec, overrides, rest = split_options(arguments)
+  flags = parser().parse(rest)
+  if spec is None:
+    raise ValueError("--config=NAME[:ARGUMENT] is needed, e.g. --config=cifar10:okdph,resnet32")
+  from okdph_jax.experiment.config import check, load_config, run_name
+
+  config = load_config(spec, overrides)
+  check(config)
+  flags.named = not flags.workdir
+  if flags.named:
+    if flags.pod:
+      raise ValueError("--pod needs --workdir=DIR, a folder that all processes see")
+    flags.workdir = f"runs/{run_name(spec, overrides)}"
+  return config, flags
+
+
+def show_help(arguments):
+  """The options, with the values of the --config if there is one."""
+  from okdph_jax.experiment import options
+
+  spec, overrides, _ = split_options(arguments)
+  print(parser().format_help())
+  if spec is None:
+    print("options of a config, --config.OPTION=VALUE, and their defaults:\n")
+    print(options.table(tablefmt="simple"))
+    return
+  from okdph_jax.experiment.config import flat, load_config
+
+  values = flat(load_config(spec, overrides))
+  print(f"options of --config={spec}, --config.OPTION=VALUE:\n")
+  print(options.table(options.DEFAULTS | values, tablefmt="simple"))
+  print(f"\noptions of the method {values['method.name']}; its docstring explains them:\n")
+  for name, value in values.items():
+    if name.startswith("method.") and name != "method.name":
+      print(f"  {name}={value}")
+
+
+@command
+def main(arguments):
+  """Trains; the exit code."""
+  if {"-h", "--help", "--helpfull"} & set(arguments):
+    show_help([a for a in arguments if a not in ("-h", "--help", "--helpfull")])
+    return 0
+  config, flags = parse(arguments)
+  if flags.print_config:
+    print(config, end="")
+    return 0
+  if flags.named:
+    print(f"workdir {flags.workdir}", flush=True)
+  return train(config, flags)
+
+
+def train(config, flags):
+  from okdph_jax.experiment.fit import fit  # JAX comes with it: a misspelt flag needs no JAX
+  from okdph_jax.runtime import distributed
+
+  try:
+    if flags.pod:
+      distributed.join()
+    return fit(config, flags.workdir)
+  except FloatingPointError as error:
+    meaning = one_line(error, width=sys.maxsize)
+  except RuntimeError as error:
+    meaning = at_run_time(error, flags.pod)
+    if not meaning:
+      raise
+  print(f"okdph_jax: {meaning}", file=sys.stderr)
+  return 1
+
+
+def at_run_time(error, pod):
+  """What an error of XLA means, in one line; None where it means a mistake of ours."""
+  if type(error).__name__ != "JaxRuntimeError":
+    return None
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
+  if pod:
+    return (
+      f"the pod fell apart ({one_line(error)}); the process that failed first says why, and "
+      "the same command goes on from the last checkpoint"
+    )
+  return None
+
+
+def program(arguments):
+  """Trains and ends this process with the exit code."""
+  if not {"-h", "--help", "--print-config"} & set(arguments):
+    from okdph_jax.runtime import host
+
+    host.use_huge_pages()
+  code = main(arguments)
+  if code in (1, 2) and "jax" in sys.modules:
+    from okdph_jax.runtime import distributed
+
+    distributed.exit_without_barrier(code)
+  sys.exit(code)

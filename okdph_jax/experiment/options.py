@@ -1,0 +1,108 @@
+"""Every option of a config in one table: its type, default, bounds, meaning and source.
+
+`config.check`, `okdph train --help` and docs/configs.md are made of it. The options of methods
+and wrappers are the keyword arguments of their builders, see `okdph_jax.methods`.
+"""
+
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+
+class Option(NamedTuple):
+  """One option of a config."""
+
+  name: str  # "data.fraction"
+  kind: type  # int, float, str, bool or tuple; dict for a group with names of its own
+  default: Any  # None: the option may be left out
+  bounds: str | tuple  # an interval such as "(0, 1]", the values that there are, or ""
+  meaning: str
+  source: str = ""  # of the default; "" is ours
+
+  def admits(self, value):
+    """Whether a value of the right type is within the bounds; NaN never is."""
+    if not self.bounds:
+      return True
+    if isinstance(self.bounds, tuple):
+      return value in self.bounds
+    low, high = (float(end) for end in self.bounds[1:-1].split(","))
+    above = low <= value if self.bounds[0] == "[" else low < value
+    return above and (value <= high if self.bounds[-1] == "]" else value < high)
+
+
+PAPER, RELEASE = "paper, section 4.1", "release"
+COUNT = "[1, 1000000]"
+
+OPTIONS = (
+  Option("seed", int, 42, "[0, 4294967295]", "seed of everything that is random", RELEASE),
+  Option("data.name", str, "cifar10", "", "digits, folder, arrays, or a dataset of TFDS"),
+  Option("data.dir", str, None, "", "where it is: TFDS's data_dir, a folder, or an .npz"),
+  Option("data.train", str, "train", "", "training split: TFDS's syntax, or a subfolder"),
+  Option("data.test", str, "test", "", 'test split; "20%" of a folder draws it from training'),
+  Option("data.fraction", float, 1.0, "(0, 1]", "part of each class to train on"),
+  Option("data.replacement", bool, False, "", "draw that part with replacement (the release)"),
+  Option(
+    "data.validation", int, 0, "[0, 1000000000]", "training images held out to validate", PAPER
+  ),
+  Option("data.image_size", int, None, "[1, 4096]", "resize images to squares of this side"),
+  Option(
+    "data.memory_limit", int, 4 * 2**30, "[0, 1e15]", "bytes; larger datasets are streamed"
+  ),
+  Option("data.corrupt", str, "stop", ("stop", "skip"), "what a corrupt image does to the run"),
+  Option("network", str, "resnet32", "", "name, or package.module:Name of a Linen module"),
+  Option("method.name", str, "okdph", "", "see Methods; its options are method.NAME"),
+  Option(
+    "wrappers", tuple, (), "", "({'name':'sam','rho':0.05},): around the method, in order"
+  ),
+  Option(
+    "views", tuple, ("hflip",), "", "one per network, or a single one for all", "supplement"
+  ),
+  Option("test_view", str, "plain", "", "view of the images that are evaluated", PAPER),
+  Option(
+    "teacher",
+    str,
+    "",
+    "",
+    "kd's: a finished run, DIR[:READER][@WHICH]",
+  ),
+  Option("generations", int, 1, "[1, 1000]", "of kd: each teaches the next"),
+  Option("batch_size", int, 128, COUNT, "images per step", PAPER),
+  Option("learning_rate", float, 0.1, "[1e-30, 1e30]", "of SGD, before the milestones", PAPER),
+  Option("momentum", float, 0.9, "[0, 1)", "of SGD", PAPER),
+  Option("weight_decay", float, 5e-4, "[0, 100]", "L2 on every parameter", PAPER),
+  Option("epochs", int, 300, COUNT, "passes over the training set", PAPER),
+  Option(
+    "milestones",
+    tuple,
+    (150, 225),
+    "",
+    'rate x0.1 at these epochs of 300, scaled with epochs; "40 epochs" is not',
+    PAPER,
+  ),
+  Option("eval_every_epochs", int, 1, COUNT, "epochs from one evaluation to the next", RELEASE),
+  Option(
+    "snapshots", int, 0, "[0, 1000000]", "epochs between kept copies, for analyses; 0: none"
+  ),
+  Option("checkpoint_every_minutes", float, 10.0, "[0, 1e6]", "between checkpoints"),
+  Option(
+    "devices", int, None, "[1, 4096]", "to use; on a CPU by default one per core, up to 4"
+  ),
+)
+BY_NAME = {option.name: option for option in OPTIONS}
+DEFAULTS = {option.name: option.default for option in OPTIONS}
+
+
+def table(values=None, tablefmt="github"):
+  """The options as a table; `values` {name: value} replaces the defaults."""
+
+  def shown(value):
+    return "" if value is None else str(value).replace(" ", "") if value != "" else '""'
+
+  def row(option):
+    bounds = option.bounds
+    bounds = " or ".join(bounds) if isinstance(bounds, tuple) else bounds
+    return option.name, shown((values or DEFAULTS)[option.name]), option.kind.__name__, bounds
+
+  rows = [(*row(option), option.meaning, option.source) for option in OPTIONS]
+  headers = ("option", "value" if values else "default", "type", "bounds", "meaning", "source")
+  return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
