@@ -234,7 +234,9 @@ def run_name(spec, overrides=()):
   parts = [file.name]
   for part, fallback in template.items():
     fallback = fallback[0] if isinstance(fallback, tuple) else fallback
-    if fallback is not None:
+    if part == "network" and config["network"] != own["network"]:
+      parts.append(config["network"].rpartition(":")[2])
+    elif fallback is not None:
       parts.append(given.get(part, str(fallback)))
     elif part in given and given[part] != str(method_options(own["method.name"]).get(part)):
       parts.append(f"{part}{given[part]}")
