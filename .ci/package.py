@@ -28,14 +28,6 @@ def call(*command, **options):
   subprocess.run([str(part) for part in command], check=True, **options)
 
 
-def build(*options, **environment):
-  call(
-    *(sys.executable, "-m", "build", *options, "--outdir", DIST, ROOT),
-    env=os.environ | environment,
-    stdout=subprocess.DEVNULL,
-  )
-
-
 def check(archive, names, needed, top_level):
   missing = [name for name in needed if name not in names]
   foreign = sorted({name.split("/")[0] for name in names} - top_level)
@@ -78,7 +70,7 @@ def train(python, folder):
 def main():
   for old in DIST.glob("okdph_jax-*"):
     old.unlink()
-  build()
+  call(sys.executable, "-m", "build", "--outdir", DIST, ROOT, stdout=subprocess.DEVNULL)
   (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
   check_sdist(sdist)
   check_wheel(wheel)
@@ -90,7 +82,11 @@ def main():
     train(python, folder / "first")
     print(f"{wheel.name}: installed and trained in a fresh environment")
     if not wheel.name.endswith("none-any.whl"):
-      build("--wheel", CXX="no-compiler")
+      call(
+        *(python, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps", sdist),
+        *("--wheel-dir", DIST),
+        env=os.environ | {"CXX": "no-compiler"},
+      )
       (pure,) = DIST.glob("*none-any.whl")
       check_wheel(pure)
       call(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", pure)
