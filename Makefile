@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 DEMO := runs/digits
 # PyTorch's CPU build; the CUDA build on PyPI works as well but is several GB: make parity TORCH=torch
 TORCH ?= torch==2.13.0+cpu
-# The tests that come near every dependency, for `make test-lowest`: about two minutes.
+# The tests that come near every dependency, for `make test-lowest`.
 CORE := tests/test_imports.py tests/test_losses.py tests/test_schedules.py tests/nn \
   tests/methods/test_okdph.py tests/training tests/cli tests/data
 
