@@ -50,6 +50,7 @@ test-lowest:  ## the core tests with the lowest versions that pyproject.toml all
 
 lint: $(VENV)/tested  ## formatting and linting, as CI checks them
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: install  ## a training step, beside PyTorch's where that is installed
 	$(BIN)/python -m benchmarks.train_step

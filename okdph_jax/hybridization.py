@@ -15,24 +15,24 @@ training loop of your own:
 
 import jax
 import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
 
-from okdph_jax.trees import lerp
 
-
-def dirichlet(key, n, alpha=1.0):
-  """Hybrid weights r ~ Dir(alpha, ..., alpha): [N], positive, summing to one.
+def dirichlet(key: Key[Array, ""], n: int, alpha: float = 1.0) -> Float[Array, " N"]:
+  """Hybrid weights r ~ Dir(alpha, ..., alpha), positive, summing to one.
 
   alpha = 1, the paper's, is uniform over the simplex.
   """
   return jax.random.dirichlet(key, jnp.full((n,), alpha, jnp.float32))
 
 
-def uniform(n):
-  """Hybrid weights 1/N: [N] (the authors' release)."""
+def uniform(n: int) -> Float[Array, " N"]:
+  """Hybrid weights 1/N (the authors' release)."""
   return jnp.full((n,), 1.0 / n, jnp.float32)
 
 
-def hybridize(stack, weights):
+def hybridize(stack: PyTree, weights: Float[Array, " N"]) -> PyTree:
   """The hybrid-weight model, sum_m r_m theta_m: leaves [N, ...] and r [N] -> leaves [...].
 
   Linear in the stack, so its gradient reaches student m scaled by r_m (Eq. 4).
@@ -41,10 +41,10 @@ def hybridize(stack, weights):
   return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1, precision=full), stack)
 
 
-def fuse(stack, hybrid, gamma):
-  """Pulls every student towards the hybrid: gamma theta_h + (1 - gamma) theta_m.
+def fuse(stack: PyTree, hybrid: PyTree, gamma: float) -> PyTree:
+  """Moves every student towards the hybrid: gamma theta_h + (1 - gamma) theta_m.
 
   gamma in [0, 1]: 0 leaves the students alone, 1 makes them all the hybrid. The hybrid of
   the fused students, with the same weights, is the hybrid itself.
   """
-  return jax.tree.map(lambda s, h: lerp(s, jnp.broadcast_to(h, s.shape), gamma), stack, hybrid)
+  return optax.incremental_update(hybrid, stack, gamma)

@@ -6,10 +6,13 @@ a method is, and is written there.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(logits, label, *, smoothing=0.0):
-  """mean_b -log softmax(logits_b)[label_b]: [..., B, K], int [B] -> [...].
+def cross_entropy(
+  logits: Float[Array, "*N B K"], label: Int[Array, " B"], *, smoothing: float = 0.0
+) -> Float[Array, "*N"]:
+  """mean_b -log softmax(logits_b)[label_b].
 
   `smoothing` s: the target is 1 - s on the label and s / (K - 1) elsewhere.
   """
@@ -22,21 +25,25 @@ def cross_entropy(logits, label, *, smoothing=0.0):
   return -((1 - smoothing) * own + smoothing * rest).mean(-1)
 
 
-def kl(student, teacher, temperature=1.0):
-  """T^2 mean_b sum_k p_t (log p_t - log p_s), p = softmax(logits / T): [..., B, K] -> [...].
+def kl(
+  student: Float[Array, "*N B K"], teacher: Float[Array, "*N B K"], temperature: float = 1.0
+) -> Float[Array, "*N"]:
+  """T^2 mean_b sum_k p_t (log p_t - log p_s), p = softmax(logits / T).
 
-  The teacher weights the sum; gradient flows into both (Hinton et al., arXiv:1503.02531).
+  Gradient flows into both (Hinton et al., arXiv:1503.02531).
   """
   log_s = jax.nn.log_softmax(student / temperature)
   log_t = jax.nn.log_softmax(teacher / temperature)
   return temperature**2 * (jnp.exp(log_t) * (log_t - log_s)).sum(-1).mean(-1)
 
 
-def consistency(student, teacher):
-  """mean_b mean_k (softmax(student) - softmax(teacher))^2: [..., B, K] -> [...]."""
+def consistency(
+  student: Float[Array, "*N B K"], teacher: Float[Array, "*N B K"]
+) -> Float[Array, "*N"]:
+  """mean_b mean_k (softmax(student) - softmax(teacher))^2."""
   return ((jax.nn.softmax(student) - jax.nn.softmax(teacher)) ** 2).mean((-1, -2))
 
 
-def accuracy(logits, label):
-  """The fraction of the batch that is right: [..., B, K], int [B] -> [...]."""
+def accuracy(logits: Float[Array, "*N B K"], label: Int[Array, " B"]) -> Float[Array, "*N"]:
+  """The fraction of the batch that is classified correctly."""
   return (logits.argmax(-1) == label).mean(-1)

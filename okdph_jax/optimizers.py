@@ -1,35 +1,46 @@
 """Gradient descent as explicit optax chains."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from okdph_jax.core import Terms
 
 
-def sgd(schedule, *, momentum=0.9, weight_decay=5e-4):
+def sgd(
+  schedule: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: Any = 5e-4
+) -> optax.GradientTransformation:
   """SGD with coupled L2 on every leaf, as PyTorch's.
 
-  g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v. Neither Nesterov nor
-  dampening; batch normalisation's scale and shift decay too. `weight_decay` is one number,
-  or one per subtree (a tree that is a prefix of the parameters).
+  g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v. No Nesterov momentum and
+  no dampening; weight decay includes batch normalisation's scale and shift. `weight_decay` is
+  one number, or one per subtree (a tree that is a prefix of the parameters).
   """
   return optax.chain(
-    optax.stateless(lambda grads, params: decayed(grads, params, weight_decay)),
+    optax.stateless(lambda grads, params: add_decay(grads, params, weight_decay)),
     optax.trace(momentum),
     optax.scale_by_learning_rate(schedule),
   )
 
 
-def dot_sgd(schedule, *, momentum=0.9, weight_decay=5e-4, delta):
-  """SGD with a momentum of its own for each of the two losses (DOT, arXiv:2307.08436).
+def dot_sgd(
+  schedule: optax.ScalarOrSchedule,
+  *,
+  momentum: float = 0.9,
+  weight_decay: Any = 5e-4,
+  delta: float,
+) -> optax.GradientTransformation:
+  """SGD with a separate momentum for each of the two losses (DOT, arXiv:2307.08436).
 
       v_ce <- (mu - delta) v_ce + g_ce + wd theta
       v_kd <- (mu + delta) v_kd + g_kd
       theta <- theta - lr (v_ce + v_kd)
 
-  Gradients are `Terms` of two trees; None stands where a loss does not reach a leaf. A
-  leaf that only one reaches has one buffer, v_ce, with momentum mu (its v_kd stays zero).
+  Gradients are `Terms` of two trees, with None where a loss does not depend on a leaf. A leaf
+  of only one loss has one buffer, v_ce, with momentum mu (its v_kd stays zero).
   """
   if not 0 <= delta <= momentum < 1 - delta:
     raise ValueError(
@@ -40,18 +51,18 @@ def dot_sgd(schedule, *, momentum=0.9, weight_decay=5e-4, delta):
   def init(params):
     return Terms(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
-  def task(pull, v, g_ce, g_kd):
+  def task(decay, v, g_ce, g_kd):
     if g_ce is None or g_kd is None:
-      return momentum * v + pull + sum(g for g in (g_ce, g_kd) if g is not None)
-    return (momentum - delta) * v + pull + g_ce
+      return momentum * v + decay + sum(g for g in (g_ce, g_kd) if g is not None)
+    return (momentum - delta) * v + decay + g_ce
 
   def distill(v, g_ce, g_kd):
     return v if g_ce is None or g_kd is None else (momentum + delta) * v + g_kd
 
-  def update(grads, velocity, params):
-    pull = decayed(jax.tree.map(jnp.zeros_like, params), params, weight_decay)  # wd theta
-    v_ce = jax.tree.map(task, pull, velocity.task, *grads)
-    v_kd = jax.tree.map(distill, velocity.distill, *grads)
+  def update(updates, state, params=None):
+    decay = add_decay(jax.tree.map(jnp.zeros_like, params), params, weight_decay)  # wd theta
+    v_ce = jax.tree.map(task, decay, state.task, *updates)
+    v_kd = jax.tree.map(distill, state.distill, *updates)
     return jax.tree.map(jnp.add, v_ce, v_kd), Terms(v_ce, v_kd)
 
   return optax.chain(
@@ -59,7 +70,7 @@ def dot_sgd(schedule, *, momentum=0.9, weight_decay=5e-4, delta):
   )
 
 
-def decayed(grads, params, weight_decay):
+def add_decay(grads: PyTree, params: PyTree, weight_decay: Any) -> PyTree:
   """g + wd theta; `weight_decay` is a number, or a tree of them, a prefix of the others."""
 
   def subtree(rate, grads, params):

@@ -1,14 +1,17 @@
 """Learning rates, ramp-ups, and durations in words as steps."""
 
 import re
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
+Step = Int[Array, ""] | int
 REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
 
 
-def parse(duration):
+def parse(duration: str) -> tuple[int, str]:
   """ "5 steps" -> (5, "step"), "1 epoch" -> (1, "epoch"); ValueError for anything else."""
   match = re.fullmatch(r"\s*([1-9]\d*)\s*(step|epoch)s?\s*", str(duration))
   if not match:
@@ -16,20 +19,27 @@ def parse(duration):
   return int(match[1]), match[2]
 
 
-def steps(duration, epoch_steps):
+def steps(duration: str, epoch_steps: int) -> int:
   """A duration in words as a number of steps."""
   count, unit = parse(duration)
   return count * epoch_steps if unit == "epoch" else count
 
 
-def milestone(when, *, epochs, epoch_steps):
-  """A number is epochs of a run of 300 and scales with the run; words are taken as they are."""
+def milestone(when: float | str, *, epochs: int, epoch_steps: int) -> int:
+  """As a step: epochs of a run of 300, which scale with the run, or a duration in words."""
   if isinstance(when, str):
     return steps(when, epoch_steps)
   return round(when * epochs / REFERENCE_EPOCHS) * epoch_steps
 
 
-def multistep(learning_rate, milestones, *, epochs, epoch_steps, factor=0.1):
+def multistep(
+  learning_rate: float,
+  milestones: Iterable[float | str],
+  *,
+  epochs: int,
+  epoch_steps: int,
+  factor: float = 0.1,
+) -> optax.Schedule:
   """The rate times `factor` from each milestone on, as a function of the step."""
   at = [milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in milestones]
   if sorted(at) != at:
@@ -40,7 +50,7 @@ def multistep(learning_rate, milestones, *, epochs, epoch_steps, factor=0.1):
   return optax.piecewise_constant_schedule(learning_rate, scales)
 
 
-def ramp(step, *, epochs, epoch_steps, length=80):
+def ramp(step: Step, *, epochs: int, epoch_steps: int, length: float = 80) -> Float[Array, ""]:
   """exp(-5 (1 - min(e, L) / L)^2) of the epoch e (Laine & Aila, arXiv:1610.02242).
 
   `length` L is in epochs of a run of 300 and scales with the run; constant within an epoch.
@@ -50,7 +60,7 @@ def ramp(step, *, epochs, epoch_steps, length=80):
   return jnp.exp(-5.0 * (1.0 - done) ** 2)
 
 
-def average_decay(step, limit):
+def average_decay(step: Step, limit: float) -> Float[Array, ""]:
   """min(1 - 1 / (t + 1), limit): a plain average of the first weights, then an exponential one.
 
   t counts the run's steps, 1 after the first (Tarvainen & Valpola, arXiv:1703.01780).

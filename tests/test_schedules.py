@@ -20,7 +20,7 @@ def test_other_words_are_no_duration(text):
 
 
 def test_the_papers_learning_rates():
-  """The rate really falls, at 150 and 225 of 300, 391 steps each."""
+  """The rate falls, at 150 and 225 of 300, 391 steps each."""
   rate = schedules.multistep(0.1, (150, 225), epochs=300, epoch_steps=391)
   epochs = {0: 0.1, 149: 0.1, 150: 0.01, 224: 0.01, 225: 0.001, 299: 0.001}
   for epoch, want in epochs.items():

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from tqdm import tqdm
 
 from okdph_jax.losses import accuracy, cross_entropy
-from okdph_jax.methods.swa import cumulative
+from okdph_jax.methods.swa import batch_norm_momentum
 from okdph_jax.nn.students import run
 from okdph_jax.runtime import host
 
@@ -127,7 +127,7 @@ def reestimate(net, variables, image):
 
   def absorb(stats, item):
     i, image = item
-    with cumulative(i / (i + 1)):
+    with batch_norm_momentum(i / (i + 1)):
       _, stats = run(
         net, variables | {"batch_stats": stats}, image, jax.random.key(0), train=True
       )

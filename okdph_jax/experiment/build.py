@@ -51,6 +51,7 @@ def build(config, dataset):
       f"(one for each network it runs); config.views has {len(config.views)} "
       f"({', '.join(map(repr, config.views))}): give {method.views}, or one for all"
     )
+  views.check((*config.views, config.test_view), dataset.image_shape)
   learner, single = check_shapes(config.network, method, dataset)
   schedule = method.schedule(
     schedules.multistep(

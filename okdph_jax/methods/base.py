@@ -3,15 +3,20 @@
 from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy
 from okdph_jax.methods.peers import peers
+from okdph_jax.methods.protocol import Context, Method
 
 
-def base(context, *, students=1, label_smoothing=0.0):
+def base(context: Context, *, students: int = 1, label_smoothing: float = 0.0) -> Method:
   """N networks, independently started, that share only the batches.
 
       L_m = CE(z_m, y)
 
   With `students=3` and OKDPH's three views this is the control of equal cost.
   """
+  if students < 1:
+    raise ValueError(f"base needs at least 1 student; method.students is {students}")
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(f"base: label_smoothing={label_smoothing} is outside [0, 1)")
 
   def criterion(logits, label, step):
     del step

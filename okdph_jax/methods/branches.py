@@ -1,63 +1,107 @@
-"""One stem, many branches, a head that teaches them: one, okddip, ffl and pcl start here."""
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
 
-from okdph_jax.core import Learner
+from okdph_jax.core import Learner, Outputs, Terms
 from okdph_jax.losses import accuracy
-from okdph_jax.methods.protocol import Method, one_by_one
+from okdph_jax.methods.protocol import Context, Logits, Method, unstack
 from okdph_jax.nn.students import each, run, stack, start
 
+Forwarded = tuple[Float[Array, "V B h w c"], Outputs]  # the stem's maps, the branches' outputs
 
-def branches(context, students, name, head, criterion, *, ensembles, named=one_by_one):
+
+def branches(
+  context: Context,
+  students: int,
+  name: str,
+  head: nn.Module,
+  criterion: Callable[..., Terms],
+  *,
+  ensembles: Callable[..., Logits],
+  named: Callable[..., dict[str, Any]] = unstack,
+) -> Method:
   """N branches from independent starts, all on the stem's map of one view.
 
   `head((maps [1, B, h, w, c], outputs [N, B, ...]), train) -> logits` is a Linen module,
   kept as `name` under `shared`: it sees the stem's map and the branches' `Outputs`.
-  `criterion(logits [N, B, K], taught, label [B], step) -> Terms`, `taught` from the head;
-  `named(stack)` and `ensembles(logits, taught)` give the readers.
+  `criterion(logits [N, B, K], head_logits, label [B], step) -> Terms`; the readers are those
+  of `readers` and of `ensembles(logits, head_logits)`.
   """
-  net = split(context.net, name)
+  net = check_net(context.net, name)
 
   def init(key, views):
-    return grow(net, students, name, head, key, views[0])
+    return init_branches(net, students, name, head, key, views[0])
 
   def losses(learner, views, step, key):
-    trunk, learner = forward(net, learner, views.image, key, train=True)
-    taught, learner = run_shared(head, name, learner, trunk, key, train=True)
-    logits = trunk[1].logits
+    forwarded, learner = forward(net, learner, views.image, key, train=True)
+    head_logits, learner = run_shared(head, name, learner, forwarded, key, train=True)
+    logits = forwarded[1].logits
     metrics = {"accuracy": accuracy(logits, views.label).mean()}
-    return criterion(logits, taught, views.label, step), (learner, metrics)
-
-  def singles(learner, image):
-    return named(forward(net, learner, image[None])[0][1].logits)
+    return criterion(logits, head_logits, views.label, step), (learner, metrics)
 
   def combined(learner, image):
-    trunk, learner = forward(net, learner, image[None])
-    return ensembles(trunk[1].logits, run_shared(head, name, learner, trunk)[0])
+    forwarded, learner = forward(net, learner, image[None])
+    return ensembles(forwarded[1].logits, run_shared(head, name, learner, forwarded)[0])
 
   return Method(
     views=1,
     init=init,
     losses=losses,
-    predict=singles,
+    **readers(net, lambda learner: {"student": learner}, named),
     ensembles=combined,
-    networks=lambda learner: grown(learner, named),
   )
 
 
-def split(net, name):
+def readers(
+  net: Any,
+  learners: Callable[[Learner], dict[str, Learner]],
+  named: Callable[..., dict[str, Any]] = unstack,
+) -> dict:
+  """The fields of a `Method` that read every branch on its stem, which runs once for all.
+
+  `learners(learner) -> {name: learner of a stem and branches}`; `named(stack, name)` gives
+  the readers of each, "name_0", "name_1", ... by default.
+  """
+
+  def networks(learner):
+    whole = {}
+    for name, part in learners(learner).items():
+      stem = part.variables("shared", "stem")
+      for reader, branch in named(part.students, name).items():
+        whole[reader] = {kind: {"stem": stem[kind], "branch": branch[kind]} for kind in branch}
+    return whole
+
+  def predict(learner, image):
+    logits = {}
+    for name, part in learners(learner).items():
+      logits |= named(forward(net, part, image[None])[0][1].logits, name)
+    return logits
+
+  return {"networks": networks, "predict": predict}
+
+
+def check_net(net: nn.Module, name: str) -> Any:
   """`net` if it has a stem and a branch; a one-line ValueError otherwise."""
   if hasattr(net, "stem") and hasattr(net, "branch"):
     return net
   raise ValueError(
-    f"the branches on one stem that {name} needs are not to be found: {type(net).__name__} has "
-    "no .stem and .branch; give it both (see okdph_jax.models.Net), or choose a method of "
-    "whole networks"
+    f"{name} needs a network with a stem and a branch: {type(net).__name__} has no .stem and "
+    ".branch; give it both (see okdph_jax.models.Net), or choose a method of whole networks"
   )
 
 
-def grow(net, n, name, head, key, image):
+def init_branches(
+  net: Any,
+  n: int,
+  name: str,
+  head: nn.Module,
+  key: Key[Array, ""],
+  image: Float[Array, "B H W C"],
+) -> Learner:
   """A learner of n independently started branches, and under `shared` the stem and the head."""
   keys = jax.random.split(key, n + 2)
   stem = start(net.stem, keys[n], image)
@@ -68,27 +112,25 @@ def grow(net, n, name, head, key, image):
     stats={"students": students["batch_stats"], "shared": {"stem": stem["batch_stats"]}},
     memory={},
   )
-  trunk, _ = jax.eval_shape(lambda: forward(net, learner, image[None]))
-  top = start(head, keys[n + 1], trunk)
-  learner.params["shared"][name] = top["params"]
-  learner.stats["shared"][name] = top["batch_stats"]
+  forwarded, _ = jax.eval_shape(lambda: forward(net, learner, image[None]))
+  variables = start(head, keys[n + 1], forwarded)
+  learner.params["shared"][name] = variables["params"]
+  learner.stats["shared"][name] = variables["batch_stats"]
   return learner
 
 
-def grown(learner, named=one_by_one):
-  """Every branch on the stem, as the variables of one whole network: {reader: variables}."""
-  stem = learner.variables("shared", "stem")
-  return {
-    reader: {kind: {"stem": stem[kind], "branch": branch[kind]} for kind in branch}
-    for reader, branch in named(learner.students).items()
-  }
-
-
-def forward(net, learner, images, key=None, *, train=False):
+def forward(
+  net: Any,
+  learner: Learner,
+  images: Float[Array, "V B H W C"],
+  key: Key[Array, ""] | None = None,
+  *,
+  train: bool = False,
+) -> tuple[Forwarded, Learner]:
   """((maps [V, B, h, w, c], outputs [N, B, ...]), the learner with its new statistics).
 
-  images: [V, B, H, W, C]. With V = 1 all branches share the stem's map, with V = N branch m
-  has that of view m; the stem's batch statistics are those of each view, updated in order.
+  With V = 1 all branches share the stem's map, with V = N branch m has that of view m; the
+  stem's batch statistics are updated with each view in turn.
   """
   maps = []
   for image in images:
@@ -96,13 +138,20 @@ def forward(net, learner, images, key=None, *, train=False):
     maps.append(mapped)
   maps = jnp.stack(maps)
   n = jax.tree.leaves(learner.params["students"])[0].shape[0]
-  each_own = jnp.broadcast_to(maps, (n, *maps.shape[1:]))
-  outputs, stats = each(net.branch, learner.students, each_own, key, train=train)
-  return (maps, outputs), learner.replace(stats=learner.stats | {"students": stats})
+  inputs = jnp.broadcast_to(maps, (n, *maps.shape[1:]))
+  outputs, stats = each(net.branch, learner.students, inputs, key, train=train)
+  return (maps, outputs), learner.with_stats(students=stats)
 
 
-def run_shared(module, name, learner, x, key=None, *, train=False):
+def run_shared(
+  module: nn.Module,
+  name: str,
+  learner: Learner,
+  x: Any,
+  key: Key[Array, ""] | None = None,
+  *,
+  train: bool = False,
+) -> tuple[Any, Learner]:
   """Runs the module kept as `name` under `shared`: its output, and the learner afterwards."""
   y, stats = run(module, learner.variables("shared", name), x, key, train=train)
-  shared = learner.stats["shared"] | {name: stats}
-  return y, learner.replace(stats=learner.stats | {"shared": shared})
+  return y, learner.with_stats(shared=learner.stats["shared"] | {name: stats})

@@ -5,18 +5,18 @@ from jax.lax import stop_gradient
 from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.peers import peers
-from okdph_jax.methods.protocol import check
+from okdph_jax.methods.protocol import Context, Method, check_students
 
 
-def dml(context, *, students=2):
+def dml(context: Context, *, students: int = 2) -> Method:
   """Deep Mutual Learning (Zhang et al., CVPR 2018, arXiv:1706.00384).
 
       L_m = CE(z_m, y) + 1 / (M - 1) sum_{j != m} KL_1(sg[z_j] -> z_m)
 
-  All students move at once, from one forward pass, and each sees a view of its own: so in
-  OKDPH's release. The original moves them in turn and shows all the same images.
+  As in OKDPH's release, all students are updated together after one forward pass, and each
+  sees a view of its own. The original updates them in turn, on the same images.
   """
-  check("dml", students=students)
+  check_students("dml", students)
 
   def criterion(logits, label, step):  # [N, B, K], [B]
     del step

@@ -8,7 +8,14 @@ from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
 from okdph_jax.methods.peers import mean_of
-from okdph_jax.methods.protocol import check, descent
+from okdph_jax.methods.protocol import (
+  Context,
+  Method,
+  check_nonnegative,
+  check_positive,
+  check_students,
+  plain_optimizer,
+)
 from okdph_jax.models.layers import conv, linear, norm
 from okdph_jax.schedules import ramp
 
@@ -17,8 +24,8 @@ class Fusion(nn.Module):
   """Logits [B, K] from the branches' last feature maps, side by side: [B, h, w, N F]."""
 
   @nn.compact
-  def __call__(self, trunk, train):
-    _, outputs = trunk
+  def __call__(self, forwarded, train):
+    _, outputs = forwarded
     n, *_, width = outputs.map.shape
     x = jnp.concatenate(list(outputs.map), -1)
     x = nn.relu(norm(train)(conv(n * width, 3, groups=n * width)(x)))
@@ -26,18 +33,26 @@ class Fusion(nn.Module):
     return linear(x.mean((1, 2)), outputs.logits.shape[-1])
 
 
-def ffl(context, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
+def ffl(
+  context: Context,
+  *,
+  students: int = 2,
+  temperature: float = 3.0,
+  fusion_weight_decay: float = 1e-5,
+) -> Method:
   """Feature Fusion Learning (Kim et al., ICPR 2020, arXiv:1904.09058).
 
       L = sum_m CE(z_m, y) + CE(z_f, y)
           + ramp(e; 80) [sum_m KL_T(sg[z_f] -> z_m) + KL_T(sg[mean_m z_m] -> z_f)]
 
-  The loss of the fused logits z_f reaches branches and stem through the maps. The fusion has
-  a weight decay of its own, the official code's; OKDPH's release gives it that of the network,
-  5e-4. (`weight_decay=0` turns off both.) Its learning rate falls with the rest: in the
-  release it never does, which is not reproduced.
+  The gradient of the fused logits z_f reaches branches and stem through the maps. The fusion
+  has a weight decay of its own, the official code's; OKDPH's release gives it that of the
+  network, 5e-4. (`weight_decay=0` turns off both.) Its learning rate follows the schedule; in
+  the release it is constant, which is not reproduced.
   """
-  check("ffl", students=students, temperature=temperature)
+  check_students("ffl", students)
+  check_positive("ffl", temperature=temperature)
+  check_nonnegative("ffl", fusion_weight_decay=fusion_weight_decay)
 
   def criterion(logits, fused, label, step):
     distill = kl(logits, stop_gradient(fused), temperature).sum()
@@ -49,7 +64,7 @@ def ffl(context, *, students=2, temperature=3.0, fusion_weight_decay=1e-5):
   def optimizer(schedule, *, weight_decay, **rest):
     own = fusion_weight_decay if weight_decay else 0.0
     rates = {"students": weight_decay, "shared": {"stem": weight_decay, "fusion": own}}
-    return descent(schedule, weight_decay=rates, **rest)
+    return plain_optimizer(schedule, weight_decay=rates, **rest)
 
   def ensembles(logits, fused):
     return mean_of(logits) | {"fused": fused}

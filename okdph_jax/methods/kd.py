@@ -7,11 +7,24 @@ from jax.lax import stop_gradient
 from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method, one_by_one
+from okdph_jax.methods.protocol import (
+  Context,
+  Method,
+  check_choice,
+  check_nonnegative,
+  check_positive,
+)
 from okdph_jax.nn.students import each, run
 
 
-def kd(context, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="soft"):
+def kd(
+  context: Context,
+  *,
+  task_weight: float = 1.0,
+  distill_weight: float = 1.0,
+  temperature: float = 3.0,
+  targets: str = "soft",
+) -> Method:
   """Knowledge distillation from `context.teacher` (Hinton et al., arXiv:1503.02531).
 
       L = a CE(z, y) + b KL_T(sg[z_teacher] -> z)      a, b: task_weight, distill_weight
@@ -21,8 +34,8 @@ def kd(context, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets
   generation as teacher, a = 1 - b, this is self-distillation (Born-Again Networks, Furlanello
   et al., ICML 2018, arXiv:1805.04770).
 
-  Logs both losses unweighted, "label_loss" and "teacher_loss": with b = 0 the student learns
-  from the labels alone, and one sees how far from the teacher that leads.
+  Logs both losses without their weights, "label_loss" and "teacher_loss", so that with b = 0
+  the distance from the teacher can be followed while the student learns from labels alone.
 
   The defaults are those of DefangChen/OKDDip-AAAI2020; megvii-research/mdistiller has
   a = 0.1, b = 0.9, T = 4 on CIFAR-100 and a = b = 0.5, T = 1 on ImageNet. OKDPH's release
@@ -32,21 +45,20 @@ def kd(context, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets
     raise ValueError(
       "kd needs a teacher and there is none; name a finished run, config.teacher=DIR"
     )
-  if targets not in ("soft", "hard"):
-    raise ValueError(f"kd's targets={targets!r} is not one of soft, hard")
-  if not temperature > 0:
-    raise ValueError(f"kd: temperature={temperature} must be positive")
+  check_choice("kd", "targets", targets, ("soft", "hard"))
+  check_positive("kd", temperature=temperature)
+  check_nonnegative("kd", task_weight=task_weight, distill_weight=distill_weight)
   net, (teacher_net, teacher) = context.net, context.teacher
 
   def init(key, views):
     logits, _ = jax.eval_shape(lambda: run(teacher_net, teacher, views[0]))
     if logits.shape[-1] != context.classes:
       raise ValueError(
-        f"the teacher tells {logits.shape[-1]} classes apart and the data have "
-        f"{context.classes}; choose a teacher of these data"
+        f"the teacher has {logits.shape[-1]} classes and the data have {context.classes}; "
+        "choose a teacher that was trained on these classes"
       )
-    learner = peers.independent(net, key[None], views)
-    return learner.replace(memory={"teacher": jax.tree.map(jnp.copy, teacher)})
+    learner = peers.init_networks(net, key[None], views)
+    return learner.with_memory(teacher=jax.tree.map(jnp.copy, teacher))
 
   def losses(learner, views, step, key):
     del step
@@ -59,11 +71,11 @@ def kd(context, *, task_weight=1.0, distill_weight=1.0, temperature=3.0, targets
     else:
       teacher_loss = cross_entropy(logits[0], target.argmax(-1))
     terms = Terms(task_weight * label_loss, distill_weight * teacher_loss)
-    learner = learner.replace(stats=learner.stats | {"students": stats})
-    metrics = {"accuracy": accuracy(logits[0], label)}
-    return terms, (learner, metrics | {"label_loss": label_loss, "teacher_loss": teacher_loss})
+    metrics = {
+      "accuracy": accuracy(logits[0], label),
+      "label_loss": label_loss,
+      "teacher_loss": teacher_loss,
+    }
+    return terms, (learner.with_stats(students=stats), metrics)
 
-  def predict(learner, image):
-    return one_by_one(peers.students_logits(net, learner, image))
-
-  return Method(views=1, init=init, losses=losses, predict=predict, independent=True)
+  return Method(views=1, init=init, losses=losses, **peers.readers(net), independent=True)

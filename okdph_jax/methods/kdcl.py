@@ -6,23 +6,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Int
 
 from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods.peers import peers
-from okdph_jax.methods.protocol import check
+from okdph_jax.methods.protocol import (
+  Context,
+  Method,
+  check_choice,
+  check_nonnegative,
+  check_positive,
+  check_students,
+  identity,
+)
 from okdph_jax.nn.students import each
 
 
 def kdcl(
-  context,
+  context: Context,
   *,
-  students=2,
-  target="minlogit",
-  task_weight=1.0,
-  distill_weight=1.0,
-  temperature=2.0,
-):
+  students: int = 2,
+  target: str = "minlogit",
+  task_weight: float = 1.0,
+  distill_weight: float = 1.0,
+  temperature: float = 2.0,
+) -> Method:
   """Knowledge Distillation via Collaborative Learning (Guo et al., CVPR 2020).
 
       L_m = a CE(z_m, y) + b KL_T(sg[z_t] -> z_m)      a, b: task_weight, distill_weight
@@ -38,11 +47,12 @@ def kdcl(
   training these errors are too small, though still comparable between students. The first
   epoch has w = 1/N. The paper's weight of the KL term is not certain; 1 is taken.
 
-  OKDPH's release runs none of the four but `target="mean"`, a = b = 0.5 and T = 4.
+  OKDPH's release uses none of these four but `target="mean"`, a = b = 0.5 and T = 4.
   """
-  check("kdcl", students=students, temperature=temperature)
-  if target not in (*TARGETS, "general"):
-    raise ValueError(f"kdcl's target={target!r} is not one of {', '.join(TARGETS)}, general")
+  check_students("kdcl", students)
+  check_choice("kdcl", "target", target, (*TARGETS, "general"))
+  check_positive("kdcl", temperature=temperature)
+  check_nonnegative("kdcl", task_weight=task_weight, distill_weight=distill_weight)
 
   def criterion(logits, teacher, label):
     return Terms(
@@ -56,25 +66,31 @@ def kdcl(
   return peers(context, students, lambda z, label, _: criterion(z, aggregate(z, label), label))
 
 
-def mean(logits, label):
-  """The mean of the logits [N, B, K] -> [B, K], whatever the label."""
+def mean(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
+  """The mean of the students' logits."""
   del label
   return logits.mean(0)
 
 
-def naive(logits, label):
-  """Per example the logits of the student with the lowest loss: [N, B, K] -> [B, K]."""
+def naive(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
+  """Per example the logits of the student with the lowest loss."""
   best = _nll(logits, label).argmin(0)  # [B]
   return jnp.take_along_axis(logits, best[None, :, None], 0)[0]
 
 
-def minlogit(logits, label):
-  """The elementwise minimum over students of z - z[label]: [N, B, K] -> [B, K]."""
+def minlogit(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
+  """The elementwise minimum over students of z - z[label]."""
   return (logits - _own(logits, label)).min(0)
 
 
-def linear(logits, label, *, sweeps=8, bisections=20):
-  """Per example the convex combination with the lowest loss: [N, B, K] -> [B, K].
+def linear(
+  logits: Float[Array, "N B K"],
+  label: Int[Array, " B"],
+  *,
+  sweeps: int = 8,
+  bisections: int = 20,
+) -> Float[Array, "B K"]:
+  """Per example the convex combination with the lowest loss.
 
   The loss is convex in the weights. Each pair of students in turn divides its joint weight
   where the derivative changes sign, by bisection: exact for two, a descent for more.
@@ -85,19 +101,20 @@ def linear(logits, label, *, sweeps=8, bisections=20):
   def divide(pair, weights):
     """The best division of the pair's weight, the others kept: [N, B] -> [N, B]."""
     i, j = pair
-    both, apart = weights[i] + weights[j], logits[i] - logits[j]
-    rest = jnp.einsum("nb,nbk->bk", weights.at[i].set(0).at[j].set(both), logits)
+    total, difference = weights[i] + weights[j], logits[i] - logits[j]
+    rest = jnp.einsum("nb,nbk->bk", weights.at[i].set(0).at[j].set(total), logits)
 
     def halve(_, interval):  # share: of the pair's weight, student i's
       low, high = interval
       share = (low + high) / 2
-      mixed = rest + (share * both)[:, None] * apart
-      rising = ((jax.nn.softmax(mixed) - one_hot) * apart).sum(-1) > 0  # d loss / d share
+      mixed = rest + (share * total)[:, None] * difference
+      slope = ((jax.nn.softmax(mixed) - one_hot) * difference).sum(-1)  # of the loss by share
+      rising = slope > 0
       return jnp.where(rising, low, share), jnp.where(rising, share, high)
 
     low, high = lax.fori_loop(0, bisections, halve, (jnp.zeros(batch), jnp.ones(batch)))
     share = (low + high) / 2
-    return weights.at[i].set(share * both).at[j].set((1 - share) * both)
+    return weights.at[i].set(share * total).at[j].set((1 - share) * total)
 
   def sweep(_, weights):
     for pair in combinations(range(n), 2):
@@ -112,16 +129,16 @@ def linear(logits, label, *, sweeps=8, bisections=20):
 TARGETS = {"mean": mean, "naive": naive, "linear": linear, "minlogit": minlogit}
 
 
-def covariance(logits, label):
-  """C_ij = mean_b sum_k (p_i - y)(p_j - y), p = softmax(z): [N, B, K] -> [N, N]."""
+def covariance(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "N N"]:
+  """C_ij = mean_b sum_k (p_i - y)(p_j - y), p = softmax(z)."""
   error = jax.nn.softmax(logits) - jax.nn.one_hot(label, logits.shape[-1])
   return jnp.einsum("ibk,jbk->ij", error, error) / len(label)
 
 
-def combination(errors):
-  """w = C^-1 1 / (1^T C^-1 1): [N, N] -> [N], summing to one.
+def combination(errors: Float[Array, "N N"]) -> Float[Array, " N"]:
+  """w = C^-1 1 / (1^T C^-1 1), summing to one.
 
-  Students that err alike make C singular: a thousandth of its mean diagonal is added.
+  Equal students make C singular: a thousandth of its mean diagonal is added.
   """
   n = len(errors)
   ridge = 1e-3 * jnp.trace(errors) / n + 1e-12
@@ -130,12 +147,12 @@ def combination(errors):
 
 
 def _general(context, n, criterion):
-  """The target with one combination for all examples, found anew after every epoch."""
-  whole = peers(context, n, None)
+  """The target with one combination for all examples, computed after every epoch."""
+  method = peers(context, n, criterion)  # for its networks; the losses are replaced
 
   def init(key, views):
     memory = {"errors": jnp.zeros((n, n)), "weights": jnp.full(n, 1 / n)}
-    return whole.init(key, views).replace(memory=memory)
+    return method.init(key, views).with_memory(**memory)
 
   def losses(learner, views, step, key):
     del step
@@ -143,22 +160,20 @@ def _general(context, n, criterion):
     logits, stats = each(context.net, learner.students, views.image, key, train=True)
     teacher = jnp.tensordot(memory["weights"], logits, 1)
     errors = memory["errors"] + stop_gradient(covariance(logits, label))
-    learner = learner.replace(
-      stats=learner.stats | {"students": stats}, memory=memory | {"errors": errors}
-    )
+    learner = learner.with_stats(students=stats).with_memory(errors=errors)
     metrics = {"accuracy": accuracy(logits, label).mean()}
     return criterion(logits, teacher, label), (learner, metrics)
 
-  def renewed(memory):
+  def new_weights(memory):
     errors = memory["errors"]
     return memory | {"errors": jnp.zeros_like(errors), "weights": combination(errors)}
 
   def after_step(learner, step, key):
     del key
-    done = step % context.epoch_steps == 0
-    return learner.replace(memory=lax.cond(done, renewed, lambda m: m, learner.memory))
+    epoch_ends = step % context.epoch_steps == 0
+    return learner.replace(memory=lax.cond(epoch_ends, new_weights, identity, learner.memory))
 
-  return whole._replace(init=init, losses=losses, after_step=after_step)
+  return method._replace(init=init, losses=losses, after_step=after_step)
 
 
 def _own(logits, label):

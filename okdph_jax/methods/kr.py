@@ -1,36 +1,38 @@
-"""KR: no teacher, but a learnt row of logits per class."""
+"""KR: learnt logits per class in place of a teacher."""
 
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Int
 
 from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
-from okdph_jax.methods.protocol import Method, one_by_one
+from okdph_jax.methods.protocol import Context, Method, check_positive
 from okdph_jax.nn.students import each
 
 
-def kr(context, *, temperature=2.0, fade=True, distances=None):
+def kr(
+  context: Context, *, temperature: float = 2.0, fade: bool = True, distances=None
+) -> Method:
   """Knowledge Refinery (Ding et al., AAAI 2021; earlier arXiv:1908.05474).
 
       L = CE(z, y) + g KL_1(sg[R_y] -> u) + KL(softmax(sg[u] / tau) || softmax(R_y))
 
   u are the logits without the label's, R [K, K-1] the learnt logits of the wrong classes,
   trained by the same SGD as the network. g = 1 - the training accuracy of the epoch so far
-  (`fade=True`), or g = 1, as in every command of OKDPH's release (`fade=False`), where
-  the other crashes.
+  (`fade=True`), or g = 1 (`fade=False`), as in every command of OKDPH's release, whose code
+  fails otherwise.
 
   R starts at 0, uniform. Release and paper start it from distances between word vectors of
   the class names, which the release does not contain: `distances` [K, K] starts it from
   their negatives, standardised (the sign is ours: near classes are likely ones).
   """
-  if not temperature > 0:
-    raise ValueError(f"kr: temperature={temperature} must be positive")
+  check_positive("kr", temperature=temperature)
   net, table = context.net, residual_labels(distances, context.classes)
 
   def init(key, views):
-    learner = peers.independent(net, key[None], views)
+    learner = peers.init_networks(net, key[None], views)
     params = learner.params | {"shared": {"labels": jnp.array(table)}}
     memory = {"right": jnp.float32(0), "seen": jnp.float32(0)} if fade else {}
     return learner.replace(params=params, memory=memory)
@@ -38,35 +40,33 @@ def kr(context, *, temperature=2.0, fade=True, distances=None):
   def losses(learner, views, step, key):
     image, label = views
     logits, stats = each(net, learner.students, image, key, train=True)  # [1, B, K]
-    wrong, row = (
-      without(logits[0], label),
-      learner.params["shared"]["labels"][label],
-    )  # [B, K-1]
-    gain, memory = 1.0, learner.memory
+    others = without_label(logits[0], label)  # [B, K-1]
+    learnt = learner.params["shared"]["labels"][label]  # [B, K-1]
+    weight, learner = 1.0, learner.with_stats(students=stats)
     if fade:
-      fresh = step % context.epoch_steps != 0  # 0 at the first batch of an epoch
-      right = fresh * memory["right"] + jnp.sum(logits[0].argmax(-1) == label)
-      seen = fresh * memory["seen"] + len(label)
-      gain, memory = 1 - right / seen, memory | {"right": right, "seen": seen}
-    distill = gain * kl(wrong, stop_gradient(row)) + kl(row, stop_gradient(wrong) / temperature)
-    learner = learner.replace(stats=learner.stats | {"students": stats}, memory=memory)
+      memory = learner.memory
+      same_epoch = step % context.epoch_steps != 0  # 0 at the first batch of an epoch
+      right = same_epoch * memory["right"] + jnp.sum(logits[0].argmax(-1) == label)
+      seen = same_epoch * memory["seen"] + len(label)
+      weight, learner = 1 - right / seen, learner.with_memory(right=right, seen=seen)
+    distill = weight * kl(others, stop_gradient(learnt))
+    distill += kl(learnt, stop_gradient(others) / temperature)
     metrics = {"accuracy": accuracy(logits[0], label)}
     return Terms(cross_entropy(logits[0], label), distill), (learner, metrics)
 
-  def predict(learner, image):
-    return one_by_one(peers.students_logits(net, learner, image))
-
-  return Method(views=1, init=init, losses=losses, predict=predict)
+  return Method(views=1, init=init, losses=losses, **peers.readers(net))
 
 
-def without(logits, label):
-  """The logits of all other classes, in order: [B, K], [B] -> [B, K-1]."""
+def without_label(
+  logits: Float[Array, "B K"], label: Int[Array, " B"]
+) -> Float[Array, "B K-1"]:
+  """The logits of all other classes, in order."""
   others = jnp.arange(logits.shape[-1] - 1)
   return jnp.take_along_axis(logits, others + (others >= label[:, None]), -1)
 
 
-def residual_labels(distances, classes):
-  """The start of R: [K, K-1], zeros or standardised nearness."""
+def residual_labels(distances, classes: int) -> Float[np.ndarray, "K K-1"]:
+  """The start of R: zeros, or the negated and standardised distances."""
   if distances is None:
     return np.zeros((classes, classes - 1), np.float32)
   distances = np.asarray(distances, np.float32)

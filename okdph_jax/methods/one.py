@@ -8,7 +8,7 @@ from okdph_jax.core import Terms
 from okdph_jax.losses import cross_entropy, kl
 from okdph_jax.methods.branches import branches
 from okdph_jax.methods.peers import mean_of
-from okdph_jax.methods.protocol import check
+from okdph_jax.methods.protocol import Context, Method, check_positive, check_students
 from okdph_jax.models.layers import linear, norm
 from okdph_jax.schedules import ramp
 
@@ -17,25 +17,28 @@ class Gate(nn.Module):
   """One weight per example and branch from the stem's map; the logits mixed by it: [B, K]."""
 
   @nn.compact
-  def __call__(self, trunk, train):
-    maps, outputs = trunk
+  def __call__(self, forwarded, train):
+    maps, outputs = forwarded
     logits = outputs.logits  # [N, B, K]
     weights = linear(maps[0].mean((1, 2)), len(logits))
     weights = nn.softmax(nn.relu(norm(train)(weights)))  # [B, N], normalised over the batch
     return jnp.einsum("bn,nbk->bk", weights, logits)
 
 
-def one(context, *, students=3, temperature=3.0, detach_target=True):
+def one(
+  context: Context, *, students: int = 3, temperature: float = 3.0, detach_target: bool = True
+) -> Method:
   """On-the-fly Native Ensemble (Lan, Zhu and Gong, NeurIPS 2018, arXiv:1806.04606).
 
       z_e = sum_m g_m z_m
       L = sum_m CE(z_m, y) + CE(z_e, y) + ramp(e; 80) sum_m KL_T(sg[z_e] -> z_m)
 
-  The official code detaches the target; OKDPH's release lets its gradient into the gate
-  and the branches (`detach_target=False`) and has 2 branches. It also scores the mean of the
-  branches' logits, `ensemble`, in place of the gated one, `gated`.
+  The official code detaches the target; in OKDPH's release its gradient reaches the gate
+  and the branches (`detach_target=False`), and there are 2 branches. The release evaluates
+  the mean of the branches' logits, `ensemble`, in place of the gated one, `gated`.
   """
-  check("one", students=students, temperature=temperature)
+  check_students("one", students)
+  check_positive("one", temperature=temperature)
 
   def criterion(logits, gated, label, step):
     target = stop_gradient(gated) if detach_target else gated

@@ -1,33 +1,45 @@
 """PCL: peers on views of their own, taught by an ensemble of them and by their averages."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax.lax import stop_gradient
 
 from okdph_jax.core import Learner, Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
-from okdph_jax.methods.branches import forward, grow, grown, run_shared, split
+from okdph_jax.methods.branches import (
+  check_net,
+  forward,
+  init_branches,
+  readers,
+  run_shared,
+)
 from okdph_jax.methods.peers import mean_of
-from okdph_jax.methods.protocol import Method, check, one_by_one
+from okdph_jax.methods.protocol import (
+  Context,
+  Method,
+  check_fraction,
+  check_positive,
+  check_students,
+)
 from okdph_jax.models.layers import linear
 from okdph_jax.schedules import average_decay, ramp
-from okdph_jax.trees import lerp
 
 
 class Ensemble(nn.Module):
   """A classifier on the peers' features, side by side: [B, N F] -> [B, K]."""
 
   @nn.compact
-  def __call__(self, trunk, train):
+  def __call__(self, forwarded, train):
     del train
-    _, outputs = trunk
+    _, outputs = forwarded
     return linear(jnp.concatenate(list(outputs.feature), -1), outputs.logits.shape[-1])
 
 
-def pcl(context, *, students=3, temperature=3.0, decay=0.999):
+def pcl(
+  context: Context, *, students: int = 3, temperature: float = 3.0, decay: float = 0.999
+) -> Method:
   """Peer Collaborative Learning (Wu and Gong, AAAI 2021, arXiv:2006.04147).
 
       L = CE(z_en, y) + sum_m [CE(z_m, y) + w KL_T(sg[z_en] -> z_m)
@@ -42,20 +54,25 @@ def pcl(context, *, students=3, temperature=3.0, decay=0.999):
   OKDPH's release computes phi from t = 0 always, so theta' = theta (`decay=0.0`), and has
   2 branches; its ramp is nearly 0 up to epoch 80, which is not reproduced.
   """
-  check("pcl", students=students, temperature=temperature)
-  net, head, others = split(context.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
+  check_students("pcl", students)
+  check_positive("pcl", temperature=temperature)
+  check_fraction("pcl", decay=decay)
+  net, head, others = check_net(context.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
 
   def init(key, views):
-    learner = grow(net, students, "ensemble", head, key, views[0])
+    learner = init_branches(net, students, "ensemble", head, key, views[0])
     mean = {"params": peers(learner.params), "stats": peers(learner.stats)}
-    return learner.replace(memory={"mean": jax.tree.map(jnp.copy, mean)})
+    return learner.with_memory(mean=jax.tree.map(jnp.copy, mean))
 
   def losses(learner, views, step, key):
     label, mean_key = views.label, jax.random.fold_in(key, students)
-    trunk, learner = forward(net, learner, views.image, key, train=True)
-    ensemble, learner = run_shared(head, "ensemble", learner, trunk, key, train=True)
-    mean_trunk, mean = forward(net, mean_network(learner), views.image, mean_key, train=True)
-    logits, averaged = trunk[1].logits, stop_gradient(mean_trunk[1].logits)  # [N, B, K]
+    forwarded, learner = forward(net, learner, views.image, key, train=True)
+    ensemble, learner = run_shared(head, "ensemble", learner, forwarded, key, train=True)
+    mean_forwarded, mean = forward(
+      net, mean_network(learner), views.image, mean_key, train=True
+    )
+    logits = forwarded[1].logits  # [N, B, K]
+    averaged = stop_gradient(mean_forwarded[1].logits)  # [N, B, K]
 
     pairs = kl(logits[:, None], averaged, temperature)  # [N, N], peer by teacher
     distill = kl(logits, stop_gradient(ensemble), temperature).sum()
@@ -64,31 +81,29 @@ def pcl(context, *, students=3, temperature=3.0, decay=0.999):
     weight = ramp(step, epochs=context.epochs, epoch_steps=context.epoch_steps)
 
     memory = learner.memory["mean"] | {"stats": stop_gradient(mean.stats)}
-    learner = learner.replace(memory=learner.memory | {"mean": memory})
+    learner = learner.with_memory(mean=memory)
     metrics = {"accuracy": accuracy(logits, label).mean()}
     return Terms(task_loss, weight * distill), (learner, metrics)
 
   def after_step(learner, step, key):
     del key
-    mean, phi = learner.memory["mean"], average_decay(step, decay)
-    mean = mean | {"params": lerp(peers(learner.params), mean["params"], phi)}
-    return learner.replace(memory=learner.memory | {"mean": mean})
-
-  def predict(learner, image):
-    own, mean = (
-      forward(net, one, image[None])[0][1].logits for one in (learner, mean_network(learner))
-    )
-    return one_by_one(mean, "mean") | one_by_one(own)
-
-  def networks(learner):
-    return grown(mean_network(learner), partial(one_by_one, name="mean")) | grown(learner)
+    mean, rate = learner.memory["mean"], 1 - average_decay(step, decay)
+    params = optax.incremental_update(peers(learner.params), mean["params"], rate)
+    return learner.with_memory(mean=mean | {"params": params})
 
   def ensembles(learner, image):
-    trunk, learner = forward(net, learner, image[None])
-    concatenated, _ = run_shared(head, "ensemble", learner, trunk)
-    return mean_of(trunk[1].logits) | {"concatenated": concatenated}
+    forwarded, learner = forward(net, learner, image[None])
+    concatenated, _ = run_shared(head, "ensemble", learner, forwarded)
+    return mean_of(forwarded[1].logits) | {"concatenated": concatenated}
 
-  return Method(students, init, losses, predict, ensembles, networks, after_step=after_step)
+  return Method(
+    views=students,
+    init=init,
+    losses=losses,
+    **readers(net, lambda learner: {"mean": mean_network(learner), "student": learner}),
+    ensembles=ensembles,
+    after_step=after_step,
+  )
 
 
 def peers(part):

@@ -1,15 +1,26 @@
 """Whole networks side by side: base, dml, kdcl and okdph start here."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
 
-from okdph_jax.core import Learner
+from okdph_jax.core import Learner, Terms
 from okdph_jax.losses import accuracy
-from okdph_jax.methods.protocol import Method, one_by_one
+from okdph_jax.methods.protocol import (
+  Context,
+  Logits,
+  Method,
+  NetworksFn,
+  run_networks,
+  unstack,
+)
 from okdph_jax.nn.students import each, shared_input, stack
 
 
-def peers(context, students, criterion):
+def peers(context: Context, students: int, criterion: Callable[..., Terms]) -> Method:
   """N networks, each on its own view, from independent starts.
 
   `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students.
@@ -17,25 +28,45 @@ def peers(context, students, criterion):
   net = context.net
 
   def init(key, views):
-    return independent(net, jax.random.split(key, students), views)
+    return init_networks(net, jax.random.split(key, students), views)
 
   def losses(learner, views, step, key):
     logits, stats = each(net, learner.students, views.image, key, train=True)
     metrics = {"accuracy": accuracy(logits, views.label).mean()}
-    learner = learner.replace(stats=learner.stats | {"students": stats})
-    return criterion(logits, views.label, step), (learner, metrics)
+    terms = criterion(logits, views.label, step)
+    return terms, (learner.with_stats(students=stats), metrics)
 
   return Method(
     views=students,
     init=init,
     losses=losses,
-    predict=lambda learner, image: one_by_one(students_logits(net, learner, image)),
-    ensembles=lambda learner, image: mean_of(students_logits(net, learner, image)),
+    **readers(net),
     independent=True,
   )
 
 
-def independent(net, keys, views):
+def readers(net: nn.Module, others: NetworksFn = lambda learner: {}) -> dict:
+  """The fields of a `Method` that read whole networks: the students, and those of `others`.
+
+  The students run as one stack, the others one by one; the ensemble is the students'.
+  """
+  run_others = run_networks(net, others)
+
+  def networks(learner):
+    return unstack(learner.students) | others(learner)
+
+  def predict(learner, image):
+    return unstack(students_logits(net, learner, image)) | run_others(learner, image)
+
+  def ensembles(learner, image):
+    return mean_of(students_logits(net, learner, image))
+
+  return {"networks": networks, "predict": predict, "ensembles": ensembles}
+
+
+def init_networks(
+  net: nn.Module, keys: Key[Array, " N"], views: Float[Array, "V B H W C"]
+) -> Learner:
   """A learner of one network per key; equal keys make equal networks."""
   variables = stack(net, keys, views[0])
   return Learner(
@@ -45,12 +76,14 @@ def independent(net, keys, views):
   )
 
 
-def students_logits(net, learner, image):
-  """Every student's logits on the same images: [N, B, K]."""
+def students_logits(
+  net: nn.Module, learner: Learner, image: Float[Array, "B H W C"]
+) -> Float[Array, "N B K"]:
+  """Every student's logits on the same images."""
   n = jax.tree.leaves(learner.params["students"])[0].shape[0]
   return each(net, learner.students, shared_input(image, n))[0]
 
 
-def mean_of(logits):
-  """The ensemble, the mean of the logits [N, B, K]; none of a single network."""
+def mean_of(logits: Float[Array, "N B K"]) -> Logits:
+  """The ensemble, the mean of the logits; none of a single network."""
   return {"ensemble": jnp.mean(logits, 0)} if len(logits) > 1 else {}

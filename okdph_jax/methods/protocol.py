@@ -1,27 +1,119 @@
 """What a method is: a tuple of pure functions. To change one, wrap it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, PyTree
 
 from okdph_jax import optimizers
-from okdph_jax.core import Terms
+from okdph_jax.core import Learner, Terms, Variables, Views
+from okdph_jax.nn.students import run
+from okdph_jax.schedules import Step
+
+Metrics = dict[str, Float[Array, ""]]
+Logits = dict[str, Float[Array, "B K"]]  # by reader
+Objective = Callable[[PyTree], tuple[Terms, tuple[Learner, Metrics]]]  # of the parameters
+Rule = Callable[..., optax.GradientTransformation]  # as `optimizers.sgd`
+Schedule = Callable[[Step], Float[Array, ""] | float]  # step -> learning rate
 
 
 class Context(NamedTuple):
-  """The surroundings a method is built in: numbers and networks, no files and no config."""
+  """What a method is built for: networks and numbers, no files and no config."""
 
-  net: Any  # a Linen module: net(x [B, H, W, C], train) -> logits [B, K]
+  net: nn.Module  # net(x [B, H, W, C], train) -> logits [B, K]
   classes: int  # K
   epoch_steps: int  # steps in an epoch
   epochs: int  # epochs of the whole run
-  teacher: Any = None  # (net, variables) of an offline teacher, or None
+  teacher: tuple[nn.Module, Variables] | None = None  # an offline teacher
 
 
-def descend(objective, params):
-  """The plain gradient of task + distill: (grads, aux)."""
+class InitFn(Protocol):
+  def __call__(self, key: Key[Array, ""], views: Float[Array, "V B H W C"], /) -> Learner:
+    """The learner before the first step. Of `views` only the shapes are used."""
+    ...
+
+
+class LossesFn(Protocol):
+  def __call__(
+    self, learner: Learner, views: Views, step: Step, key: Key[Array, ""], /
+  ) -> tuple[Terms, tuple[Learner, Metrics]]:
+    """The objective of one batch, differentiated with respect to `learner.params`.
+
+    `step` counts the steps done. Returns the learner with new batch statistics and memory,
+    and scalars by name for the log: "accuracy" at least, to which the training step adds
+    "loss", "task" and "distill".
+    """
+    ...
+
+
+class NetworksFn(Protocol):
+  def __call__(self, learner: Learner, /) -> dict[str, Variables]:
+    """The single networks: {reader: the variables of one whole `context.net`}."""
+    ...
+
+
+class PredictFn(Protocol):
+  def __call__(self, learner: Learner, image: Float[Array, "B H W C"], /) -> Logits:
+    """The logits of every reader, with running batch statistics. image: normalised."""
+    ...
+
+
+class GradientFn(Protocol):
+  def __call__(
+    self, objective: Objective, params: PyTree, /
+  ) -> tuple[PyTree, tuple[Learner, Metrics]]:
+    """The gradient to descend with, in the form that `optimizer` takes; and `losses`' rest."""
+    ...
+
+
+class ScheduleFn(Protocol):
+  def __call__(self, schedule: Schedule, /) -> Schedule:
+    """The learning rate by step, made from the configured one."""
+    ...
+
+
+class OptimizerFn(Protocol):
+  def __call__(
+    self,
+    schedule: optax.ScalarOrSchedule,
+    *,
+    momentum: float,
+    weight_decay: Any,
+    rule: Rule = ...,
+  ) -> optax.GradientTransformation:
+    """`rule(schedule, momentum=, weight_decay=)` is the optax transformation, SGD by default.
+
+    `weight_decay` is a number, or one per subtree of the parameters. By `rule` a wrapper
+    changes the update and keeps the method's weight decay per subtree and all other wrappers.
+    """
+    ...
+
+
+class AfterStepFn(Protocol):
+  def __call__(self, learner: Learner, step: Step, key: Key[Array, ""], /) -> Learner:
+    """What follows the update of the parameters; `step` counts the steps done, 1 at first."""
+    ...
+
+
+class BeforeEvalFn(Protocol):
+  def __call__(self, learner: Learner, batches: Iterable[Views], /) -> Learner:
+    """What is evaluated in place of `learner`, and forgotten afterwards.
+
+    batches: one pass over the training set, for those that need it.
+    """
+    ...
+
+
+def plain_gradient(
+  objective: Objective, params: PyTree
+) -> tuple[PyTree, tuple[Learner, Metrics]]:
+  """The gradient of task + distill."""
 
   def total(params):
     terms, aux = objective(params)
@@ -30,97 +122,107 @@ def descend(objective, params):
   return jax.grad(total, has_aux=True)(params)
 
 
-def descent(schedule, *, momentum, weight_decay, rule=optimizers.sgd):
-  """The plain optimizer: `rule(schedule, momentum=, weight_decay=)`.
-
-  `rule` is how a wrapper changes the update without undoing another's schedule or a
-  method's weight decay per subtree: DOT hands the method its own rule.
-  """
+def plain_optimizer(
+  schedule: optax.ScalarOrSchedule,
+  *,
+  momentum: float,
+  weight_decay: Any,
+  rule: Rule = optimizers.sgd,
+) -> optax.GradientTransformation:
+  """`rule` with these options."""
   return rule(schedule, momentum=momentum, weight_decay=weight_decay)
 
 
-def keep(learner, *_):
-  return learner
+def identity(x, *_):
+  """The default of the hooks: their first argument, unchanged."""
+  return x
 
 
-def as_given(schedule):
-  return schedule
-
-
-def one_by_one(stack, name="student"):
-  """The rows of a stack, an array or a tree [N, ...], as readers: {"student_0": [...], ...}."""
-  n = jax.tree.leaves(stack)[0].shape[0]
-  return {f"{name}_{i}": jax.tree.map(itemgetter(i), stack) for i in range(n)}
-
-
-def whole(learner):
-  return one_by_one(learner.students)
-
-
-def nothing(learner, image):
+def no_readers(learner: Learner, image: Float[Array, "B H W C"]) -> Logits:
   del learner, image
   return {}
 
 
 class Method(NamedTuple):
-  """The protocol. Shapes: image [B, H, W, C] float32, logits [B, K].
+  """The protocol; each field's type says what it takes and returns."""
 
-  `losses` returns `Terms, (learner, metrics)`: the learner with new batch statistics
-  (and memory), and scalars by name for the log; `step` adds "loss", "task", "distill".
-  What `before_eval` returns is evaluated and then forgotten.
-  """
-
-  views: int  # V: how many views of each image it looks at
-  init: Callable  # (key, views [V, B, H, W, C])     -> Learner
-  losses: Callable  # (learner, views, step, key)    -> Terms, (Learner, metrics)
-  predict: Callable  # (learner, image)              -> {reader: logits}, single networks
-  ensembles: Callable = nothing  # (learner, image)  -> {reader: logits}, the rest
-  networks: Callable = whole  # (learner) -> {reader: its Linen variables}, as in `predict`
-  gradient: Callable = descend  # (objective, params) -> grads, (Learner, metrics)
-  schedule: Callable = as_given  # (learning rate by step) -> the one it descends with
-  optimizer: Callable = descent  # (schedule, *, momentum, weight_decay) -> optax transform
-  after_step: Callable = keep  # (learner, step, key) -> Learner
-  before_eval: Callable = keep  # (learner, batches of Views) -> Learner
-  independent: bool = False  # students share no parameters and no loss: a norm per student
+  views: int  # V: how many views of each image the method trains on
+  init: InitFn
+  losses: LossesFn
+  networks: NetworksFn  # the single networks
+  predict: PredictFn  # their logits: `run_networks`, or the same faster
+  ensembles: PredictFn = no_readers  # the logits of what takes more than one network
+  gradient: GradientFn = plain_gradient
+  schedule: ScheduleFn = identity
+  optimizer: OptimizerFn = plain_optimizer
+  after_step: AfterStepFn = identity
+  before_eval: BeforeEvalFn = identity
+  independent: bool = (
+    False  # students share no parameters and no loss: SAM's norm is per student
+  )
 
 
-def add_averaged_readers(read, other, prefix):
-  """The readers of `read`, and under `prefix` the same readers of `other(learner)`."""
+def run_networks(net: nn.Module, networks: NetworksFn) -> PredictFn:
+  """`predict` as it follows from `networks`: each network is run on the images."""
 
-  def both(learner, *image):
-    more = read(other(learner), *image)
-    return read(learner, *image) | {f"{prefix}_{name}": row for name, row in more.items()}
+  def predict(learner, image):
+    return {
+      reader: run(net, variables, image)[0] for reader, variables in networks(learner).items()
+    }
 
-  return both
-
-
-def remember(learner, name, value):
-  """`learner` with `value` under `memory[name]`, beside what the method itself remembers."""
-  if name in learner.memory:
-    raise ValueError(f"{name} is already around this method; name it once in wrappers")
-  return learner.replace(memory=learner.memory | {name: value})
+  return predict
 
 
-def check(name, *, students, temperature=1.0):
-  """A one-line ValueError for what no method of several students can work with."""
+def unstack(stack: PyTree, name: str = "student") -> dict[str, PyTree]:
+  """The entries of a stack, an array or a tree [N, ...], as {"student_0": [...], ...}."""
+  n = jax.tree.leaves(stack)[0].shape[0]
+  return {f"{name}_{i}": jax.tree.map(itemgetter(i), stack) for i in range(n)}
+
+
+def add_averaged_readers(
+  method: Method, prefix: str, averaged: Callable[[Learner], Learner]
+) -> Method:
+  """`method` with the readers of `averaged(learner)` too, "prefix_NAME" beside each NAME."""
+
+  def doubled(read, learner, *image):
+    more = read(averaged(learner), *image)
+    return read(learner, *image) | {f"{prefix}_{name}": x for name, x in more.items()}
+
+  return method._replace(
+    networks=partial(doubled, method.networks),
+    predict=partial(doubled, method.predict),
+    ensembles=partial(doubled, method.ensembles),
+  )
+
+
+def check_students(name: str, students: int):
+  """A one-line ValueError for fewer than two students."""
   if students < 2:
     raise ValueError(f"{name} needs at least 2 students; method.students is {students}")
-  if not temperature > 0:
-    raise ValueError(f"{name}: temperature={temperature} must be positive")
 
 
-__all__ = [
-  "Method",
-  "Context",
-  "Terms",
-  "as_given",
-  "add_averaged_readers",
-  "check",
-  "descend",
-  "descent",
-  "keep",
-  "nothing",
-  "one_by_one",
-  "remember",
-  "whole",
-]
+def check_positive(name: str, **options: float):
+  """A one-line ValueError for an option of the method `name` that is not a number above 0."""
+  for option, value in options.items():
+    if not 0 < value < math.inf:
+      raise ValueError(f"{name}: {option}={value} must be positive and finite")
+
+
+def check_nonnegative(name: str, **options: float):
+  """A one-line ValueError for an option that is negative, infinite or not a number."""
+  for option, value in options.items():
+    if not 0 <= value < math.inf:
+      raise ValueError(f"{name}: {option}={value} must be finite and at least 0")
+
+
+def check_fraction(name: str, **options: float):
+  """A one-line ValueError for an option outside [0, 1]."""
+  for option, value in options.items():
+    if not 0 <= value <= 1:
+      raise ValueError(f"{name}: {option}={value} is outside [0, 1]")
+
+
+def check_choice(name: str, option: str, value: str, choices: Iterable[str]):
+  """A one-line ValueError for a value that is not one of the choices."""
+  if value not in choices:
+    raise ValueError(f"{name}: {option}={value!r} is not one of {', '.join(choices)}")

@@ -1,13 +1,16 @@
 """SAM and ASAM: the gradient at the worst point nearby, around any method."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
 
-from okdph_jax.methods.protocol import descend
-from okdph_jax.trees import norm
+from okdph_jax.methods.protocol import Context, Method, check_nonnegative, plain_gradient
 
 
-def sam(method, context, *, rho=0.05):
+def sam(method: Method, context: Context, *, rho: float = 0.05) -> Method:
   """Sharpness-Aware Minimization (Foret et al., ICLR 2021, arXiv:2010.01412).
 
       eps = rho g / (||g|| + 1e-12);  descend with the gradient at theta + eps
@@ -19,40 +22,42 @@ def sam(method, context, *, rho=0.05):
   The paper's rho is 0.05 on CIFAR-10 and 0.1 on CIFAR-100. OKDPH's "SAM" row is in fact `asam`
   with rho 0.1 and 0.05, around `base` with `label_smoothing=0.1`.
   """
-  del context  # a sharper gradient asks nothing of the surroundings
+  del context
+  check_nonnegative("sam", rho=rho)
 
-  def climb(params, grads):
-    reach = rho / (norm(grads) + 1e-12)
-    return jax.tree.map(lambda p, g: p + reach * g, params, grads)
+  def perturb(params, grads):
+    scale = rho / (optax.global_norm(grads) + 1e-12)
+    return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
-  return ascend(method, climb)
+  return gradient_at(method, perturb)
 
 
-def asam(method, context, *, rho=0.5, eta=0.01):
+def asam(method: Method, context: Context, *, rho: float = 0.5, eta: float = 0.01) -> Method:
   """Adaptive SAM (Kwon et al., ICML 2021, arXiv:2102.11600).
 
       s = |theta| + eta;  eps = rho s^2 g / (||s g|| + 1e-12), elementwise
 
-  All else as in `sam`. The paper's rho is 0.5 on CIFAR-10 and 1.0 on CIFAR-100; OKDPH's
+  The rest is as in `sam`. The paper's rho is 0.5 on CIFAR-10 and 1.0 on CIFAR-100; OKDPH's
   release has 0.1 and 0.05, and `eta=0.0`.
   """
   del context
+  check_nonnegative("asam", rho=rho, eta=eta)
 
-  def climb(params, grads):
+  def perturb(params, grads):
     scaled = jax.tree.map(lambda p, g: (jnp.abs(p) + eta) * g, params, grads)
-    reach = rho / (norm(scaled) + 1e-12)
-    return jax.tree.map(lambda p, g: p + reach * (jnp.abs(p) + eta) * g, params, scaled)
+    scale = rho / (optax.global_norm(scaled) + 1e-12)
+    return jax.tree.map(lambda p, g: p + scale * (jnp.abs(p) + eta) * g, params, scaled)
 
-  return ascend(method, climb)
+  return gradient_at(method, perturb)
 
 
-def ascend(method, climb):
-  """`method` with its gradient taken at `climb(params, plain gradient)`."""
+def gradient_at(method: Method, perturb: Callable[[PyTree, PyTree], PyTree]) -> Method:
+  """`method` with its gradient taken at `perturb(params, plain gradient)`."""
   if method.independent:
-    climb = jax.vmap(climb)  # a norm per student
+    perturb = jax.vmap(perturb)  # a norm per student
 
   def gradient(objective, params):
-    grads, aux = descend(objective, params)  # batch statistics come from this clean pass
-    return method.gradient(objective, climb(params, grads))[0], aux
+    grads, aux = plain_gradient(objective, params)  # aux: statistics without perturbation
+    return method.gradient(objective, perturb(params, grads))[0], aux
 
   return method._replace(gradient=gradient)

@@ -103,7 +103,7 @@ class Large(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = nn.relu(norm(train)(conv(self.width, 7, 2)(x)))
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
 
 class Stem(nn.Module):

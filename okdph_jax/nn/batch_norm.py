@@ -1,7 +1,7 @@
-"""Batch normalisation whose derivative is written down rather than traced.
+"""Batch normalisation with an explicit derivative.
 
-Traced through mean and variance, the derivative of `nn.BatchNorm` keeps several tensors of
-the size of x for the backward pass; written down, it keeps x alone.
+Automatic differentiation of `nn.BatchNorm`, through mean and variance, keeps several tensors
+of the size of x for the backward pass; the explicit derivative keeps x alone.
 """
 
 from functools import partial
@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def normalize(x, scale, bias, epsilon):
-  """Normalises x [..., C] over all axes but the last: (y [..., C], mean [C], variance [C]).
+def normalize(
+  x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*B C"], Float[Array, " C"], Float[Array, " C"]]:
+  """Normalises x over all axes but the last: (y, mean, variance).
 
   y = scale (x - mean) / sqrt(variance + epsilon) + bias (Ioffe and Szegedy, ICML 2015,
   arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax.
@@ -43,8 +46,10 @@ def _tangent(x, scale, mean, variance, dx, dscale, dbias):
   return dy, dmean, 2 * jnp.sqrt(variance) * along
 
 
-def is_plain(module, x, use_running_average=None, *, mask=None):
-  """Whether this call of an `nn.BatchNorm` is one that `batch_norm` can stand in for."""
+def is_plain(
+  module: nn.BatchNorm, x: Array, use_running_average: bool | None = None, *, mask=None
+) -> bool:
+  """Whether `batch_norm` can replace this call of an `nn.BatchNorm`."""
   average = nn.merge_param(
     "use_running_average", module.use_running_average, use_running_average
   )
@@ -53,8 +58,8 @@ def is_plain(module, x, use_running_average=None, *, mask=None):
   return not average and affine and local and module.dtype is None
 
 
-def batch_norm(module, x):
-  """What `module`, an `nn.BatchNorm` in training, does to x, running statistics included."""
+def batch_norm(module: nn.BatchNorm, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+  """What `module` does to x in training, running statistics included."""
   scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
   y, mean, variance = normalize(x, scale, bias, module.epsilon)
   for name, value in {"mean": mean, "var": variance}.items():

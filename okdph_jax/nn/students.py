@@ -1,15 +1,19 @@
 """N networks of one architecture as one stacked tree, and how the stack is run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Key, PyTree
 
+from okdph_jax.core import Variables
 from okdph_jax.nn import convolution_cpu
 from okdph_jax.nn.batch_norm import batch_norm, is_plain
 from okdph_jax.nn.convolution import conv_general_dilated
 
 
-def stack(net, keys, *inputs):
+def stack(net: nn.Module, keys: Key[Array, " N"], *inputs: PyTree) -> Variables:
   """Initialises one network per key: variables with a leading axis N on every leaf.
 
   `inputs` is what one network takes, e.g. an image [B, H, W, C]: arrays or their shapes.
@@ -18,17 +22,25 @@ def stack(net, keys, *inputs):
   return jax.vmap(lambda key: start(net, key, *inputs))(keys)
 
 
-def start(net, key, *inputs):
+def start(net: nn.Module, key: Key[Array, ""], *inputs: PyTree) -> Variables:
   """Initialises one network, without running it: {"params": ..., "batch_stats": ...}."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
   variables = net.lazy_init({"params": key, "dropout": key}, *shapes, False)
   return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def run(net, variables, x, key=None, *, train=False):
+def run(
+  net: nn.Module,
+  variables: Variables,
+  x: PyTree,
+  key: Key[Array, ""] | None = None,
+  *,
+  train: bool = False,
+) -> tuple[Any, PyTree]:
   """Runs one network: what it returns, and its batch statistics afterwards.
 
-  x: [B, ...]. `key` feeds dropout. With `train=False` the statistics come back unchanged.
+  x: what the network takes, [B, ...]. `key` is for dropout. With `train=False` the
+  statistics come back unchanged.
   """
   rngs = None if key is None else {"dropout": key}
   with nn.intercept_methods(_own_layers):
@@ -38,25 +50,32 @@ def run(net, variables, x, key=None, *, train=False):
   return outputs, new.get("batch_stats", {})
 
 
-def each(net, students, x, key=None, *, train=False):
+def each(
+  net: nn.Module,
+  students: Variables,
+  x: Float[Array, "N B ..."],
+  key: Key[Array, ""] | None = None,
+  *,
+  train: bool = False,
+) -> tuple[Any, PyTree]:
   """Runs student n on x[n]: outputs [N, ...] and stacked batch statistics.
 
-  x: [N, B, ...]. Nothing becomes a grouped convolution: see `convolution`.
+  Nothing becomes a grouped convolution: see `convolution`.
   """
   keys = None if key is None else jax.random.split(key, x.shape[0])
   return jax.vmap(lambda v, x, k: run(net, v, x, k, train=train))(students, x, keys)
 
 
-def shared_input(x, n):
-  """The same input for N students: [B, ...] -> [N, B, ...], without a copy under jit."""
+def shared_input(x: Float[Array, "B ..."], n: int) -> Float[Array, "N B ..."]:
+  """The same input for N students, without a copy under jit."""
   return jnp.broadcast_to(x, (n, *x.shape))
 
 
 def _own_layers(call, args, kwargs, context):
-  """Stock layers with our inner loops: what they compute is the same."""
+  """Flax's own layers, computed faster; the results are the same."""
   module = context.module
   if context.method_name == "__call__":
-    if isinstance(module, nn.Conv):  # a frozen dataclass: its field is set from behind
+    if isinstance(module, nn.Conv):  # a frozen dataclass
       object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
     elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):
       return batch_norm(module, args[0])

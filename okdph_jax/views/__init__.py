@@ -1,20 +1,25 @@
 """Views: what each network sees of a batch, one augmentation per network, on the device."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
 
 from okdph_jax.views import ops
 from okdph_jax.views.spec import VIEWS, parse
 
 
-def make(specs, mean, std):
+def make(
+  specs: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Key[Array, ""], UInt8[Array, "*V B H W C"]], Float[Array, "V B H W C"]]:
   """From the batch to one normalised view of it per spec: `augment(key, image)`.
 
   specs: V strings, see `spec`; mean, std: one number per channel.
-  `augment` maps uint8 [B, H, W, C], or [V, B, H, W, C] where the source has cropped per
-  view, to float32 [V, B, H, W, C]. Image b of view v draws from
-  `fold_in(fold_in(key, v), b)`, whatever the devices. The test images are
-  `make(("plain",), mean, std)`. Raises ValueError for a spec that is not a view.
+  Images have the axis V where the source has cropped once per view. Image b of view v draws
+  from `fold_in(fold_in(key, v), b)`, on any number of devices. The test images are
+  `make(("plain",), mean, std)`. Raises ValueError for a spec that is not a view; `augment`
+  raises it for one that does not fit the size of the images.
   """
   if isinstance(specs, str):
     raise ValueError(f"views are a tuple of specs, one per network: ({specs!r},)")
@@ -25,35 +30,47 @@ def make(specs, mean, std):
       image = [image] * len(views)
     if len(image) != len(views):
       raise ValueError(f"{len(views)} views of a batch that was cropped for {len(image)}")
-    seen = []
-    for v, (look, pixels) in enumerate(zip(views, image, strict=True)):
+    augmented = []
+    for v, (apply, pixels) in enumerate(zip(views, image, strict=True)):
       fold = jax.vmap(jax.random.fold_in, (None, 0))
       keys = fold(jax.random.fold_in(key, v), jnp.arange(pixels.shape[0]))
-      seen.append(look(keys, pixels))
-    return jnp.stack(seen)
+      augmented.append(apply(keys, pixels))
+    return jnp.stack(augmented)
 
   return augment
 
 
-def view(spec, mean, std):
+def check(specs: Sequence[str], image_shape: Sequence[int]):
+  """A ValueError, in one line, for a view that does not fit images [H, W, C].
+
+  Nothing is computed, so that `crop(100000000)` costs no memory.
+  """
+  channels = image_shape[-1]
+  augment = make(specs, [0.0] * channels, [1.0] * channels)
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+  jax.eval_shape(lambda image: augment(jax.random.key(0), image), image)
+
+
+def view(spec: str, mean: Sequence[float], std: Sequence[float]) -> ops.Op:
   """One view of one image: `(key, uint8 [H, W, C]) -> float32 [H, W, C]`, normalised."""
   pixel, after = parse(spec)
   return ops.chain(*pixel, normalise(mean, std), *after)
 
 
-def normalise(mean, std):
+def normalise(mean: Sequence[float], std: Sequence[float]) -> ops.Op:
   """(x / 255 - mean) / std, per channel, as an op."""
-  mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+  shift, scale = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
 
   def op(key, image):
     del key
-    if mean.shape != image.shape[-1:] or std.shape != image.shape[-1:]:
+    channels = image.shape[-1:]
+    if shift.shape != channels or scale.shape != channels:
       raise ValueError(
-        f"mean and std have {mean.size} and {std.size} channels, the images {image.shape[-1]}"
+        f"mean and std have {shift.size} and {scale.size} channels, the images {channels[0]}"
       )
-    return (image / jnp.float32(255) - mean) / std
+    return (image / jnp.float32(255) - shift) / scale
 
   return op
 
 
-__all__ = ["VIEWS", "make", "normalise", "parse", "view"]
+__all__ = ["VIEWS", "check", "make", "normalise", "parse", "view"]

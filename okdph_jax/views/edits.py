@@ -1,8 +1,8 @@
 """Pillow's pixel ops on uint8 images, all as parameters of three kernels.
 
-Every op is a warp, then a tone curve, then a blend, of which at most one does anything.
-A batch in which each image has an op of its own therefore runs three kernels, where
-`lax.switch` under `vmap` would compute all fourteen ops for every image.
+Every op is a warp, then a tone curve, then a blend, of which at most one changes the image.
+A batch in which each image has its own op therefore runs three kernels, where `lax.switch`
+under `vmap` would compute all fourteen ops for every image.
 
 Parameters are Python numbers and become integers in double precision, so the results
 are Pillow's to the last bit; AutoContrast and the blends may differ by one level.
@@ -14,22 +14,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 AUTOCONTRAST, EQUALIZE = 1, 2  # curves that depend on the image
 BLACK, LUMA, MEAN, SMOOTH = range(4)  # what a blend starts from
 
-IDENTITY = np.int32([1 << 16, 0, 1 << 15, 0, 1 << 16, 1 << 15])  # reads pixel centres
+IDENTITY = np.array([1 << 16, 0, 1 << 15, 0, 1 << 16, 1 << 15], np.int32)  # reads pixel centres
 
 
 class Edit(NamedTuple):
   """One op as arrays; those of several ops stack along leading axes."""
 
-  matrix: np.ndarray = IDENTITY  # int32 [6], affine: see `fixed`
-  mask: np.ndarray = np.int32(255)  # bits that Posterize keeps
-  threshold: np.ndarray = np.int32(256)  # from here on Solarize inverts
-  curve: np.ndarray = np.int32(0)  # AUTOCONTRAST, EQUALIZE or neither
-  start: np.ndarray = np.int32(BLACK)  # where the blend starts
-  factor: np.ndarray = np.float32(1)  # how far it goes; at 1 stands the image itself
+  matrix: ArrayLike = IDENTITY  # int32 [6], affine: see `fixed`
+  mask: ArrayLike = np.int32(255)  # bits that Posterize keeps
+  threshold: ArrayLike = np.int32(256)  # from here on Solarize inverts
+  curve: ArrayLike = np.int32(0)  # AUTOCONTRAST, EQUALIZE or neither
+  start: ArrayLike = np.int32(BLACK)  # where the blend starts
+  factor: ArrayLike = np.float32(1)  # how far it goes: 1 is the image itself
 
 
 def edit(name, value, height, width):
@@ -79,8 +80,8 @@ def apply(image, edit):
   return materialized(blend(image, edit.start, edit.factor))
 
 
-# XLA would fuse a gather into everything that reads it and compute it anew each time. On a
-# CPU it drops the barrier first, unless `cse_barrier_expander` is disabled, as the step does.
+# XLA would fuse a gather into everything that reads it and compute it again each time. On a
+# CPU it removes the barrier first, unless `cse_barrier_expander` is disabled, as for the step.
 materialized = jax.lax.optimization_barrier
 
 

@@ -4,36 +4,46 @@ Pixel ops map uint8 [H, W, C] to the same; `noise` works on the normalised float
 The policies `randaugment` and `autoaugment` are in `policies`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key, Shaped
 
 from okdph_jax.views import edits
 
-ANGLES = 4096  # `rotate` draws one of so many: their matrices are exact, computed beforehand
+Image = Shaped[Array, "H W C"]
+Op = Callable[[Key[Array, ""], Image], Image]
+
+ANGLES = 4096  # `rotate` draws one of these many, whose matrices are computed in advance
 
 
-def chain(*ops):
+def chain(*ops: Op) -> Op:
   """Several ops as one, in order; op i gets the key `fold_in(key, i)`."""
 
   def op(key, image):
-    for i, each in enumerate(ops):
-      image = each(jax.random.fold_in(key, i), image)
+    for i, step in enumerate(ops):
+      image = step(jax.random.fold_in(key, i), image)
     return image
 
   return op
 
 
-def plain():
-  """The image as it is."""
+def plain() -> Op:
+  """The image unchanged."""
   return lambda key, image: image
 
 
-def crop(pad):
-  """Pads every side with `pad` black pixels and cuts the old size out at a random place."""
-  whole("pad", pad, least=0)
+def crop(pad: int) -> Op:
+  """Pads every side with `pad` black pixels and crops to the old size at a random place."""
+  check_integer("pad", pad, least=0)
 
   def op(key, image):
+    if pad >= min(image.shape[:2]):
+      raise ValueError(
+        f"crop({pad}) can leave nothing of images of {size_of(image)}; give a smaller pad"
+      )
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     y, x = jax.random.randint(key, (2,), 0, 2 * pad + 1)
     return jax.lax.dynamic_slice(padded, (y, x, 0), image.shape)
@@ -41,7 +51,7 @@ def crop(pad):
   return op
 
 
-def flip():
+def flip() -> Op:
   """Mirrors left and right with probability 1/2."""
 
   def op(key, image):
@@ -50,14 +60,13 @@ def flip():
   return op
 
 
-def rotate(degrees):
-  """Rotates about the centre by an angle from U(-degrees, degrees); black comes in.
+def rotate(degrees: float) -> Op:
+  """Rotates about the centre by an angle from U(-degrees, degrees), black outside.
 
   Nearest neighbour, equal to Pillow's. The angle is drawn from a grid of 4096: a matrix
-  made in float32 on the device would now and then read a neighbouring pixel.
+  computed in float32 on the device would sometimes read a neighbouring pixel.
   """
-  if not isinstance(degrees, int | float):
-    raise ValueError(f"degrees is a number, not {degrees!r}")
+  check_number("degrees", degrees, most=180)
   angles = degrees * ((2 * np.arange(ANGLES) + 1) / ANGLES - 1)
 
   def op(key, image):
@@ -67,15 +76,19 @@ def rotate(degrees):
   return op
 
 
-def cutout(size):
+def cutout(size: int) -> Op:
   """Blackens a square of size x size about a random pixel, clipped at the border.
 
   DeVries and Taylor, arXiv:1708.04552. Black is 0 before normalising, not the mean.
   """
-  whole("size", size, least=1)
+  check_integer("size", size, least=1)
 
   def op(key, image):
     height, width, _ = image.shape
+    if size > 2 * max(height, width):
+      raise ValueError(
+        f"cutout({size}) blackens the whole of images of {size_of(image)}; give a smaller size"
+      )
     y, x = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - size // 2
     rows = (np.arange(height) >= y) & (np.arange(height) < y + size)
     columns = (np.arange(width) >= x) & (np.arange(width) < x + size)
@@ -84,15 +97,14 @@ def cutout(size):
   return op
 
 
-def noise(std=1.0):
+def noise(std: float = 1.0) -> Op:
   """Adds N(0, std) to every pixel and channel of the normalised image (the paper's Eq. 9)."""
-  if not isinstance(std, int | float) or std < 0:
-    raise ValueError(f"std is a number >= 0, not {std!r}")
+  check_number("std", std, most=1000)
   return lambda key, image: image + std * jax.random.normal(key, image.shape, image.dtype)
 
 
-def any(*alternatives):
-  """One of several ops, drawn anew for each image with equal probability."""
+def any(*alternatives: Op) -> Op:
+  """One of several ops, drawn for each image with equal probability."""
   if not alternatives:
     raise ValueError("any() needs at least one view")
 
@@ -104,6 +116,16 @@ def any(*alternatives):
   return op
 
 
-def whole(name, value, least):
-  if not isinstance(value, int) or value < least:
+def check_integer(name: str, value: int, least: int):
+  if isinstance(value, bool) or not isinstance(value, int) or value < least:
     raise ValueError(f"{name} is a whole number >= {least}, not {value!r}")
+
+
+def check_number(name: str, value: float, most: float):
+  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+    raise ValueError(f"{name} is a number from 0 to {most}, not {value!r}")
+
+
+def size_of(image: Image) -> str:
+  height, width, _ = image.shape
+  return f"{height}x{width} pixels"

@@ -1,4 +1,4 @@
-"""RandAugment and AutoAugment: which of Pillow's ops an image gets, and how much of it.
+"""RandAugment and AutoAugment: which of Pillow's ops are applied to an image, and how strongly.
 
 Both as in torchvision's `transforms.autoaugment` with its default arguments.
 """
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from okdph_jax.views import edits
+from okdph_jax.views.ops import Op
 
 RANDAUGMENT = (
   "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness",
@@ -44,7 +45,7 @@ IMAGENET = (
 )
 
 
-def randaugment():
+def randaugment() -> Op:
   """Two ops in sequence, each drawn from 14 at magnitude 9 of 0..30, signs at random.
 
   Cubuk et al., arXiv:1909.13719.
@@ -62,7 +63,7 @@ def randaugment():
   return op
 
 
-def autoaugment():
+def autoaugment() -> Op:
   """One of the 25 pairs of ops found on ImageNet, each applied with its probability."""
   ops = [op for pair in IMAGENET for op in pair]
   names, probabilities, magnitudes = zip(*ops, strict=True)

@@ -1,6 +1,6 @@
 """The language of views: "crop(4)|flip|cutout(16)" -> ops.
 
-A spec is ops joined by `|`, left to right, with arguments as Python writes them; it may
+A spec is ops joined by `|`, applied left to right, with arguments in Python's syntax. It may
 begin with the name of a view, and `any(a, b, c)` draws one of several specs per image.
 A name with parentheses is always an op: `cutout` is the view, `cutout(16)` the op.
 """
@@ -32,7 +32,7 @@ PIXEL_OPS = {  # uint8 -> uint8
 FLOAT_OPS = {"noise": ops.noise}  # on the normalised image
 
 
-def parse(spec):
+def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
   """A spec as two lists of ops: those before the normalisation, and those after it.
 
   Raises ValueError, on one line, for anything that is not a view.

@@ -1,4 +1,4 @@
-"""One stem and many branches: nothing aliased, and the parameters of the spec's table."""
+"""One stem and many branches: nothing is shared by mistake, and the numbers of parameters."""
 
 import jax
 import jax.numpy as jnp

@@ -31,7 +31,7 @@ class Same(nn.Module):
 
 
 class Top(nn.Module):
-  """Everything that a branch returns, from parameters that a test can set."""
+  """Everything that a branch returns, from two parameters."""
 
   @nn.compact
   def __call__(self, x, train):
@@ -49,7 +49,7 @@ def context(teacher=None, epochs=300, epoch_steps=EPOCH):
 
 
 def begin(method, seed=0):
-  """A learner with parameters of no special kind, and views."""
+  """A learner with arbitrary parameters, and views."""
   local = np.random.default_rng(seed)
   image = local.normal(size=(method.views, B, 8, 8, 1)).astype(np.float32)
   learner = method.init(jax.random.key(seed), jnp.asarray(image))
@@ -174,7 +174,7 @@ def test_kdcl(target, n):
 
 
 def best_mixture(rows, y, grid=200):
-  """By looking everywhere."""
+  """By a search over a grid."""
   ticks = np.linspace(0, 1, grid + 1)
   if len(rows) == 2:
     weights = [(a, 1 - a) for a in ticks]
@@ -274,7 +274,7 @@ def test_okddip(n):
       target[b] = sum(a[j] * z[j][b] for j in range(n - 1))
     distill += kl(target, z[i], 3.0)
   agrees(measure(method, learner, views)[0], sum(map(ce, z)), RAMP * distill)
-  # with a single peer its target is itself, and attention learns nothing
+  # With a single peer, as in the release, its target is itself, and attention learns nothing
   assert reaches_shared(method, learner, views, "attention") == (n > 2)
   readers = method.predict(learner, views.image[0])
   assert [*readers] == [f"student_{m}" for m in range(n - 1)] + ["leader"]
@@ -445,7 +445,7 @@ def test_errors_are_one_line():
     METHODS["kdcl"](context(), target="median")
   image, seven = np.zeros((2, 8, 8, 1), np.float32), tiny.net(7)
   teacher = (seven, tiny.jit(lambda: tiny.start(seven, jax.random.key(0), image))())
-  with pytest.raises(ValueError, match="the teacher tells 7 classes apart and the data have 4"):
+  with pytest.raises(ValueError, match="the teacher has 7 classes and the data have 4"):
     kd(context(teacher)).init(jax.random.key(0), image[None])
 
 

@@ -45,7 +45,7 @@ def context(net):
   return Context(net, K, EPOCH, epochs=3)
 
 
-def look(method, size=4):
+def views_of(method, size=4):
   image = jax.random.normal(jax.random.key(1), (method.views, B, size, size, 1))
   return Views(image.astype(jnp.zeros(()).dtype), jnp.arange(B) % K)
 
@@ -87,7 +87,7 @@ def test_each_student_gets_the_gradient_of_its_own_loss(hybrid_gradient):
   with jax.enable_x64(True):
     net = Smooth()
     method = okdph(context(net), **OPTIONS, hybrid_gradient=hybrid_gradient)
-    views = look(method)
+    views = views_of(method)
     learner = method.init(jax.random.key(0), views.image)
     learner = jax.tree.map(lambda x: x.astype(jnp.float64), learner)
     got = gradients(method, learner, views)
@@ -147,8 +147,8 @@ def central_difference(net, learner, views, m, theta, direction, eps=1e-5):
 
 
 def test_the_hybrids_view_reaches_the_students_only_through_the_true_gradient():
-  """With beta = 0 only the hybrid's own loss can carry its view."""
-  views = look(okdph(context(Smooth()), **OPTIONS))
+  """With beta = 0 only the hybrid's own loss depends on its view; in the release none does."""
+  views = views_of(okdph(context(Smooth()), **OPTIONS))
   other = views._replace(image=views.image.at[N].add(1.0))
   for hybrid_gradient, moves in [(True, True), (False, False)]:
     options = OPTIONS | dict(beta=0.0, hybrid_gradient=hybrid_gradient)
@@ -169,7 +169,7 @@ def test_three_steps_equal_algorithm_1_written_in_numpy():
   lr, momentum, decay, omega, beta, gamma, T = 0.5, 0.9, 0.01, 0.7, 0.6, 0.3, 4.0
   method = okdph(context(Linear()), **OPTIONS)
   tx = method.optimizer(lr, momentum=momentum, weight_decay=decay)
-  images = np.asarray(look(method).image)
+  images = np.asarray(views_of(method).image)
   label = np.arange(B) % K
   batch, key = Batch(jnp.zeros((B, 4, 4, 1), jnp.uint8), jnp.asarray(label)), jax.random.key(3)
 
@@ -215,12 +215,12 @@ def test_three_steps_equal_algorithm_1_written_in_numpy():
 
 
 def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_step():
-  """With gamma = 1 and `previous`, the update just made survives in the momentum alone."""
+  """With gamma = 1 and `previous`, the update just made remains in the momentum alone."""
   options = OPTIONS | dict(
     fuse_with="previous", weights="uniform", gamma=1.0, fuse_clock="epoch"
   )
   method = okdph(context(Smooth()), **options)
-  views = look(method)
+  views = views_of(method)
   tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
   batch, key = Batch(jnp.zeros((B, 4, 4, 1), jnp.uint8), views.label), jax.random.key(3)
 
@@ -237,14 +237,15 @@ def test_the_release_fuses_with_the_hybrid_of_its_forward_pass_and_drops_the_ste
       before["params"],
     )
   mean = state.learner.stats["students"]["BatchNorm_0"]["mean"]
-  assert np.abs(mean - before["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-4  # fused too
+  # those of the hybrid's forward pass, which updated them
+  assert np.abs(mean - before["batch_stats"]["BatchNorm_0"]["mean"]).max() > 1e-4
   trace = optax.tree_utils.tree_get(state.opt_state, "trace")
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(trace)) > 0
 
 
 def test_without_a_hybrid_loss_nothing_differentiates_through_the_hybrid():
   method = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0))
-  views = look(method)
+  views = views_of(method)
   learner = method.init(jax.random.key(0), views.image)
   a = gradients(method, learner, views)
   off = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0, hybrid_gradient=False))
@@ -273,10 +274,10 @@ def test_the_release_fuses_79_times_in_an_epoch_of_cifar():
   assert sum(bool(due(t)) for t in range(1, 392)) == 79 and due(391) and due(392)
 
 
-def test_students_start_alike_unless_told_otherwise():
+def test_students_start_equal_by_default():
   for same in (True, False):
     learner_of = okdph(context(Smooth()), **OPTIONS | dict(same_init=same)).init
-    kernel = learner_of(jax.random.key(0), look(okdph(context(Smooth()), **OPTIONS)).image)
+    kernel = learner_of(jax.random.key(0), views_of(okdph(context(Smooth()), **OPTIONS)).image)
     kernel = kernel.params["students"]["Conv_0"]["kernel"]
     assert bool((kernel[0] == kernel[1]).all()) == same
 
@@ -291,6 +292,10 @@ def test_students_start_alike_unless_told_otherwise():
     (dict(fuse_with="next"), "updated, previous"),
     (dict(weights="beta"), "dirichlet, uniform"),
     (dict(alpha=0.0), "alpha"),
+    (dict(alpha=np.inf), "alpha=inf must be positive and finite"),
+    (dict(beta=np.nan), "beta=nan must be finite"),
+    (dict(beta=-1.0), "beta=-1.0"),
+    (dict(temperature=0.0), "temperature=0.0"),
   ],
 )
 def test_what_cannot_be_is_refused_in_one_line(wrong, says):
@@ -329,3 +334,52 @@ def test_dirichlet_weights_are_uniform_over_the_simplex():
   np.testing.assert_allclose(r.mean(0), 1 / N, atol=0.01)
   np.testing.assert_allclose(r.var(0), (N - 1) / (N**2 * (N + 1)), atol=0.003)
   assert (r > 0).all()
+
+
+@pytest.mark.parametrize("fuse_with", ["updated", "previous"])
+def test_fusion_moves_batch_statistics_as_it_moves_parameters(fuse_with):
+  gamma = 0.3
+  options = OPTIONS | dict(fuse_every="1 step", fuse_with=fuse_with, gamma=gamma)
+  method = okdph(context(Smooth()), **options)
+  learner = method.init(jax.random.key(0), views_of(method).image)
+  distinct = jax.tree.map(  # as after training: they start equal
+    lambda x: x + jax.random.normal(jax.random.key(5), x.shape), learner.stats["students"]
+  )
+  learner = learner.with_stats(students=distinct)
+  fused = method.after_step(learner, 1, jax.random.key(6))
+  hybrid = (
+    learner.memory["hybrid"]
+    if fuse_with == "previous"
+    else hybridize(learner.students, fused.memory["weights"])
+  )
+  for kind in ("params", "batch_stats"):
+    jax.tree.map(
+      lambda new, old, h: np.testing.assert_allclose(
+        new, gamma * h + (1 - gamma) * old, rtol=1e-5, atol=1e-6
+      ),
+      fused.students[kind],
+      learner.students[kind],
+      hybrid[kind],
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+def test_dirichlet_weights_concentrate_with_alpha(alpha):
+  """Var r_m = (1/N) (1 - 1/N) / (N alpha + 1)."""
+  keys = jax.random.split(jax.random.key(0), 20000)
+  r = np.asarray(jax.vmap(lambda key: dirichlet(key, N, alpha))(keys))
+  np.testing.assert_allclose(r.mean(0), 1 / N, atol=0.01)
+  np.testing.assert_allclose(r.var(0), (N - 1) / N**2 / (N * alpha + 1), rtol=0.05)
+
+
+def test_okdph_draws_its_weights_with_alpha():
+  spread = {}
+  for alpha in (0.01, 1000.0):
+    method = okdph(context(Smooth()), **OPTIONS | dict(alpha=alpha))
+    learner = method.init(jax.random.key(0), views_of(method).image)
+    drawn = [learner.memory["weights"]]
+    drawn += [
+      method.after_step(learner, 1, jax.random.key(k)).memory["weights"] for k in (1, 2)
+    ]
+    spread[alpha] = np.std(drawn, axis=1)
+  assert (spread[1000.0] < 0.05).all() and (spread[0.01] > 0.3).all()

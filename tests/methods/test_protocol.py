@@ -1,4 +1,4 @@
-"""What every method and every wrapper has to keep to."""
+"""The checks that every method and every wrapper passes."""
 
 import functools
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from okdph_jax.methods import METHODS, WRAPPERS
+from okdph_jax.methods.protocol import run_networks
 from okdph_jax.nn.students import run
 from okdph_jax.training.step import initial_state, train_step
 from tests.methods import tiny
@@ -155,3 +156,40 @@ def momenta(opt_state):
     velocity = jax.tree.map(jnp.add, *opt_state[0])
   flat = jax.tree_util.tree_flatten_with_path(velocity)[0]
   return {"/".join(k.key for k in path): np.asarray(v) for path, v in flat}
+
+
+@pytest.mark.parametrize(
+  "name, options, says",
+  [
+    ("base", dict(label_smoothing=1.0), r"base: label_smoothing=1.0 is outside \[0, 1\)"),
+    ("base", dict(students=0), "base needs at least 1 student"),
+    ("dml", dict(students=1), "dml needs at least 2 students"),
+    ("kdcl", dict(task_weight=-0.5), "kdcl: task_weight=-0.5"),
+    ("kd", dict(temperature=np.inf), "kd: temperature=inf must be positive and finite"),
+    ("kd", dict(targets="firm"), "kd: targets='firm' is not one of soft, hard"),
+    ("kr", dict(temperature=0.0), "kr: temperature=0.0"),
+    ("ffl", dict(fusion_weight_decay=-1e-5), "ffl: fusion_weight_decay=-1e-05"),
+    ("mean_teacher", dict(decay=-0.1), "mean_teacher: decay=-0.1 is outside"),
+    ("mean_teacher", dict(weight=np.nan), "mean_teacher: weight=nan"),
+    ("pcl", dict(decay=1.5), "pcl: decay=1.5 is outside"),
+    ("okddip", dict(temperature=-3.0), "okddip: temperature=-3.0"),
+    ("one", dict(temperature=np.nan), "one: temperature=nan"),
+  ],
+)
+def test_options_outside_their_bounds_are_refused(name, options, says):
+  with pytest.raises(ValueError, match=says) as error:
+    METHODS[name](tiny.context(teacher=True), **options)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["okdph", "mean_teacher", "pcl"])
+def test_predict_is_every_network_run_on_the_images(name):
+  """What a method of one's own gets by `run_networks` is what the fast paths compute."""
+  method, *_, states, _ = trained(name)
+  predict = run_networks(tiny.net(), method.networks)
+  got, want = (
+    tiny.jit(f)(states[-1].learner, tiny.batch().image) for f in (predict, method.predict)
+  )
+  assert [*got] == [*want]
+  for reader in got:
+    np.testing.assert_allclose(got[reader], want[reader], rtol=1e-4, atol=1e-5)

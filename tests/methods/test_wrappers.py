@@ -1,4 +1,4 @@
-"""SAM, DOT, SWA and EMA against their formulas, and where they change nothing."""
+"""SAM, DOT, SWA and EMA against their formulas, and the limits in which they change nothing."""
 
 import functools
 
@@ -9,8 +9,8 @@ import pytest
 
 from okdph_jax.core import Terms, Views
 from okdph_jax.methods import METHODS, WRAPPERS
-from okdph_jax.methods.dot import reaches
-from okdph_jax.methods.protocol import descend
+from okdph_jax.methods.dot import dependence
+from okdph_jax.methods.protocol import plain_gradient
 from okdph_jax.nn.students import run
 from okdph_jax.optimizers import dot_sgd, sgd
 from okdph_jax.schedules import multistep
@@ -142,7 +142,7 @@ def test_dot_splits_the_gradient_by_what_each_term_reaches(name):
 
   def three(params):
     f = objective(method, learner, views)
-    return wrapped.gradient(f, params)[0], descend(f, params)[0]
+    return wrapped.gradient(f, params)[0], plain_gradient(f, params)[0]
 
   split, plain = tiny.jit(three)(learner.params)
   unseen = lambda g: g is None  # noqa: E731
@@ -167,9 +167,9 @@ def test_what_reaches_what_is_structure_and_not_value():
     return Terms(a + p["c"], b + p["c"] * 2), ()
 
   params = {"a": 1.0, "b": 2.0, "c": 3.0}
-  _, push, _ = jax.linearize(terms, params, has_aux=True)
+  _, jvp, _ = jax.linearize(terms, params, has_aux=True)
   want = Terms({"a": True, "b": False, "c": True}, {"a": False, "b": False, "c": True})
-  assert reaches(push, params) == want
+  assert dependence(jvp, params) == want
 
 
 def test_dot_goes_inside_sam():
@@ -286,3 +286,33 @@ def test_one_weight_decay_per_subtree():
   tx = sgd(1.0, momentum=0.0, weight_decay={"a": 0.5, "b": 0.25})
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   close(updates, {"a": {"x": -0.5 * np.ones(2), "y": -0.5}, "b": -0.25 * np.ones(3)})
+
+
+@pytest.mark.parametrize(
+  "wrapper, options, says",
+  [
+    ("sam", dict(rho=-1.0), "sam: rho=-1.0 must be finite and at least 0"),
+    ("asam", dict(eta=np.inf), "asam: eta=inf"),
+    ("ema", dict(decay=2.0), r"ema: decay=2.0 is outside \[0, 1\]"),
+    ("swa", dict(start=-1), "swa: start=-1 must be positive"),
+    ("swa", dict(learning_rate=np.nan), "swa: learning_rate=nan"),
+    ("dot", dict(delta=-0.1), "dot: delta=-0.1"),
+    ("weighted", dict(distill_weight=-1.0), "weighted: distill_weight=-1.0"),
+    ("weighted", dict(task_weight=np.inf), "weighted: task_weight=inf"),
+  ],
+)
+def test_options_of_wrappers_outside_their_bounds_are_refused(wrapper, options, says):
+  context = tiny.context()
+  with pytest.raises(ValueError, match=says) as error:
+    WRAPPERS[wrapper](METHODS["base"](context), context, **options)
+  assert "\n" not in str(error.value)
+
+
+def test_building_a_wrapper_asks_for_no_backend(monkeypatch):
+  def refuse():
+    raise AssertionError("a backend was asked for while a method was built")
+
+  monkeypatch.setattr(jax, "default_backend", refuse)
+  context = tiny.context()
+  for name in WRAPPERS:
+    WRAPPERS[name](METHODS["base"](context), context)

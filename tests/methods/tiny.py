@@ -1,4 +1,4 @@
-"""The smallest network with a stem and a branch, and what a method is tried on."""
+"""A tiny network with a stem and a branch, and data, contexts and learners for the tests."""
 
 import functools
 
@@ -41,7 +41,7 @@ class Branch(nn.Module):
 
 
 class Linear(nn.Module):
-  """Logits are the first K pixels, scaled: what a method makes of logits, laid open."""
+  """Logits are the first K pixels, scaled, so that a test chooses the logits."""
 
   classes: int
 
@@ -61,7 +61,7 @@ def batch(size=B, seed=0):
 
 
 def augment(views):
-  """Views that differ, and do not change from step to step."""
+  """Views that differ from each other and are the same in every step."""
   noise = np.random.default_rng(7).normal(size=(views, 1, 8, 8, 1)).astype(np.float32)
   return lambda key, image: image[None] + 0.1 * noise
 
@@ -73,7 +73,7 @@ def context(network=None, *, teacher=False, epochs=4, epoch_steps=3):
 
 @functools.cache
 def trained():
-  """The variables of a network; nobody asks whether it is good."""
+  """The variables of a network, untrained."""
   return jit(lambda: start(net(), jax.random.key(9), batch().image))()
 
 

@@ -77,8 +77,8 @@ def test_black_is_black_before_normalising():
 
 def test_any_draws_for_each_view_by_itself():
   white = np.full((4000, 2, 2, 1), 255, np.uint8)
-  augment = jax.jit(views.make(("any(plain, cutout(8))",) * 2, (0,), (1,)))
-  one, two = np.asarray(augment(KEY, white)).max((2, 3, 4)) > 0  # cutout(8) leaves no pixel
+  augment = jax.jit(views.make(("any(plain, cutout(4))",) * 2, (0,), (1,)))
+  one, two = np.asarray(augment(KEY, white)).max((2, 3, 4)) > 0  # cutout(4) leaves no pixel
   counts = np.histogram2d(one, two, 2)[0]
   np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(750))
 
@@ -126,3 +126,18 @@ np.testing.assert_allclose(seen, augment(jax.random.key(0), image), atol=1e-5)
 """
   environment = {"JAX_PLATFORMS": "cpu", "PATH": ""}
   subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+  "spec, says",
+  [
+    ("crop(100000000)", r"crop\(100000000\) can leave nothing of images of 8x6 pixels"),
+    ("crop(6)", r"crop\(6\)"),
+    ("flip|cutout(1000)", r"cutout\(1000\) blackens the whole of images of 8x6 pixels"),
+  ],
+)
+def test_views_that_do_not_fit_the_images_are_refused_without_computing(spec, says):
+  with pytest.raises(ValueError, match=says) as error:
+    views.check(("plain", spec), (8, 6, 1))
+  assert "\n" not in str(error.value)
+  views.check(("crop(5)|cutout(15)",), (8, 6, 1))
