@@ -87,7 +87,7 @@ def interval(values):
 def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
   """The highest rise along the way; in u, where d = |w| u if adaptive, else d = u."""
   count = sum(w.size for w in jax.tree.leaves(params))
-  radius = rho * (jnp.sqrt(count) if adaptive else optax.global_norm(params))
+  radius = rho * (jnp.sqrt(count) if adaptive else optax.tree.norm(params))
   unit = jax.tree.map(jnp.abs if adaptive else jnp.ones_like, params)
 
   def value_at(u):
@@ -95,7 +95,7 @@ def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
     return mean_over(lambda *batch: jax.value_and_grad(loss)(moved, *batch), batches)
 
   def along(tree, length):
-    factor = length / jnp.maximum(optax.global_norm(tree), 1e-30)
+    factor = length / jnp.maximum(optax.tree.norm(tree), 1e-30)
     return jax.tree.map(lambda x: factor * x, tree)
 
   def step(_, carry):
@@ -103,7 +103,7 @@ def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
     value, gradient = value_at(u)
     direction = along(jax.tree.map(jnp.multiply, unit, gradient), 2.5 * radius / steps)
     u = jax.tree.map(jnp.add, u, direction)
-    inside = along(u, jnp.minimum(optax.global_norm(u), radius))
+    inside = along(u, jnp.minimum(optax.tree.norm(u), radius))
     return inside, jnp.maximum(best, value)
 
   base, _ = value_at(jax.tree.map(jnp.zeros_like, params))

@@ -26,7 +26,7 @@ def sam(method: Method, context: Context, *, rho: float = 0.05) -> Method:
   check_nonnegative("sam", rho=rho)
 
   def perturb(params, grads):
-    scale = rho / (optax.global_norm(grads) + 1e-12)
+    scale = rho / (optax.tree.norm(grads) + 1e-12)
     return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
   return gradient_at(method, perturb)
@@ -45,7 +45,7 @@ def asam(method: Method, context: Context, *, rho: float = 0.5, eta: float = 0.0
 
   def perturb(params, grads):
     scaled = jax.tree.map(lambda p, g: (jnp.abs(p) + eta) * g, params, grads)
-    scale = rho / (optax.global_norm(scaled) + 1e-12)
+    scale = rho / (optax.tree.norm(scaled) + 1e-12)
     return jax.tree.map(lambda p, g: p + scale * (jnp.abs(p) + eta) * g, params, scaled)
 
   return gradient_at(method, perturb)
