@@ -81,7 +81,11 @@ def _parts(node):
 
 def _call(factory, name, node, spec):
   read = _alternative if name == "any" else _number
-  signature = inspect.signature(factory)
+  plain = [
+    parameter.replace(annotation=inspect.Parameter.empty)
+    for parameter in inspect.signature(factory).parameters.values()
+  ]
+  signature = inspect.Signature(plain)  # for the message: names and defaults alone
   try:
     args = [read(arg) for arg in getattr(node, "args", [])]
     named = {keyword.arg: read(keyword.value) for keyword in getattr(node, "keywords", [])}
