@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from okdph_jax.main import parse
+from okdph_jax.cli import COMMANDS, dispatch, views
+from okdph_jax.cli.train import parse
 from okdph_jax.report import paper
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def commands(text):
   """The words of every command of ours in the code blocks."""
   for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M):
     for line in block.replace("\\\n", " ").splitlines():
-      if re.search(r"python -m |\bokdph ", line):
+      if re.search(r"python -m okdph_jax|\bokdph ", line):
         yield shlex.split(line, comments=True)
 
 
@@ -64,17 +65,31 @@ def test_prose_wraps(page):
   assert [line for line in text.splitlines() if len(line) > 100] == []
 
 
-def training():
+def ours():
+  """Our commands in the documents: (their words, name for the test)."""
   for page, text in TEXTS.items():
     for words in commands(text):
-      if "okdph_jax.main" in words and "..." not in words:
-        options = words[words.index("okdph_jax.main") + 1 :]
-        yield pytest.param(options, id=f"{page}: {' '.join(options)}")
+      if "okdph_jax.main" in words:
+        words = ["train", *words[words.index("okdph_jax.main") + 1 :]]
+      elif "okdph" in words:
+        words = words[words.index("okdph") + 1 :]
+      else:
+        continue
+      if "..." not in words:
+        yield pytest.param(words, id=f"{page}: {' '.join(words)}")
 
 
-@pytest.mark.parametrize("options", list(training()))
-def test_commands_that_train_parse(options):
-  assert parse(options)[1]
+@pytest.mark.parametrize("words", list(ours()))
+def test_commands_exist_and_parse(words, tmp_path, monkeypatch, capsys):
+  command, *options = words
+  assert command in COMMANDS
+  if command == "train":
+    parse(options)
+    return
+  monkeypatch.chdir(tmp_path)  # where `runs` has results
+  (tmp_path / "runs").symlink_to(ROOT / "docs" / "results")
+  monkeypatch.setattr(views, "draw", lambda config, path: None)
+  assert dispatch(words) == 0, capsys.readouterr().err
 
 
 def expected():
@@ -88,7 +103,7 @@ def expected():
 
 @pytest.mark.parametrize(("command", "number"), expected())
 def test_the_paper_s_number_stands_beside_the_run_that_it_describes(command, number):
-  config, *_ = parse([command, "--workdir=unused"])
+  config, _ = parse([command])
   assert str(paper.cell(config.to_dict()) or "") == number
 
 

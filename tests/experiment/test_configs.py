@@ -241,7 +241,7 @@ def documented():
   texts += [importlib.import_module(f"configs.{file}").__doc__ for file in FILES]
   for text in texts:
     text = re.sub(r"\n +--config\.", " --config.", text)
-    for line in re.findall(r"--config=configs/[^`\n]*", text):
+    for line in re.findall(r"--config=(?!NAME)[^`\n]*", text):
       yield tuple(word for word in shlex.split(line) if not word.startswith("--workdir"))
 
 
