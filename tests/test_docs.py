@@ -1,5 +1,7 @@
 """The documents: generated parts up to date, links, numbers, and commands that parse."""
 
+import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -90,6 +92,20 @@ def test_commands_exist_and_parse(words, tmp_path, monkeypatch, capsys):
   (tmp_path / "runs").symlink_to(ROOT / "docs" / "results")
   monkeypatch.setattr(views, "draw", lambda config, path: None)
   assert dispatch(words) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_python_examples_use_what_exists(page):
+  for block in re.findall(r"^```py(?:thon)?\n(.*?)^```", TEXTS[page], re.S | re.M):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.ImportFrom) and node.module.startswith("okdph_jax"):
+        module = importlib.import_module(node.module)
+        for name in node.names:
+          assert hasattr(module, name.name) or importlib.import_module(
+            f"{node.module}.{name.name}"
+          )
+      elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "okdph_jax":
+        assert hasattr(importlib.import_module("okdph_jax"), node.attr), node.attr
 
 
 def expected():
