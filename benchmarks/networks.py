@@ -65,11 +65,10 @@ def build(network, batch, size=32):
   key = place(jax.random.key(0))
   image = jax.random.normal(key, (method.views, batch, size, size, 3))
   views = Batch(place(image, None, "data"), place(jnp.zeros(batch, jnp.int32), "data"))
-  state, step, traced, seconds = compiled((method, tx, given), views, key)
-  flops = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
-  run = stepping(state, step, views, key)
+  built, step = compiled((method, tx, given), views, key)
+  run = stepping(built.state, step, views, key)
   run()
-  return run, seconds, flops / batch
+  return run, built.seconds, built.flops
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ peaks are of the whole process when its first steps are done. Run it while nothi
 """
 
 import argparse
-import functools
 import importlib.util
 import json
 import resource
@@ -175,22 +174,22 @@ def jax_parts(args):
   def forward(learner, batch, key):
     return method.losses(learner, Views(*batch), 0, key)
 
-  state, step, _, compile_s = compiled((method, tx, augment), batch, key)
-  whole = stepping(state, step, batch, key)
+  built, step = compiled((method, tx, augment), batch, key)
+  whole = stepping(built.state, step, batch, key)
   peak = peak_mb(whole)
   look = jax.jit(augment, **options).lower(key, batch.image).compile()
   seen = batch._replace(image=look(key, batch.image))
-  state, step, _, _ = compiled((method, tx, given), seen, key)
-  learner = jax.tree.map(lambda x: x.copy(), state.learner)
+  views_given, step_given = compiled((method, tx, given), seen, key)
+  learner = jax.tree.map(lambda x: x.copy(), views_given.state.learner)
   forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
   parts = {
     "step": whole,
-    "step, views given": stepping(state, step, seen, key),
+    "step, views given": stepping(views_given.state, step_given, seen, key),
     "views": lambda: jax.block_until_ready(look(key, batch.image)),
     "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
   }
   machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores"
-  return parts, {"compile_s": compile_s, "devices": machine, "peak_mb": peak}
+  return parts, {"compile_s": built.seconds, "devices": machine, "peak_mb": peak}
 
 
 def okdph(network, students):
@@ -211,26 +210,17 @@ def given(key, image):
 
 
 def compiled(parts, batch, key):
-  """As `train` does it: (state, compiled step, traced step, seconds to trace and compile)."""
+  """As training does it: a `Compiled`, and its step for this batch."""
   import jax
 
-  from okdph_jax.runtime import host
-  from okdph_jax.training.step import initial_state, train_step
+  from okdph_jax.training.compile import compile_steps
 
-  start = functools.partial(initial_state, *parts)
-  start = jax.jit(
-    start, out_shardings=key.sharding, compiler_options=host.fast_compile_options()
-  )
-  step = jax.jit(
-    functools.partial(train_step, *parts),
-    donate_argnums=0,
-    out_shardings=key.sharding,
-    compiler_options=host.compiler_options(),
-  )
-  state = start(batch, key)
-  began = time.perf_counter()
-  traced = step.trace(state, batch, key)
-  return state, traced.lower().compile(), traced, time.perf_counter() - began
+  def shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+  size = len(batch.label)
+  built = compile_steps(parts, {size: jax.tree.map(shape, batch)}, key)
+  return built, built.advance[size]
 
 
 def stepping(state, step, batch, key):

@@ -50,6 +50,11 @@ def multistep(
   return optax.piecewise_constant_schedule(learning_rate, scales)
 
 
+def held(schedule, last):
+  """The schedule up to step `last`, and its rate there ever after."""
+  return lambda step: schedule(jnp.minimum(step, last))
+
+
 def ramp(step: Step, *, epochs: int, epoch_steps: int, length: float = 80) -> Float[Array, ""]:
   """exp(-5 (1 - min(e, L) / L)^2) of the epoch e (Laine & Aila, arXiv:1610.02242).
 

@@ -1,6 +1,7 @@
 """A stranger's networks: what `--config.network=tests.nets:Small` names."""
 
 from flax import linen as nn
+from flax import nnx
 
 
 class Small(nn.Module):
@@ -33,3 +34,35 @@ class Broken(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     return nn.Dense(self.classes + 1)(x.mean((1, 2)))
+
+
+class Wide(nn.Module):
+  """With an option."""
+
+  classes: int
+  width: int = 3
+
+  @nn.compact
+  def __call__(self, x, train):
+    del train
+    return nn.Dense(self.classes)(nn.relu(nn.Conv(self.width, (3, 3))(x)).mean((1, 2)))
+
+
+class Narrow(nn.Module):
+  """Of another signature."""
+
+  outputs: int
+
+
+class Nnx(nnx.Module):
+  """Of Flax NNX: batch statistics and dropout."""
+
+  def __init__(self, classes, *, width=3, rngs):
+    self.conv = nnx.Conv(1, width, (3, 3), rngs=rngs)
+    self.norm = nnx.BatchNorm(width, rngs=rngs)
+    self.dropout = nnx.Dropout(0.1, rngs=rngs)
+    self.dense = nnx.Linear(width, classes, rngs=rngs)
+
+  def __call__(self, x, train):
+    x = nnx.relu(self.norm(self.conv(x), use_running_average=not train))
+    return self.dense(self.dropout(x.mean((1, 2)), deterministic=not train))

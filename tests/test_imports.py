@@ -13,8 +13,9 @@ FLOORS = [  # from the lowest up; the rooms of one floor do not import each othe
   ["core", "errors"],
   ["schedules", "losses", "hybridization", "runtime"],
   ["optimizers", "nn", "data", "views", "models"],
-  ["methods"],
+  ["methods", "trained_network"],
   ["training"],
+  ["run"],
   ["experiment"],
   ["report", "analysis"],
   ["cli"],
@@ -42,7 +43,7 @@ def room_of(path):
 def test_imports_only_go_down(path):
   room = room_of(path)
   if room == "__init__":
-    assert not list(imports(path)), "importing the package imports nothing"
+    assert [name for _, name in imports(path)] == ["importlib"], "the package imports nothing"
     return
   assert room in FLOOR, f"{room} stands on no floor"
   height = FLOOR["main"] if path.name == "__main__.py" else FLOOR[room]

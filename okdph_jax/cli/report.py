@@ -47,9 +47,9 @@ def _curves(arguments):
   flags = parser.parse(arguments)
 
   from okdph_jax.report import plots
-  from okdph_jax.training import logbook
+  from okdph_jax.run import Run
 
-  lines = logbook.lines(flags.workdir)
+  lines = Run(flags.workdir).lines
   if not lines:
     raise ValueError(f"no evaluations in {flags.workdir}: pass the --workdir of a run")
   plots.curves(lines, flags.out)

@@ -93,11 +93,17 @@ def main(arguments):
 def train(config, flags):
   from okdph_jax.experiment.fit import fit  # JAX comes with it: a misspelt flag needs no JAX
   from okdph_jax.runtime import distributed
+  from okdph_jax.runtime.signals import Interrupted
 
   try:
     if flags.pod:
       distributed.join()
-    return fit(config, flags.workdir)
+    fit(config, flags.workdir)
+    return 0
+  except Interrupted as stopped:
+    if distributed.is_leader():
+      print(stopped)
+    return 75
   except FloatingPointError as error:
     meaning = one_line(error, width=sys.maxsize)
   except RuntimeError as error:

@@ -6,18 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from okdph_jax import data, models, schedules, views
 from okdph_jax.core import Learner
 from okdph_jax.errors import nearest
 from okdph_jax.experiment.config import check_names, check_type
-from okdph_jax.experiment.teacher import data_signature, finished
-from okdph_jax.methods import METHODS, WRAPPERS
+from okdph_jax.experiment.teacher import pretrained, teacher
+from okdph_jax.methods import METHODS, WRAPPERS, assemble
 from okdph_jax.methods.protocol import Context, Method
-from okdph_jax.nn.students import run
-from okdph_jax.training import logbook
-from okdph_jax.training.checkpoint import best_learner
 
 
 class Experiment(NamedTuple):
@@ -30,19 +26,32 @@ class Experiment(NamedTuple):
   schedule: Callable  # step -> learning rate
   tx: Any
   augment: Callable  # the training views
-  look: Callable  # the test view
+  test_view: Callable  # likewise, of what is evaluated
   epoch_steps: int
   steps: int
+  teacher: str | None  # where it comes from, in one line
+  start: str | None  # likewise, of the variables that it starts from
 
 
-def build(config, dataset):
-  """The experiment of a checked config; ValueError, in one line, where it cannot be."""
+def build(config, dataset, planned_epochs=None):
+  """The experiment of a checked config; ValueError, in one line, where it cannot be.
+
+  planned_epochs: what schedules refer to where a run of so many was extended since.
+  """
+  check_options(config)
+  epochs = planned_epochs or config.epochs
   epoch_steps = data.epoch_steps(len(dataset.train), config.batch_size)
-  net = models.build(config.network, dataset.classes)
-  taught_by = teacher(config.teacher, dataset) if config.teacher else None
-  method = assemble(
-    config, Context(net, dataset.classes, epoch_steps, config.epochs, taught_by)
+  net = models.build(config.network, dataset.classes, config.network_options)
+  taught_by = teacher(config, dataset)
+  started, start = pretrained(config, net, dataset)
+  context = Context(
+    started,
+    dataset.classes,
+    epoch_steps,
+    epochs,
+    taught_by and (taught_by.module, taught_by.variables),
   )
+  method = assemble(context, config.method, config.wrappers)
   if len(config.views) == 1:  # one for all
     config.views = config.views * method.views
   if len(config.views) != method.views:
@@ -55,9 +64,11 @@ def build(config, dataset):
   learner, single = check_shapes(config.network, method, dataset)
   schedule = method.schedule(
     schedules.multistep(
-      config.learning_rate, config.milestones, epochs=config.epochs, epoch_steps=epoch_steps
+      config.learning_rate, config.milestones, epochs=epochs, epoch_steps=epoch_steps
     )
   )
+  if planned_epochs:
+    schedule = schedules.held(schedule, planned_epochs * epoch_steps - 1)
   return Experiment(
     net=net,
     method=method,
@@ -66,55 +77,22 @@ def build(config, dataset):
     schedule=schedule,
     tx=method.optimizer(schedule, momentum=config.momentum, weight_decay=config.weight_decay),
     augment=views.make(config.views, dataset.mean, dataset.std),
-    look=views.make((config.test_view,), dataset.mean, dataset.std),
+    test_view=views.make((config.test_view,), dataset.mean, dataset.std),
     epoch_steps=epoch_steps,
     steps=epoch_steps * config.epochs,
+    teacher=taught_by and taught_by.origin,
+    start=start,
   )
 
 
-def assemble(config, task):
-  """The method of a config with its wrappers around it."""
-  method = call(METHODS, "method", dict(config.method), task)
+def check_options(config):
+  """A ValueError, in one line, for options that the method or a wrapper does not have."""
+  _check_call(METHODS, "method", dict(config.method))
   for options in config.wrappers:
-    method = call(WRAPPERS, "wrapper", dict(options), method, task)
-  return method
+    _check_call(WRAPPERS, "wrapper", dict(options))
 
 
-def teacher(asked, dataset):
-  """(net, variables) of one reader of a finished run, as its best checkpoint has it.
-
-  asked: "DIR", the best single network of the run in that folder, or "DIR:READER".
-  ValueError, in one line, where there is none or where it learnt from other data.
-  """
-  folder, reader, result = finished(asked)
-  config = ml_collections.ConfigDict(result["config"])
-  there = {name: result["config"]["data"].get(name) for name in data_signature(dataset)}
-  if different := logbook.differing(there, data_signature(dataset)):
-    raise ValueError(
-      f"the teacher in {folder} was trained on other data ({'; '.join(different)}); "
-      "choose one that was trained on these"
-    )
-  net = models.build(config.network, dataset.classes)
-  # It is only read: what taught it, and for how long an epoch was, no longer matters.
-  task = Context(net, dataset.classes, 1, config.epochs, teacher=(net, None))
-  networks = assemble(config, task).networks(best_learner(folder))
-  if reader not in networks:
-    raise ValueError(
-      f"the teacher in {folder} has no single network {reader!r}; it has {', '.join(networks)}"
-    )
-  images = jnp.zeros((2, *dataset.image_shape))
-  try:
-    jax.eval_shape(lambda: run(net, networks[reader], images))
-  except Exception as error:  # whatever a network may raise
-    raise ValueError(
-      f"the teacher in {folder} no longer fits its network {config.network!r}: "
-      f"{str(error).splitlines()[0]}"
-    ) from error
-  return net, networks[reader]
-
-
-def call(table, kind, options, *arguments):
-  """Calls the builder that `options["name"]` names with the other options."""
+def _check_call(table, kind, options):
   name = options.pop("name", None)
   if name not in table:
     raise ValueError(
@@ -128,7 +106,6 @@ def call(table, kind, options, *arguments):
     if default is not None:
       wanted = type(default) if stated is inspect.Parameter.empty else stated
       check_type(f"{kind} {name}'s {option}", value, wanted)
-  return table[name](*arguments, **options)
 
 
 def described(config):

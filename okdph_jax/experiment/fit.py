@@ -9,49 +9,50 @@ from tabulate import tabulate
 
 from okdph_jax import data
 from okdph_jax.experiment.build import build
-from okdph_jax.experiment.config import check
-from okdph_jax.experiment.summary import (
-  ensure_writable,
-  environment,
-  parameters,
-  resolve,
-  summary,
-)
+from okdph_jax.experiment.config import check, load_config
+from okdph_jax.experiment.summary import environment, parameters, resolve, summary
+from okdph_jax.run import Run, differing
 from okdph_jax.runtime import distributed, host
-from okdph_jax.runtime.signals import Interrupted, interruptible
+from okdph_jax.runtime.signals import interruptible
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import train
 
-FINISHED, INTERRUPTED = 0, 75  # exit codes; 75 is EX_TEMPFAIL: try again
-
 
 def fit(config, workdir):
-  """Trains what `config` says in the folder `workdir`, or goes on with it; the exit code.
+  """Trains what `config` says in the folder `workdir`, or goes on with it: the `Result`.
 
-  0 when the run is finished, now or before; 75 when SIGTERM or SIGINT stopped it and the
-  same call goes on. Raises ValueError or OSError, in one line, for what cannot be run, and
-  FloatingPointError where the loss is no longer a number.
+  config: a ConfigDict, a file "configs/cifar10.py:okdph,resnet32", or a name
+  "cifar10:okdph,resnet32". Where there are several generations, the result is the last one's.
+
+      >>> result = fit(config, workdir)
+      software ...
+      >>> result.best_single["accuracy"] > 0
+      True
+
+  Raises:
+    ValueError, OSError: in one line, for what cannot be run.
+    FloatingPointError: the loss is no longer a number.
+    Interrupted: SIGTERM or SIGINT stopped it; the same call goes on.
   """
   with interruptible() as interrupted:
+    config = load_config(config)
     check(config)
     host.configure(config.devices, config.batch_size)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
       raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
     with distributed.only_leader_prints():
       for one, folder in generations(config, workdir):
-        code = run(one, folder, interrupted)
-        if code == INTERRUPTED:
-          break
-  return code
+        result = run_one(one, Run(folder), interrupted)
+  return result
 
 
 def generations(config, workdir):
   """The runs, (config, folder), of a config: one, or as many as there are generations.
 
   Self-distillation (Born-Again Networks, Furlanello et al., ICML 2018, arXiv:1805.04770):
-  generation k starts afresh from the seed + k in workdir/generation_k, and the best network
-  of generation k - 1 teaches it. The first learns from `config.teacher`, or where there is
-  none from the labels alone.
+  generation k starts afresh from the seed + k in workdir/generation_k, and a network of
+  generation k - 1 teaches it. The first learns from `config.teacher`, or where there is none
+  from the labels alone.
   """
   if config.generations == 1:
     yield config, workdir
@@ -66,52 +67,76 @@ def generations(config, workdir):
     yield one, os.path.join(workdir, f"generation_{k}")
 
 
-def run(config, workdir, interrupted):
-  """One run, from its beginning or its latest checkpoint; the exit code."""
-  ensure_writable(workdir)
-  with distributed.leader_first():  # it may have to prepare them
-    dataset = data.load(config)
-  experiment = build(config, dataset)
-  resolved = resolve(config, dataset, workdir)
-  same_run(workdir, resolved)
-  if result := logbook.read_result(workdir):
-    print(f"{workdir} is finished; nothing to do\n{closing(result)}")
-    return FINISHED
-  logbook.write_config(workdir, resolved, environment())
-  print(summary(config, dataset, experiment), flush=True)
-  try:
-    flops = train(config, workdir, dataset, experiment, interrupted)
-  except Interrupted:
-    print(f"interrupted: {workdir} holds a checkpoint; the same command goes on from there")
-    return INTERRUPTED
-  trained, deployed = parameters(experiment, dataset)
-  result = logbook.result(
-    logbook.lines(workdir),
-    resolved,
-    singles=experiment.single,
-    students=config.method.get("students", 1),
-    parameters=trained,
-    parameters_deployed=deployed,
-    flops_per_image=flops,
-    version=importlib.metadata.version("okdph_jax"),
-  )
-  with distributed.leader_first():  # another generation reads it
-    logbook.write_result(workdir, result)
-  print(f"{closing(result)}\nthe run is in {workdir}")
-  return FINISHED
+def run_one(config, run, interrupted):
+  """One run, from its beginning or its latest checkpoint: its `Result`."""
+  if finished := already_finished(config, run):
+    print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
+    return finished
+  with run.locked():
+    with distributed.leader_first():  # it may have to prepare them
+      dataset = data.load(config)
+    planned = planned_epochs(config, run)
+    experiment = build(config, dataset, planned)
+    resolved = resolve(config, run.path, dataset)
+    same_run(run, resolved, planned)
+    extended = {"extended_from_epochs": planned} if planned else {}
+    run.write_record(resolved, environment(), class_names=dataset.class_names, **extended)
+    run.reopen()
+    print(summary(config, dataset, experiment), flush=True)
+    if planned:
+      print(f"extended from {planned} to {config.epochs} epochs, at the last learning rate")
+    flops = train(config, run, dataset, experiment, interrupted, extended)
+    trained, deployed = parameters(experiment, dataset)
+    result = logbook.result(
+      run.lines,
+      resolved,
+      singles=experiment.single,
+      students=config.method.get("students", 1),
+      parameters=trained,
+      parameters_deployed=deployed,
+      flops_per_image=flops,
+      version=importlib.metadata.version("okdph_jax"),
+      **extended,
+    )
+    with distributed.leader_first():  # another generation reads it
+      run.write_result(result)
+  print(f"{closing(result)}\nthe run is in {run.path}")
+  return run.finished
 
 
-def same_run(workdir, resolved):
-  """Refuses a folder that holds a run of another config; nothing in it is touched."""
-  there = logbook.read_config(workdir)
-  if there is None:
+def already_finished(config, run):
+  """The `Result` of a run that has finished with this very config, or None; reads no data."""
+  finished = run.finished
+  if not finished:
+    return None
+  there, asked = finished.numbers["config"], resolve(config, run.path)
+  as_asked = {name: there["data"].get(name) for name in asked["data"]}  # nothing measured
+  return None if differing(there | {"data": as_asked}, asked) else finished
+
+
+def planned_epochs(config, run):
+  """The epochs that a run was planned for which this config extends or has extended."""
+  if run.planned_epochs or not run.result:
+    return run.planned_epochs
+  epochs = run.result["epochs"]
+  return epochs if config.epochs > epochs else None
+
+
+def same_run(run, resolved, planned):
+  """Refuses a folder that holds a run of another config; nothing in it is touched.
+
+  More epochs are no other config where the run has finished: that extends it.
+  """
+  if run.record is None:
     return
-  if different := logbook.differing(there["config"], resolved):
+  there, was, here = run.config, run.record["environment"], environment()
+  if planned and run.result and resolved["epochs"] > there["epochs"]:
+    there["epochs"] = resolved["epochs"]
+  if different := differing(there, resolved):
     raise ValueError(
-      f"{workdir} holds a run of another config ({'; '.join(different)}); "
+      f"{run.path} holds a run of another config ({'; '.join(different)}); "
       "take that config again, or another --workdir"
     )
-  was, here = there["environment"], environment()
   if moved := [
     f"{n}: {was[n]} -> {here[n]}" for n in ("devices", "cores") if was[n] != here[n]
   ]:

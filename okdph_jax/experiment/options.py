@@ -49,7 +49,9 @@ OPTIONS = (
     "data.memory_limit", int, 4 * 2**30, "[0, 1e15]", "bytes; larger datasets are streamed"
   ),
   Option("data.corrupt", str, "stop", ("stop", "skip"), "what a corrupt image does to the run"),
-  Option("network", str, "resnet32", "", "name, or package.module:Name of a Linen module"),
+  Option("network", str, "resnet32", "", "name, or package.module:Name of a Flax module"),
+  Option("network_options", dict, {}, "", "keyword arguments of its constructor, by name"),
+  Option("init_from", str, "", "", "a finished run to start from, named as a teacher is"),
   Option("method.name", str, "okdph", "", "see Methods; its options are method.NAME"),
   Option(
     "wrappers", tuple, (), "", "({'name':'sam','rho':0.05},): around the method, in order"
@@ -63,7 +65,14 @@ OPTIONS = (
     str,
     "",
     "",
-    "kd's: a finished run, DIR[:READER][@WHICH]",
+    "kd's: a finished run, DIR[:READER][@last|best-validation|best-test]",
+  ),
+  Option(
+    "teacher_network",
+    str,
+    "",
+    "",
+    "its package.module:Name, if it is neither ours nor config.network",
   ),
   Option("generations", int, 1, "[1, 1000]", "of kd: each teaches the next"),
   Option("batch_size", int, 128, COUNT, "images per step", PAPER),

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,18 @@ from tabulate import tabulate
 
 from okdph_jax import models
 from okdph_jax.experiment.build import described
-from okdph_jax.experiment.teacher import data_signature, finished
+from okdph_jax.experiment.teacher import data_signature
 from okdph_jax.runtime import host
 
 
-def resolve(config, dataset, workdir):
-  """The config as plain data, with what was measured: what config.json keeps."""
+def resolve(config, workdir, dataset=None):
+  """The config as plain data, with what was measured of the data: what config.json keeps."""
   resolved = config.to_dict()
-  resolved["data"] |= data_signature(dataset)
-  if config.teacher:  # so that a run and its teacher can be moved together
-    resolved["teacher"] = os.path.relpath(config.teacher, workdir)
+  if dataset:
+    resolved["data"] |= data_signature(dataset)
+  for name in ("teacher", "init_from"):  # so that runs that belong together move together
+    if config[name]:
+      resolved[name] = os.path.relpath(config[name], workdir)
   return resolved
 
 
@@ -62,9 +63,14 @@ def summary(config, dataset, experiment):
     ("parameters", f"{trained:,} trained, {deployed:,} deployed (one network)"),
     ("steps", f"{config.epochs} epochs of {experiment.epoch_steps}: {experiment.steps:,}"),
   ]
-  if config.teacher:
-    folder, reader, result = finished(config.teacher)
-    rows.insert(5, ("teacher", f"{reader} of the {result['network']} in {folder}"))
+  options = ", ".join(f"{name}={value}" for name, value in config.network_options.items())
+  for name, value in (
+    ("network options", options),
+    ("starts from", experiment.start),
+    ("teacher", experiment.teacher),
+  ):
+    if value:
+      rows.append((name, value))
   return tabulate(rows, tablefmt="plain") + "\n" + parameter_table(experiment.net, image_shape)
 
 
@@ -82,15 +88,3 @@ def parameter_table(net, image_shape):
   rows = [(part, tensors, f"{total:,}") for part, (tensors, total) in sizes.items()]
   headers = ("part of one network", "tensors", "parameters")
   return tabulate(rows, headers, tablefmt="simple", colalign=("left", "right", "right"))
-
-
-def ensure_writable(workdir):
-  """Makes the folder; ValueError, in one line, where nothing can be written there."""
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
-  except OSError as error:
-    raise ValueError(
-      f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
-    ) from error

@@ -1,23 +1,10 @@
-"""The teacher: a network of a finished run."""
+"""Networks of finished runs: the teacher, and what a run starts from."""
 
-import os
-import re
+import jax
+import jax.numpy as jnp
 
-from okdph_jax.training import logbook
-
-
-def finished(asked):
-  """(folder, reader, result) of the run that "DIR" or "DIR:READER" names."""
-  folder, reader = re.fullmatch(r"(.+?)(?::(\w+))?", asked).groups()
-  if not os.path.isdir(folder):
-    raise ValueError(f"config.teacher={asked}: there is no folder {folder}")
-  result = logbook.read_result(folder)
-  if result is None:
-    raise ValueError(
-      f"config.teacher={asked}: no run in {folder} is finished, it has no result.json; "
-      "finish it, or name another --workdir"
-    )
-  return folder, reader or result["best_single"]["reader"], result
+from okdph_jax.models.pretrained import Pretrained
+from okdph_jax.run import differing, named
 
 
 def data_signature(dataset):
@@ -27,3 +14,39 @@ def data_signature(dataset):
     "image": dataset.image_shape,
     "normalisation": {"mean": dataset.mean, "std": dataset.std},
   }
+
+
+def teacher(config, dataset):
+  """The `TrainedNetwork` that `config.teacher` names; None where it names none.
+
+  "DIR[:READER][@WHICH]" of a finished run, see `Run.network`. ValueError, in one line, where
+  there is no such network or where it was trained on other data.
+  """
+  if not config.teacher:
+    return None
+  run, reader, which = named(config.teacher, "config.teacher")
+  there = {name: run.config["data"].get(name) for name in data_signature(dataset)}
+  if different := differing(there, data_signature(dataset)):
+    raise ValueError(
+      f"the teacher in {run.path} was trained on other data ({'; '.join(different)}); "
+      "choose one that was trained on these"
+    )
+  return run.network(reader, which, config.teacher_network or config.network)
+
+
+def pretrained(config, net, dataset):
+  """(`net` as it starts from `config.init_from`, what of it does so in one line)."""
+  if not config.init_from:
+    return net, None
+  run, reader, which = named(config.init_from, "config.init_from")
+  source = run.network(reader, which, config.network)
+  started = Pretrained(net, source.variables)
+  image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+  own = started.own_start(image)
+  total = len(jax.tree.leaves(source.variables["params"]))
+  if len(own) >= total:
+    raise ValueError(
+      f"config.init_from={config.init_from}: no parameter of {source.origin} has the name and "
+      f"shape of one of {config.network}; start from a run of the same network"
+    )
+  return started, f"{source.origin}; new: {', '.join(own) or 'nothing'}"

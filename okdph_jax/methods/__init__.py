@@ -39,3 +39,21 @@ WRAPPERS = {  # name -> wrapper(method, context, **options)
   "dot": dot,
   "weighted": weighted,
 }
+
+
+def assemble(context, method, wrappers=()):
+  """The method that `config.method` names, with `config.wrappers` around it.
+
+  method: {"name": ..., option: value, ...}; wrappers: such dicts, the innermost first.
+  """
+  name, options = _apart(method)
+  built = METHODS[name](context, **options)
+  for wrapper in wrappers:
+    name, options = _apart(wrapper)
+    built = WRAPPERS[name](built, context, **options)
+  return built
+
+
+def _apart(options):
+  options = dict(options)
+  return options.pop("name"), options

@@ -1,5 +1,6 @@
 """The networks by name, one line each, and a user's own by dotted path."""
 
+import functools
 import importlib
 import inspect
 import math
@@ -7,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 from okdph_jax.errors import nearest
 from okdph_jax.models import densenet, mobilenet, resnet, vgg
@@ -42,36 +44,61 @@ NETS = {  # name -> constructor(classes)
 }
 
 
-def build(name, classes):
-  """The network `name` for `classes` classes: from NETS, or a Linen module by dotted path.
+def build(name, classes, options=None):
+  """The network `name` for `classes` classes: from NETS, or your own module by dotted path.
 
-  "my_pkg.nets:SmallNet" is called as SmallNet(classes=classes) and must map
-  (x [B, H, W, C], train) -> logits [B, K]; batch statistics are optional.
+  "my_pkg.nets:SmallNet" is called as SmallNet(classes=classes, **options) and must map
+  (x [B, H, W, C], train) -> logits [B, K]; batch statistics are optional. A Flax NNX module is
+  called as SmallNet(classes=classes, **options, rngs=rngs) and becomes a Linen module.
+  `options` is `config.network_options`.
 
   Raises:
     ValueError: in one line, where there is no such network.
   """
+  options = dict(options or {})
   if name in NETS:
-    return NETS[name](classes)
+    _check_call(name, NETS[name], options)
+    return NETS[name](classes, **options)
   if ":" not in name:
     raise ValueError(
       f"unknown network {name!r}{nearest(name, NETS)} (there are {', '.join(NETS)}, "
-      "or your own Linen module as 'package.module:Name')"
+      "or your own Flax module as 'package.module:Name')"
     )
-  net = _imported(name)
-  try:
-    inspect.signature(net).bind(classes=classes)
-  except TypeError as error:
-    raise ValueError(
-      f"network {name!r} cannot be called as {name.split(':')[1]}(classes={classes}): {error}; "
-      "give it a field `classes` and defaults for the rest"
-    ) from error
-  net = net(classes=classes)
+  make = _imported(name)
+  if isinstance(make, type) and issubclass(make, nnx.Module):
+    # The class's own signature is its metaclass's, (*args, **kwargs).
+    _check_call(name, functools.partial(make.__init__, None), options, rngs=None)
+    return nnx.bridge.ToLinen(make, kwargs={"classes": classes, **options}, metadata_fn=None)
+  _check_call(name, make, options)
+  net = make(classes=classes, **options)
   if not isinstance(net, nn.Module):
     raise ValueError(
-      f"network {name!r} made a {type(net).__name__}; a flax.linen.Module is needed"
+      f"network {name!r} made a {type(net).__name__}; a flax.linen.Module, or the class of an "
+      "nnx.Module, is needed"
     )
   return net
+
+
+def _check_call(name, make, options, **given):
+  """A ValueError, in one line, where `make` cannot be called with the options."""
+  signature = inspect.signature(make)
+  kinds = {p.kind for p in signature.parameters.values()}
+  known = [n for n in signature.parameters if n not in ("classes", "parent", "name", *given)]
+  if inspect.Parameter.VAR_KEYWORD not in kinds:
+    for option in sorted(options.keys() - set(known)):
+      raise ValueError(
+        f"network {name!r} has no option {option!r}{nearest(option, known)} (there are "
+        f"{', '.join(known) or 'none'})"
+      )
+  try:
+    signature.bind(classes=10, **options, **given)
+  except TypeError as error:
+    call = ", ".join(["classes=K", *(f"{n}={v!r}" for n, v in options.items()), *given])
+    raise ValueError(
+      f"network {name!r} cannot be called as {name.split(':')[-1]}({call}): {error}; it takes "
+      "`classes`, the number of classes, and each other argument has a default or a value in "
+      "config.network_options"
+    ) from error
 
 
 def _imported(path):

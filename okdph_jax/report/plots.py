@@ -20,7 +20,7 @@ SEVERAL = "ensemble or fused head"
 def curves(lines, out):
   """Draws accuracy over epochs, a line per reader; dashed on validation, if there is one.
 
-  lines: what `logbook.lines` reads. The picture's format follows the ending of `out`.
+  lines: what `Run.lines` reads. The picture's format follows the ending of `out`.
   """
   axes, save = _figure(7, 4.2, out)
   epochs = [line["epoch"] for line in lines]

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from okdph_jax.report import paper
-from okdph_jax.training import logbook
+from okdph_jax.run import CONFIG, MAY_DIFFER, flat
 
 # Runs that differ in these alone are the same experiment.
-NOT_THE_EXPERIMENT = logbook.MAY_DIFFER | {"seed", "devices", "snapshots"}
+NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
 # These name a group of rows, or the row itself.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
 
@@ -56,7 +56,7 @@ def find(paths):
     files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
   results, warnings, seen = [], [], {}
   for file in files:
-    if file.name == logbook.CONFIG:
+    if file.name == CONFIG:
       continue
     try:
       result = read(file)
@@ -72,7 +72,7 @@ def find(paths):
 
 
 def read(file):
-  """One result.json as `logbook.result` made it.
+  """One result.json as `training.logbook.result` made it.
 
   Raises:
     ValueError: it is something else.
@@ -104,7 +104,7 @@ def group(result):
 
 def variant(result):
   """What tells one experiment from another: ((key, value as JSON), ...)."""
-  config = logbook.flat(result["config"])
+  config = flat(result["config"])
   return tuple(
     (key, json.dumps(value))
     for key, value in sorted(config.items())

@@ -26,7 +26,8 @@ def configure(devices=None, batch=None):
       f"devices={devices} does not divide batch_size={batch}; choose a number that does"
     )
   count = devices or next(n for n in range(min(cores(), 4), 0, -1) if (batch or n) % n == 0)
-  jax.config.update("jax_num_cpu_devices", count)
+  with contextlib.suppress(RuntimeError):  # a backend runs, as in a notebook
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 def cores():

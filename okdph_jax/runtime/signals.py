@@ -7,7 +7,7 @@ from okdph_jax.runtime import distributed
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT came."""
+  """SIGTERM or SIGINT stopped a run, which has a checkpoint and can go on."""
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """States on disk: the latest, one before it, and the best, through Orbax."""
 
 import json
+import os
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import jax
@@ -20,8 +21,9 @@ ITEM = "state"
 class Checkpoints(AbstractContextManager):
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-  Two latest are kept, so that one that cannot be read costs time and not the run, and the
-  one with the highest accuracy, the earliest of equals. Writing goes on in the background:
+  The latest two are kept, so that one that cannot be read costs time and not the run, and the
+  one with the highest accuracy, the earliest of equals. The links `workdir/latest` and
+  `workdir/best` lead to their arrays. Saves between evaluations go on in the background:
   leave the `with` block, or call `close`, before the process ends.
   """
 
@@ -38,7 +40,8 @@ class Checkpoints(AbstractContextManager):
       best_fn=_best_single,  # without it Orbax writes no metrics
       cleanup_tmp_directories=True,  # what a killed save left behind
     )
-    directory = Path(workdir).absolute() / "checkpoints"
+    self._workdir = Path(workdir).absolute()
+    directory = self._workdir / "checkpoints"
     with distributed.leader_first():
       _discard_torn(directory)
     # Without a name for the item, Orbax guesses the layout from the latest directory, and one
@@ -48,11 +51,12 @@ class Checkpoints(AbstractContextManager):
   def save(self, step, state, accuracy=None):
     """Starts to save `state` as of `step`; the caller may donate its buffers at once.
 
-    `accuracy` is what the best is chosen by: a fraction, or None between evaluations. A
-    step that is there already is written again only to give it its accuracy.
+    `accuracy` is what the best is chosen by: a fraction, or None between evaluations. An
+    evaluated state is on disk when `save` returns. A step that is there already is written
+    again only to give it its accuracy.
     """
     step = int(step)
-    self._manager.wait_until_finished()
+    self._wait()
     if step in self._manager.all_steps():
       if accuracy is None or self._accuracy(step) is not None:
         return
@@ -60,6 +64,8 @@ class Checkpoints(AbstractContextManager):
     metrics = {"accuracy": None if accuracy is None else float(accuracy), "step": step}
     args = ocp.args.Composite(**{ITEM: ocp.args.StandardSave(_on_host(state))})
     self._manager.save(step, args=args, metrics=metrics, force=True)
+    if accuracy is not None:
+      self._wait()
 
   def restore(self, state):
     """The latest state on disk that can be read, or None where there is none.
@@ -70,7 +76,7 @@ class Checkpoints(AbstractContextManager):
     Raises:
       ValueError: there are checkpoints and none of them can be read into `state`.
     """
-    self._manager.wait_until_finished()
+    self._wait()
     unreadable = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
@@ -92,7 +98,7 @@ class Checkpoints(AbstractContextManager):
 
   def best(self, state):
     """The state of the highest accuracy (see `restore`), or None before any evaluation."""
-    self._manager.wait_until_finished()
+    self._wait()
     step = self.best_step
     return None if step is None else self._read(step, state)
 
@@ -109,10 +115,18 @@ class Checkpoints(AbstractContextManager):
 
   def close(self):
     """Waits until everything is on disk."""
+    self._wait()
     self._manager.close()
 
   def __exit__(self, *_):
     self.close()
+
+  def _wait(self):
+    """Until the save that goes on is complete; then the links lead to what there is."""
+    self._manager.wait_until_finished()
+    for name, step in (("latest", self.latest_step), ("best", self.best_step)):
+      if step is not None and distributed.is_leader():
+        _link(self._workdir / name, f"checkpoints/{step}/{ITEM}")
 
   def _accuracy(self, step):
     return (self._manager.metrics(step) or {}).get("accuracy")
@@ -134,27 +148,55 @@ def _discard_torn(directory):
       shutil.rmtree(checkpoint)
 
 
-def best_learner(workdir):
-  """The learner of the best checkpoint of a run, as NumPy arrays; nothing there is touched.
+def _link(path, target):
+  """Makes `path` a link to `target`, replacing the one that is there in one step."""
+  if path.is_symlink() and os.readlink(path) == target:
+    return
+  with suppress(OSError):  # a file system without links does without
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def stored(workdir, best=False):
+  """The step of the latest checkpoint of a run, or of the best; None where there is none."""
+  with _opened(workdir) as manager:
+    if not best:
+      return manager.latest_step()
+    step = manager.best_step()
+    accuracy = None if step is None else (manager.metrics(step) or {}).get("accuracy")
+    return None if accuracy is None else step
+
+
+def learner_at(workdir, step):
+  """The learner of the checkpoint of `step`, as NumPy arrays; nothing on disk is touched.
 
   Raises:
-    ValueError: in one line, where there is none that can be read.
+    ValueError: in one line, where it cannot be read.
   """
-  directory = Path(workdir).absolute() / "checkpoints"
-  options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
   try:
-    with ocp.CheckpointManager(directory, options=options, item_names=(ITEM,)) as manager:
+    with _opened(workdir) as manager:
       args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
-      return Learner(**manager.restore(manager.best_step(), args=args)[ITEM]["learner"])
+      return Learner(**manager.restore(step, args=args)[ITEM]["learner"])
   except Exception as error:  # Orbax, tensorstore and zlib each raise their own
-    raise ValueError(f"no checkpoint in {directory} can be read: {one_line(error)}") from error
+    raise ValueError(
+      f"the checkpoint of step {step} in {workdir} cannot be read: {one_line(error)}"
+    ) from error
 
 
-def snapshot(workdir, epoch, learner):
-  """Keeps a copy of the learner in `workdir/snapshots/EPOCH`, for analyses."""
-  directory = Path(workdir).absolute() / "snapshots" / str(epoch)
+def _opened(workdir):
+  """The checkpoints of a run, to be read only."""
+  directory = Path(workdir).absolute() / "checkpoints"
+  if not directory.is_dir():
+    raise ValueError(f"{workdir} has no checkpoints")
+  options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
+  return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+
+
+def snapshot(directory, learner):
+  """Keeps a copy of the learner in `directory`, for analyses."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(directory, _on_host(learner), force=True)
+    checkpointer.save(Path(directory).absolute(), _on_host(learner), force=True)
 
 
 def _best_single(metrics):

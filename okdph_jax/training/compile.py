@@ -2,37 +2,49 @@
 
 import functools
 import time
+from typing import NamedTuple
 
 import jax
 
 from okdph_jax.runtime import host
-from okdph_jax.training.step import initial_state, train_step
+from okdph_jax.training.step import State, initial_state, train_step
 
 
-def compile_steps(experiment, shapes, key, everywhere):
-  """The initial state, {batch size: compiled step} of the full and the short batch, FLOPs."""
-  parts = experiment.method, experiment.tx, experiment.augment
+class Compiled(NamedTuple):
+  """The step as it runs."""
+
+  state: State  # the initial one
+  advance: dict  # {batch size: (state, batch, key) -> (state, metrics)}; state is donated
+  flops: float | None  # of a step of the full batch, per image
+  seconds: float  # that tracing and compiling took
+
+
+def compile_steps(parts, shapes, key):
+  """Compiles the train step for every batch size.
+
+  parts: (method, tx, augment), as `train_step` takes them. shapes: {size: Batch} of shapes
+  with shardings, the full batch first. The state is placed as `key` is.
+  """
   example = next(iter(shapes.values()))
-  began = time.monotonic()
   state = jax.jit(
     lambda key: initial_state(*parts, example, key),
-    out_shardings=everywhere,
+    out_shardings=key.sharding,
     compiler_options=host.fast_compile_options(),
   )(key)
-  step = jax.jit(
-    functools.partial(train_step, *parts),
+  step = functools.partial(train_step, *parts)
+  jitted = jax.jit(
+    step,
     donate_argnums=0,
-    out_shardings=everywhere,
+    out_shardings=key.sharding,
     compiler_options=host.compiler_options(),
   )
-  traced = {size: step.trace(state, batch, key) for size, batch in shapes.items()}
+  began = time.monotonic()
+  traced = {size: jitted.trace(state, batch, key) for size, batch in shapes.items()}
   advance = {size: program.lower().compile() for size, program in traced.items()}
-  seconds, size = time.monotonic() - began, len(example.label)
-  flops = flops_of(traced[size], functools.partial(train_step, *parts), state, example, key)
-  flops = flops and flops / size
-  known = f"; {flops / 1e9:.3g} GFLOP per training image" if flops else ""
-  print(f"compiled in {seconds:.0f} s{known}", flush=True)
-  return state, advance, flops
+  seconds = time.monotonic() - began
+  size = len(example.label)
+  flops = flops_of(traced[size], step, state, example, key)
+  return Compiled(state, advance, flops and flops / size, seconds)
 
 
 def flops_of(traced, function, *arguments):

@@ -3,7 +3,49 @@
 import jax
 import jax.numpy as jnp
 
+from okdph_jax.core import Views
 from okdph_jax.losses import cross_entropy
+from okdph_jax.runtime import host
+from okdph_jax.runtime.signals import Interrupted
+
+EVALUATION_BATCH = 500
+
+
+def evaluator(dataset, experiment, batch, key, mesh, interrupted):
+  """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}.
+
+  batch: `step -> Batch` of training, for methods that look at it before an evaluation.
+  `measure` raises `Interrupted` once `interrupted()` holds.
+  """
+  count = counter(experiment.method, experiment.test_view)
+  augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
+  splits = {"test": dataset.test}
+  if dataset.validation:
+    splits["validation"] = dataset.validation
+  key_test, key_train = jax.random.split(jax.random.fold_in(key, 2**31 - 2))  # not a step's key
+
+  def until_interrupted(batches):
+    for item in batches:
+      if interrupted():
+        raise Interrupted(
+          "interrupted during an evaluation; the same command goes on from there"
+        )
+      yield item
+
+  def training_views():
+    for i in range(experiment.epoch_steps):
+      yield Views(augment(jax.random.fold_in(key_train, i), batch(i).image), batch(i).label)
+
+  def measure(learner):
+    learner = experiment.method.before_eval(learner, until_interrupted(training_views()))
+    accuracy, nll = {}, {}
+    for name, split in splits.items():
+      size = -(-min(EVALUATION_BATCH, len(split)) // mesh.size) * mesh.size
+      batches = until_interrupted(split.padded(size, mesh=mesh))
+      accuracy[name], nll[name] = evaluate(count, learner, batches, key_test)
+    return accuracy, nll
+
+  return measure
 
 
 def counter(method, augment, compiler_options=None):

@@ -1,159 +1,222 @@
 """The loop: from the latest checkpoint, or the start, to the last evaluation."""
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from okdph_jax.core import Views
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted
-from okdph_jax.training import evaluate, logbook
-from okdph_jax.training.checkpoint import Checkpoints, snapshot
+from okdph_jax.training import logbook
+from okdph_jax.training.checkpoint import Checkpoints
 from okdph_jax.training.compile import compile_steps
+from okdph_jax.training.evaluate import evaluator
 from okdph_jax.training.progress import Progress, duration
+from okdph_jax.training.step import State
 from okdph_jax.training.timer import StepTimer
 
 PREDICT_AFTER = 20  # steps of a session before it says how long the run will take
-EVALUATION_BATCH = 500
 
 
-def train(config, workdir, dataset, experiment, interrupted):
-  """The loop: from the latest checkpoint, or the start, to the last evaluation.
+def train(config, run, dataset, experiment, interrupted, extended):
+  """Trains to the end, from the latest checkpoint or the start: FLOPs of a step per image.
 
-  Returns the FLOPs of a training step per image.
+  interrupted: `() -> bool`, whether to stop at the next occasion, with a checkpoint and
+    `Interrupted`. extended: entries for the lines of a run that is extended.
   """
-  everywhere = NamedSharding(host.mesh(config.devices), PartitionSpec())
-  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
-  feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=everywhere.mesh)
+  mesh = host.mesh(config.devices)
+  place = NamedSharding(mesh, PartitionSpec())
+  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=place)()
+  feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=mesh)
   batch = dataset.train.batches(seed=config.seed, **feed)
   shapes = dataset.train.shapes(**feed)
-  state, advance, flops = compile_steps(experiment, shapes, key, everywhere)
-  measure = evaluator(dataset, experiment, batch, key, everywhere.mesh, interrupted)
-  every = config.eval_every_epochs * experiment.epoch_steps
+  parts = experiment.method, experiment.tx, experiment.augment
+  compiled = compile_steps(parts, shapes, key)
+  cost = f"; {compiled.flops / 1e9:.3g} GFLOP per training image" if compiled.flops else ""
+  print(f"compiled in {compiled.seconds:.0f} s{cost}", flush=True)
 
-  with Checkpoints(workdir) as checkpoints, logbook.Logbook(workdir) as book:
-    state = checkpoints.restore(state) or state
+  with run.checkpoints() as checkpoints, logbook.Logbook(run) as book:
+    state = checkpoints.restore(compiled.state) or compiled.state
     step = int(state.step)
-    with distributed.leader_first():
-      logbook.cut_after(workdir, step)
-    last = (logbook.lines(workdir) or [{"step": 0, "seconds": 0.0}])[-1]
-    timer = StepTimer(last["seconds"])
-
     with Progress(step, experiment.steps) as progress:
-      if step:
-        progress.say(f"going on from step {step}")
-
-      def evaluated(state):
-        """Measures; writes the line and the checkpoint; returns the state, sums begun anew."""
-        accuracy, nll = measure(state.learner)
-        sums = {name: float(total) for name, total in state.sums.items()}
-        line = book.append(
-          step=step,
-          epoch=step / experiment.epoch_steps,
-          learning_rate=float(experiment.schedule(step - 1)),
-          losses={n: total / sums["steps"] for n, total in sums.items() if n != "steps"},
-          accuracy=accuracy,
-          cross_entropy=nll,
-          seconds=timer.seconds(),
-          images_per_second=timer.images_per_second(),
-        )
-        state = state.replace(sums=jax.tree.map(lambda x: x * 0, state.sums))
-        checkpoints.save(step, state, logbook.best_single(line, experiment.single)[0])
-        progress.say(readable(line))
-        timer.start()
-        return state
-
+      session = Session(
+        config=config,
+        run=run,
+        experiment=experiment,
+        extended=extended,
+        key=key,
+        batch=batch,
+        advance=compiled.advance,
+        measure=evaluator(dataset, experiment, batch, key, mesh, interrupted),
+        interrupted=interrupted,
+        checkpoints=checkpoints,
+        book=book,
+        progress=progress,
+        state=state,
+        step=step,
+      )
       try:
-        if step > last["step"] and (step % every == 0 or step == experiment.steps):
-          state = evaluated(state)
-        timer.start()
-        start = looked = step
-        stride = 1  # steps to the next look
-        while step < experiment.steps:
-          current = batch(step)
-          state, _ = advance[len(current.label)](state, current, key)
-          step += 1
-          timer.count(len(current.label))
-          due = step % every == 0 or step == experiment.steps
-
-          if due or step - looked >= stride or step - start == PREDICT_AFTER:
-            means = mean_metrics(state, looked, step, experiment, checkpoints)
-            looked = step
-            timer.tick()
-            stride = distributed.broadcast_from_leader(timer.look_every())
-            progress.update(step, **means, images_per_second=timer.images_per_second())
-          if step - start == PREDICT_AFTER:
-            seconds = timer.step_seconds()
-            progress.say(
-              f"{seconds:.3f} s a step: about {duration(seconds * experiment.steps)} for the "
-              f"whole run, {duration(seconds * (experiment.steps - step))} of it to go; "
-              f"evaluations to come, not counted: {-(-(experiment.steps - step) // every)}"
-            )
-          if config.snapshots and step % (config.snapshots * experiment.epoch_steps) == 0:
-            snapshot(workdir, step // experiment.epoch_steps, state.learner)
-          if looked < step:
-            continue
-          if interrupted():
-            raise Interrupted
-          if due:
-            state = evaluated(state)
-          elif distributed.broadcast_from_leader(
-            timer.minutes_since_save() > config.checkpoint_every_minutes
-          ):
-            checkpoints.save(step, state)
-            timer.saved()
+        session.begin()
+        while session.step < experiment.steps:
+          session.run_to(session.next_stop())
+          session.look()
+          session.stop_if_interrupted()
+          if session.due():
+            session.evaluate()
+          else:
+            session.save_now_and_then()
       except Interrupted:
-        checkpoints.save(step, state)
+        session.save()
         raise
-  return flops
+  return compiled.flops
 
 
-def evaluator(dataset, experiment, batch, key, mesh, interrupted):
-  """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}."""
-  count = evaluate.counter(experiment.method, experiment.look)
-  augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
-  splits = {"test": dataset.test}
-  if dataset.validation:
-    splits["validation"] = dataset.validation
-  key_test, key_train = jax.random.split(jax.random.fold_in(key, 2**31 - 2))  # of no step
+@dataclasses.dataclass
+class Session:
+  """What the loop does at its stops; `state` and `step` are where it is."""
 
-  def willing(batches):
-    for item in batches:
-      if interrupted():
-        raise Interrupted
-      yield item
+  config: Any
+  run: Any
+  experiment: Any
+  extended: dict
+  key: jax.Array
+  batch: Callable  # step -> Batch
+  advance: dict  # {batch size: compiled step}
+  measure: Callable  # learner -> (accuracy, cross-entropy), each {split: {reader: number}}
+  interrupted: Callable
+  checkpoints: Checkpoints
+  book: logbook.Logbook
+  progress: Progress
+  state: State
+  step: int
 
-  def training_views():
-    for i in range(experiment.epoch_steps):
-      yield Views(augment(jax.random.fold_in(key_train, i), batch(i).image), batch(i).label)
+  def __post_init__(self):
+    epoch = self.experiment.epoch_steps
+    self._evaluate_every = self.config.eval_every_epochs * epoch
+    self._snapshot_every = self.config.snapshots * epoch  # 0: never
+    self._start = self._looked = self.step
+    self._stride = 1  # steps to the next look
 
-  def measure(learner):
-    learner = experiment.method.before_eval(learner, willing(training_views()))
-    accuracy, nll = {}, {}
-    for name, split in splits.items():
-      size = -(-min(EVALUATION_BATCH, len(split)) // mesh.size) * mesh.size
-      batches = willing(split.padded(size, mesh=mesh))
-      accuracy[name], nll[name] = evaluate.evaluate(count, learner, batches, key_test)
-    return accuracy, nll
+  def begin(self):
+    """Brings the files to the step of the checkpoint; evaluates it where that is missing."""
+    missing = self.step and self.due() and int(self.state.sums["steps"])
+    with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
+      self.run.cut_after(self.step - 1 if missing else self.step)
+    lines = self.run.lines
+    self.timer = StepTimer(lines[-1]["seconds"] if lines else 0.0)
+    if self.step:
+      self.progress.say(f"going on from step {self.step}")
+    else:
+      self.keep_snapshot()
+    if missing:
+      self.evaluate()
+    self.timer.start()
 
-  return measure
+  def due(self):
+    """Whether this is a step to evaluate."""
+    return self.step % self._evaluate_every == 0 or self.step == self.experiment.steps
 
+  def next_stop(self):
+    """The step to run to: the next look, evaluation, snapshot, or forecast."""
+    stops = [self._looked + self._stride, self.experiment.steps]
+    for every in filter(None, (self._evaluate_every, self._snapshot_every)):
+      stops.append((self.step // every + 1) * every)
+    if self.step < self._start + PREDICT_AFTER:
+      stops.append(self._start + PREDICT_AFTER)
+    return min(stops)
 
-def mean_metrics(state, looked, step, experiment, checkpoints):
-  """Waits for the steps so far: mean loss and accuracy, or FloatingPointError."""
-  loss, accuracy, steps = (float(state.sums[name]) for name in ("loss", "accuracy", "steps"))
-  if math.isfinite(loss):
-    return {"loss": loss / max(steps, 1), "accuracy": accuracy / max(steps, 1)}
-  kept = checkpoints.latest_step
-  raise FloatingPointError(
-    f"the loss stopped being a number between steps {looked} and {step}, at learning rate "
-    f"{float(experiment.schedule(step - 1)):g}; lower config.learning_rate (or omega and beta) "
-    "and start in another --workdir; "
-    + (
-      f"the last good checkpoint, of step {kept}, is kept" if kept else "no checkpoint is lost"
+  def run_to(self, stop):
+    """Dispatches the steps up to `stop`."""
+    for step in range(self.step, stop):
+      batch = self.batch(step)
+      self.state, _ = self.advance[len(batch.label)](self.state, batch, self.key)
+      self.timer.count(len(batch.label))
+    self.step = stop
+
+  def look(self):
+    """Waits for the steps so far, and says how they went; FloatingPointError where badly."""
+    means = self.mean_metrics()
+    self._looked = self.step
+    self.timer.tick()
+    self._stride = distributed.broadcast_from_leader(self.timer.look_every())
+    speed = self.timer.images_per_second()
+    self.progress.update(self.step, **means, images_per_second=speed)
+    if self.step == self._start + PREDICT_AFTER:
+      self.forecast()
+    if self._snapshot_every and self.step % self._snapshot_every == 0:
+      self.keep_snapshot()
+
+  def mean_metrics(self):
+    """Loss and accuracy, means since the last evaluation, or FloatingPointError."""
+    sums, step = self.state.sums, self.step
+    loss, accuracy, steps = (float(sums[name]) for name in ("loss", "accuracy", "steps"))
+    if math.isfinite(loss):
+      return {"loss": loss / max(steps, 1), "accuracy": accuracy / max(steps, 1)}
+    kept = self.checkpoints.latest_step
+    rate = float(self.experiment.schedule(step - 1))
+    raise FloatingPointError(
+      f"the loss stopped being a number between steps {self._looked} and {step}, at learning "
+      f"rate {rate:g}; lower config.learning_rate (or omega and beta) and start in another "
+      "--workdir; "
+      + (
+        f"the last good checkpoint, of step {kept}, is kept"
+        if kept
+        else "there is no checkpoint"
+      )
     )
-  )
+
+  def forecast(self):
+    """Says how long the run will take."""
+    seconds, steps = self.timer.step_seconds(), self.experiment.steps
+    left = steps - self.step
+    self.progress.say(
+      f"{seconds:.3f} s a step: about {duration(seconds * steps)} for the whole run, "
+      f"{duration(seconds * left)} of it to go; evaluations to come, not counted: "
+      f"{-(-left // self._evaluate_every)}"
+    )
+
+  def stop_if_interrupted(self):
+    if self.interrupted():
+      raise Interrupted(
+        f"interrupted: {self.run.path} holds a checkpoint; the same command goes on from there"
+      )
+
+  def evaluate(self):
+    """Measures, writes the line and its checkpoint, and begins the sums anew."""
+    accuracy, nll = self.measure(self.state.learner)
+    sums = {name: float(total) for name, total in self.state.sums.items()}
+    line = self.book.append(
+      step=self.step,
+      epoch=self.step / self.experiment.epoch_steps,
+      learning_rate=float(self.experiment.schedule(self.step - 1)),
+      losses={n: total / sums["steps"] for n, total in sums.items() if n != "steps"},
+      accuracy=accuracy,
+      cross_entropy=nll,
+      seconds=self.timer.seconds(),
+      images_per_second=self.timer.images_per_second(),
+      **self.extended,
+    )
+    self.state = self.state.replace(sums=jax.tree.map(lambda x: x * 0, self.state.sums))
+    self.save(logbook.best_single(line, self.experiment.single)[0])
+    self.progress.say(readable(line))
+    self.timer.start()
+
+  def save_now_and_then(self):
+    """Saves where `config.checkpoint_every_minutes` have passed since the last save."""
+    minutes = self.config.checkpoint_every_minutes
+    if distributed.broadcast_from_leader(self.timer.minutes_since_save() > minutes):
+      self.save()
+      self.timer.saved()
+
+  def save(self, accuracy=None):
+    self.checkpoints.save(self.step, self.state, accuracy)
+
+  def keep_snapshot(self):
+    if self.config.snapshots:
+      self.run.snapshot(self.step, self.state.learner)
 
 
 def readable(line):

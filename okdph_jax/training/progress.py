@@ -1,11 +1,11 @@
-"""What a run says while it goes: a bar on a terminal, a line now and then elsewhere."""
+"""What a run says while it goes: a bar on a terminal or in a notebook, lines elsewhere."""
 
 import datetime
 import sys
 import time
 from contextlib import AbstractContextManager
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from okdph_jax.runtime import distributed
 
@@ -16,10 +16,11 @@ class Progress(AbstractContextManager):
   """Loss, accuracy, images per second and the time left, from `start` to `total` steps."""
 
   def __init__(self, start, total):
-    self._terminal = sys.stderr.isatty() and distributed.is_leader()
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    self._bar_shown = shown and distributed.is_leader()
     self._start, self._total = start, total
     self._bar = tqdm(
-      total=total, initial=start, unit="step", disable=not self._terminal, dynamic_ncols=True
+      total=total, initial=start, unit="step", disable=not self._bar_shown, dynamic_ncols=True
     )
     self._spoke = time.monotonic()
     self._began = self._spoke
@@ -27,7 +28,7 @@ class Progress(AbstractContextManager):
   def update(self, step, *, loss, accuracy, images_per_second):
     """After some steps: training's loss and accuracy are means since the last evaluation."""
     numbers = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {images_per_second:,.0f} images/s"
-    if self._terminal:
+    if self._bar_shown:
       self._bar.set_postfix_str(numbers, refresh=False)
       self._bar.update(step - self._bar.n)
     elif time.monotonic() - self._spoke > QUIET_SECONDS:
@@ -37,7 +38,7 @@ class Progress(AbstractContextManager):
 
   def say(self, line):
     """A line of its own, above the bar."""
-    if self._terminal:
+    if self._bar_shown:
       self._bar.write(line)
     else:
       print(line, flush=True)

@@ -11,6 +11,7 @@ from okdph_jax.experiment import paper as settings
 from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, tables
+from okdph_jax.run import Run
 from okdph_jax.training import logbook
 
 # With omega = 1, Table 7's cell of CIFAR-10, 1 %, ResNet32.
@@ -286,9 +287,9 @@ def test_spread():
 
 def test_files_that_are_no_results_are_named_and_the_others_stand(tmp_path, capsys):
   (tmp_path / "a" / "run").mkdir(parents=True)
-  logbook.write_result(tmp_path / "a" / "run", made(0))
-  logbook.write_config(tmp_path / "a" / "run", {}, {})
-  logbook.write_result(tmp_path / "a", made(1))
+  Run(tmp_path / "a" / "run").write_result(made(0))
+  Run(tmp_path / "a" / "run").write_record({}, {})
+  Run(tmp_path / "a").write_result(made(1))
   (tmp_path / "again.json").write_text(json.dumps(made(1)))
   (tmp_path / "torn.json").write_text(json.dumps(made(2))[:-40])
   (tmp_path / "foreign.json").write_text('{"ratio": 1.1}')

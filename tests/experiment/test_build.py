@@ -8,12 +8,18 @@ import pytest
 
 from configs import dot, self_distillation
 from okdph_jax import data, schedules
-from okdph_jax.experiment.build import assemble, build, teacher
+from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check
+from okdph_jax.experiment.teacher import teacher
 from okdph_jax.main import main, parse
+from okdph_jax.methods import assemble
 from okdph_jax.nn import students
+from okdph_jax.run import Run
 from tests import runs
 from tests.methods import tiny
+from tests.nets import Small
+
+OWN = "tests.nets:Small"
 
 
 def told(arguments, capsys):
@@ -37,26 +43,33 @@ def test_a_teacher_is_the_reader_that_the_run_has_measured(finished):
   run, options = finished
   config, *_ = parse(["--config=configs/digits.py:kd", *options, "--workdir=unused"])
   dataset = data.load(config)
-  result = json.loads((run / "result.json").read_text())
-  best = max(
-    map(json.loads, (run / "metrics.jsonl").open()),
-    key=lambda line: max(line["accuracy"]["test"][r] for r in runs.SINGLE),
-  )
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+  best = max(lines, key=lambda line: max(line["accuracy"]["test"][r] for r in runs.SINGLE))
   image = ((dataset.test.images / 255 - dataset.mean) / dataset.std).astype(np.float32)
 
   @jax.jit
   def nll(variables):
-    logits, _ = students.run(net, variables, image)
+    logits, _ = students.run(Small(3), variables, image)
     return -jax.nn.log_softmax(logits)[np.arange(len(image)), dataset.test.labels].mean()
 
-  losses = {}
-  for reader in runs.SINGLE:
-    net, variables = teacher(f"{run}:{reader}", dataset)
-    losses[reader] = float(nll(variables))
-    assert losses[reader] == pytest.approx(best["cross_entropy"]["test"][reader], rel=1e-4)
-  assert len(set(losses.values())) == len(losses)  # four networks
-  _, variables = teacher(str(run), dataset)
-  assert float(nll(variables)) == losses[result["best_single"]["reader"]]
+  for which, line in {"last": lines[-1], "best-test": best}.items():
+    losses = {}
+    for reader in runs.SINGLE:
+      network = Run(run).network(reader, which, OWN)
+      losses[reader] = float(nll(network.variables))
+      assert losses[reader] == pytest.approx(line["cross_entropy"]["test"][reader], rel=1e-4)
+    assert len(set(losses.values())) == len(losses)  # four networks
+
+  # The test set chooses neither the checkpoint nor the reader.
+  config.teacher = str(run)
+  default = teacher(config, dataset)
+  last = Run(run).network("student_0", "last", OWN)
+  jax.tree.map(np.testing.assert_array_equal, default.variables, last.variables)
+  config.teacher = f"{run}:center@best-test"
+  best = Run(run).network("center", "best-test", OWN)
+  jax.tree.map(
+    np.testing.assert_array_equal, teacher(config, dataset).variables, best.variables
+  )
 
 
 def test_a_student_learns_from_it_or_only_measures_the_distance(finished, tmp_path):
@@ -85,9 +98,14 @@ def test_a_teacher_that_cannot_be_is_told_in_one_line(finished, tmp_path, capsys
   (tmp_path / "begun").mkdir()
   for asked, says in (
     ("/nowhere", ["there is no folder /nowhere"]),
-    (f"{tmp_path}/begun", ["is finished", "no result.json"]),
+    (f"{tmp_path}/begun", ["is not finished", "no result.json"]),
     (f"{run}:leader", ["no single network 'leader'", "student_0, student_1, hybrid, center"]),
     (f"{run}:ensemble", ["no single network 'ensemble'"]),
+    (f"{run}@best-validation", ["no validation split", "best-test or last"]),
+    (
+      f"{run}:hybrid@first",
+      ["'first' is not a checkpoint", "last, best-validation, best-test"],
+    ),
     ("", ["kd needs a teacher", "config.teacher=DIR"]),
   ):
     said = told([*taught, f"--config.teacher={asked}"], capsys)
@@ -122,7 +140,8 @@ def test_dot_s_systems(system, method):
   config = dot.get_config(f"{method},{system}")
   check(config)
   assert config.network == system.split("-")[method != "teacher"]
-  assert assemble(config, tiny.context(teacher=True)).views == len(config.views) == 1
+  method = assemble(tiny.context(teacher=True), config.method, config.wrappers)
+  assert method.views == len(config.views) == 1
   steps = [
     schedules.milestone(when, epochs=config.epochs, epoch_steps=1) for when in config.milestones
   ]

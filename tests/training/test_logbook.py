@@ -1,11 +1,11 @@
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from okdph_jax.run import Run, differing
 from okdph_jax.training import logbook
 
 SINGLES = ("student_0", "student_1", "hybrid")
@@ -40,7 +40,7 @@ def hide_clu(monkeypatch):
 @pytest.fixture
 def book(tmp_path, monkeypatch):
   hide_clu(monkeypatch)
-  with logbook.Logbook(tmp_path) as book:
+  with logbook.Logbook(Run(tmp_path)) as book:
     yield book
 
 
@@ -61,7 +61,7 @@ def test_a_single_view_equals_as_many_as_there_are_networks():
 
 def test_lines_come_back_as_they_were_written(tmp_path, book):
   written = [book.append(**evaluation(step)) for step in (10, 20)]
-  assert logbook.lines(tmp_path) == written
+  assert Run(tmp_path).lines == written
   assert written[0]["learning_rate"] == float(np.float32(0.1))
   assert type(written[0]["step"]) is int and type(written[0]["epoch"]) is int
 
@@ -69,7 +69,7 @@ def test_lines_come_back_as_they_were_written(tmp_path, book):
 def test_what_is_not_a_number_is_null(tmp_path, book):
   book.append(**evaluation(10, loss=np.nan))
   assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-  assert logbook.lines(tmp_path)[0]["losses"] == {"loss": None, "task": 0.25}
+  assert Run(tmp_path).lines[0]["losses"] == {"loss": None, "task": 0.25}
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 30, "ep', b'{"step": 30}'])
@@ -78,58 +78,21 @@ def test_a_torn_last_line_is_cut(tmp_path, book, torn):
   path = tmp_path / "metrics.jsonl"
   whole = path.read_bytes()
   path.write_bytes(whole + torn)
-  assert logbook.lines(tmp_path) == [first]
+  assert Run(tmp_path).lines == [first]
   second = book.append(**evaluation(20))
-  assert logbook.lines(tmp_path) == [first, second]
+  assert Run(tmp_path).lines == [first, second]
   path.write_bytes(whole + torn)
-  logbook.cut_after(tmp_path, 10)
+  Run(tmp_path).cut_after(10)
   assert path.read_bytes() == whole
-
-
-def test_a_broken_line_before_the_last_is_an_error(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-  with pytest.raises(ValueError, match="line 2 is not JSON"):
-    logbook.lines(tmp_path)
 
 
 def test_cut_after_removes_what_is_later_than_the_step(tmp_path, book):
   written = [book.append(**evaluation(step)) for step in (10, 20, 30)]
-  logbook.cut_after(tmp_path, 25)
-  assert logbook.lines(tmp_path) == written[:2]
-  logbook.cut_after(tmp_path, 20)
-  assert logbook.lines(tmp_path) == written[:2]
+  Run(tmp_path).cut_after(25)
+  assert Run(tmp_path).lines == written[:2]
+  Run(tmp_path).cut_after(20)
+  assert Run(tmp_path).lines == written[:2]
   assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl"]
-
-
-def test_without_any_file_there_is_nothing(tmp_path):
-  assert logbook.lines(tmp_path) == []
-  assert logbook.read_config(tmp_path) is None
-  assert logbook.read_result(tmp_path) is None
-
-
-def test_config_comes_back_and_only_what_matters_differs(tmp_path):
-  logbook.write_config(tmp_path, CONFIG, {"jax": "0.10"})
-  old = logbook.read_config(tmp_path)
-  assert old["environment"] == {"jax": "0.10"}
-  assert logbook.differing(old["config"], CONFIG) == []  # () became []
-  new = CONFIG | {
-    "data": {"name": "digits", "dir": "/elsewhere"},
-    "checkpoint_every_minutes": 1.0,
-    "method": {"name": "okdph", "omega": 0.3, "gamma": 1.0},
-  }
-  assert logbook.differing(old["config"], new) == [
-    "method.gamma: absent -> 1.0",
-    "method.omega: 0.8 -> 0.3",
-  ]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-  logbook.write_result(tmp_path, {"seed": 1})
-  with pytest.raises(ValueError):
-    logbook.write_result(tmp_path, {"seed": float("nan")})
-  with pytest.raises(TypeError):
-    logbook.write_result(tmp_path, {"seed": object()})
-  assert logbook.read_result(tmp_path) == {"seed": 1}
 
 
 def test_result_of_fabricated_lines(tmp_path):
@@ -141,8 +104,8 @@ def test_result_of_fabricated_lines(tmp_path):
   found = logbook.result(
     lines, CONFIG, singles=SINGLES, students=2, parameters=7, version="0.1.0", flops=9
   )
-  logbook.write_result(tmp_path, found)
-  found = logbook.read_result(tmp_path)
+  Run(tmp_path).write_result(found)
+  found = Run(tmp_path).result
 
   test = np.array([[0.1, 0.5, 0.3, 0.6], [0.4, 0.5, 0.5, 0.9], [0.4, 0.2, 0.1, 0.8]])
   for i, reader in enumerate((*SINGLES, "ensemble")):
@@ -163,7 +126,7 @@ def test_result_of_fabricated_lines(tmp_path):
   assert plain == dict(method="okdph", network="resnet8", dataset="digits", seed=3, students=2)
   assert (found["epochs"], found["steps"], found["evaluations"]) == (4, 30, 3)
   assert (found["parameters"], found["seconds"], found["flops"]) == (7, 7.5, 9)
-  assert logbook.differing(found["config"], CONFIG) == []
+  assert differing(found["config"], CONFIG) == []
 
 
 def test_validation_chooses_and_test_is_reported():
@@ -194,7 +157,7 @@ def test_best_single_is_the_best_single_network_of_a_line():
 
 def test_without_clu_one_line_says_so(tmp_path, monkeypatch, capsys):
   hide_clu(monkeypatch)
-  with logbook.Logbook(tmp_path) as book:
+  with logbook.Logbook(Run(tmp_path)) as book:
     book.append(**evaluation(10))
   assert capsys.readouterr().out.count("\n") == 1
   assert [f for f in os.listdir(tmp_path)] == ["metrics.jsonl"]
@@ -204,7 +167,7 @@ def test_events_hold_the_same_numbers(tmp_path):
   pytest.importorskip("clu.metric_writers")
   from tensorflow.python.summary.summary_iterator import summary_iterator
 
-  with logbook.Logbook(tmp_path) as book:
+  with logbook.Logbook(Run(tmp_path)) as book:
     book.append(**evaluation(10))
   (events,) = tmp_path.glob("events.out.*")
   found = {
@@ -217,13 +180,6 @@ def test_events_hold_the_same_numbers(tmp_path):
   assert found["test_accuracy/student_0"] == (10, 0.5)
   assert found["test_cross_entropy/student_0"] == (10, 0.25)
   assert found["losses/task"] == (10, 0.25)
-
-
-def test_importing_it_needs_neither_jax_nor_tensorflow():
-  code = "import sys, okdph_jax.training.logbook\n"
-  code += "print({'jax', 'tensorflow', 'clu'} & {*sys.modules})"
-  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  assert out.stdout.strip() == "set()"
 
 
 def test_lines_are_json(tmp_path, book):

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from okdph_jax.experiment import fit
 from okdph_jax.main import main
 from okdph_jax.nn import students
+from okdph_jax.run import Run
 from okdph_jax.runtime import host
-from okdph_jax.training.checkpoint import best_learner
 from okdph_jax.training.compile import flops_of
 from tests import runs
 
@@ -43,15 +43,15 @@ def test_generations_teach_each_other_and_go_on_after_an_interruption(
   assert main(command) == 0
   said = capsys.readouterr().out
   assert f"{first} is finished" in said and "going on from step 1" in said
-  assert f"student_0 of the tests.nets:Small in {first}" in said
+  assert f"student_0 of the tests.nets:Small in {first}, step 4 (last)" in said
   assert (first / "checkpoints").stat().st_mtime_ns == before
 
   configs = [json.loads((run / "config.json").read_text())["config"] for run in (first, second)]
   assert [config["seed"] for config in configs] == [42, 43]
   assert [config["method"]["name"] for config in configs] == ["base", "kd"]
   assert [config["teacher"] for config in configs] == ["", "../generation_0"]
-  taught = jax.tree.map(lambda leaf: leaf[0], best_learner(first).students)
-  held = best_learner(second).memory["teacher"]
+  taught = jax.tree.map(lambda leaf: leaf[0], Run(first).learner("last").students)
+  held = Run(second).learner("best-test").memory["teacher"]
   jax.tree.map(np.testing.assert_array_equal, held, taught)
 
 

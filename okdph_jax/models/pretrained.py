@@ -1,0 +1,57 @@
+"""A network that starts from trained variables instead of a random draw: fine-tuning."""
+
+import jax
+
+
+class Pretrained:
+  """`net`, started from `variables`: every leaf that they have with the same path and shape.
+
+  The other leaves, such as a head for another number of classes, keep their own start. Methods
+  use it in place of the network: everything but its start is the network's.
+  """
+
+  def __init__(self, net, variables):
+    self._net, self._variables = net, variables
+
+  def __getattr__(self, name):
+    return getattr(self._net, name)
+
+  def lazy_init(self, *args, **kwargs):
+    return self._merged(self._net.lazy_init(*args, **kwargs))[0]
+
+  def own_start(self, image):
+    """Paths, "branch/Dense_0/kernel", of the parameters that keep their own start.
+
+    image: shape and dtype of a batch of images.
+    """
+    key = jax.random.key(0)
+    fresh = jax.eval_shape(
+      lambda: self._net.lazy_init({"params": key, "dropout": key}, image, False)
+    )
+    return self._merged(fresh)[1]
+
+  @property
+  def stem(self):
+    return self._part("stem")
+
+  @property
+  def branch(self):
+    return self._part("branch")
+
+  def _part(self, name):
+    variables = {kind: tree.get(name, {}) for kind, tree in self._variables.items()}
+    return Pretrained(getattr(self._net, name), variables)
+
+  def _merged(self, fresh):
+    trained = dict(jax.tree_util.tree_leaves_with_path(self._variables))
+    kept = []
+
+    def choose(path, leaf):
+      value = trained.get(path)
+      if value is not None and value.shape == leaf.shape:
+        return value.astype(leaf.dtype)
+      if path[0].key == "params":
+        kept.append("/".join(key.key for key in path[1:]))
+      return leaf
+
+    return jax.tree_util.tree_map_with_path(choose, dict(fresh)), kept

@@ -1,0 +1,447 @@
+"""A run: the folder that holds all of it, and everything that is read from or written to it.
+
+Reading config, metrics and result needs no JAX: reports use it where JAX is not installed.
+docs/run-directory.md describes every file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+CONFIG, METRICS, RESULT, LOCK = "config.json", "metrics.jsonl", "result.json", "lock"
+
+LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-test")
+
+# Options that change no number: where the data lie, and how often a run saves.
+MAY_DIFFER = {"data.dir", "checkpoint_every_minutes"}
+
+# Options that runs of earlier versions lack, with the value that those runs had.
+ADDED = {"network_options": {}, "init_from": "", "teacher_network": "", "test_view": "plain"}
+
+
+class Result(NamedTuple):
+  """A finished run."""
+
+  run: "Run"
+  readers: dict  # {name: {"single", "last", "best", "best_epoch", "at_best_validation"}}
+  best_single: dict  # {"reader", "accuracy", "epoch", "chosen_on"}: the best single network
+  numbers: dict  # all of result.json; accuracies are fractions
+
+
+class Run:
+  """A run directory: what is in it, the lock that guards it, and its trained networks.
+
+      run = Run("runs/digits")
+      run.config["epochs"], run.lines[-1]["accuracy"]["test"], run.result["best_single"]
+      network = run.network()            # a TrainedNetwork; needs no data
+
+  Checkpoints are plain Orbax: `latest` and `best` are links to them, and any of the two is
+  read without this package:
+
+      import orbax.checkpoint as ocp
+      state = ocp.StandardCheckpointer().restore("/absolute/path/to/runs/digits/best")
+      students = state["learner"]["params"]["students"]  # every leaf [N, ...]: N students
+
+  Opening a Run touches nothing; the folder need not exist.
+  """
+
+  def __init__(self, workdir):
+    self.path = Path(workdir)
+
+  def __repr__(self):
+    return f"Run({str(self.path)!r})"
+
+  # What was asked for, and what came out.
+
+  @property
+  def record(self):
+    """config.json: {"config", "environment", "class_names", ...}, or None before the start."""
+    return _read_json(self.path / CONFIG)
+
+  @property
+  def config(self):
+    """The resolved config as plain data, or None before the run has started."""
+    return self.record and ADDED | self.record["config"]
+
+  @property
+  def class_names(self):
+    """The names of the classes, "0" to "K-1" in runs that have not recorded them."""
+    record = self.record
+    count = record["config"]["data"]["classes"]
+    return tuple(record.get("class_names") or map(str, range(count)))
+
+  @property
+  def planned_epochs(self):
+    """The epochs that the run was planned for, if it was extended since; else None."""
+    return (self.record or {}).get("extended_from_epochs")
+
+  @property
+  def lines(self):
+    """The evaluations in metrics.jsonl, without a last line that a kill tore.
+
+    Raises:
+      ValueError: a line that is not the last is not JSON.
+    """
+    path = self.path / METRICS
+    found = []
+    for number, text in enumerate(_whole_lines(path).splitlines(), start=1):
+      try:
+        found.append(json.loads(text))
+      except ValueError:
+        raise ValueError(
+          f"{path}, line {number} is not JSON: {text[:40]!r}; restore the file, or start again "
+          "in another --workdir"
+        ) from None
+    return found
+
+  @property
+  def result(self):
+    """result.json, which a finished run has, or None."""
+    return _read_json(self.path / RESULT)
+
+  @property
+  def finished(self):
+    """The `Result`, or None while the run is not finished."""
+    result = self.result
+    return result and Result(self, result["readers"], result["best_single"], result)
+
+  # Writing. In a pod one process writes; a file is written whole or not at all.
+
+  def write_record(self, config, environment, **more):
+    """Writes config.json: the resolved config, and what else a reader of the run needs."""
+    _replace(self.path / CONFIG, _pretty({"config": config, "environment": environment} | more))
+
+  def append(self, line):
+    """Adds an evaluation to metrics.jsonl."""
+    if not _writes():
+      return
+    path = self.path / METRICS
+    with open(path, "ab") as file:
+      file.truncate(len(_whole_lines(path)))
+      file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+      file.flush()
+      os.fsync(file.fileno())
+
+  def cut_after(self, step):
+    """Removes the evaluations later than `step`, and a torn last line."""
+    kept = [line for line in self.lines if line["step"] <= step]
+    _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+
+  def write_result(self, result):
+    """Writes result.json, which says that the run is finished."""
+    _replace(self.path / RESULT, _pretty(result))
+
+  def reopen(self):
+    """Removes result.json: the run is no longer finished."""
+    if _writes():
+      (self.path / RESULT).unlink(missing_ok=True)
+
+  @contextlib.contextmanager
+  def locked(self):
+    """Holds the run for writing, from any other process; makes the folder.
+
+    The operating system drops the lock when its holder ends, however it ends, so a killed
+    process never bars the next. Network file systems: NFS (Linux, with lockd) and Lustre
+    (mounted with -o flock) keep it between machines; where a file system has no locks, a
+    line says so and nothing is guarded. In a pod the leading process alone takes it.
+
+    Raises:
+      ValueError: another process holds the run, or the folder cannot be written.
+    """
+    from okdph_jax.runtime import distributed
+
+    held = refused = None
+    if distributed.is_leader():
+      try:
+        held = _lock(self.path)
+      except ValueError as error:
+        refused = error
+    if distributed.any_process(refused is not None):
+      raise refused or ValueError(f"the leading process could not lock {self.path}")
+    try:
+      yield
+    finally:
+      if held:
+        (self.path / LOCK).unlink(missing_ok=True)
+        held.close()
+        with contextlib.suppress(OSError):  # it is not empty: the usual case
+          self.path.rmdir()
+
+  # Checkpoints, snapshots, networks.
+
+  def checkpoints(self):
+    """The run's `Checkpoints`, to save and restore states; close it."""
+    from okdph_jax.training.checkpoint import Checkpoints
+
+    return Checkpoints(self.path)
+
+  @property
+  def snapshots(self):
+    """{step: folder} of the kept copies of the learner, in order."""
+    folders = list((self.path / "snapshots").glob("*"))
+    found = {int(f.name[5:]): f for f in folders if re.fullmatch(r"step_\d+", f.name)}
+    old = [f for f in folders if f.name.isdigit()]  # earlier versions named them by epoch
+    if old and (lines := self.lines):
+      epoch_steps = round(lines[-1]["step"] / lines[-1]["epoch"])
+      found |= {int(f.name) * epoch_steps: f for f in old}
+    return dict(sorted(found.items()))
+
+  def snapshot(self, step, learner):
+    """Keeps a copy of the learner as of `step`, for analyses."""
+    from okdph_jax.training import checkpoint
+
+    checkpoint.snapshot(self.path / "snapshots" / f"step_{step}", learner)
+
+  def chosen(self, which=None):
+    """(which, step) of the checkpoint that `which` names.
+
+    By default the best on validation where the run has a validation split, else the last:
+    the test set never chooses unless it is asked to.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    from okdph_jax.training import checkpoint
+
+    validated = any(line["accuracy"].get("validation") for line in self.lines)
+    best = BEST_VALIDATION if validated else BEST_TEST
+    which = which or (best if validated else LAST)
+    if which not in WHICH:
+      raise ValueError(f"{which!r} is not a checkpoint; there are {', '.join(WHICH)}")
+    if which not in (LAST, best):
+      reason = "it chose on its validation split" if validated else "it has no validation split"
+      raise ValueError(
+        f"{self.path} has no checkpoint {which}: {reason}; take {best} or {LAST}"
+      )
+    step = checkpoint.stored(self.path, best=which != LAST)
+    if step is None:
+      raise ValueError(f"{self.path} has no checkpoint yet; let the run reach an evaluation")
+    return which, step
+
+  def learner(self, which=None):
+    """The `Learner` of the checkpoint that `which` names, see `chosen`, as NumPy arrays."""
+    from okdph_jax.training import checkpoint
+
+    return checkpoint.learner_at(self.path, self.chosen(which)[1])
+
+  def network(self, reader=None, which=None, network=None):
+    """One trained network of the run, as a `TrainedNetwork`; no data are needed.
+
+    reader: "student_0", "hybrid", ...; by default the single network that is best on
+      validation at the chosen step, or without a validation split the method's first.
+    which: "last", "best-validation" or "best-test", see `chosen`.
+    network: the run's own network by dotted path, "my_pkg.nets:SmallNet". A run's files never
+      make this package import code: where `config.network` is not one of ours, you name it.
+
+    Raises:
+      ValueError: in one line, where there is no such network.
+    """
+    from okdph_jax import methods, models
+    from okdph_jax.methods.protocol import Context
+    from okdph_jax.trained_network import TrainedNetwork
+    from okdph_jax.training import checkpoint, logbook
+
+    config = self.config
+    if config is None:
+      raise ValueError(f"there is no run in {self.path}: it has no {CONFIG}")
+    name, data, names = config["network"], config["data"], self.class_names
+    if ":" in name and name != network:
+      raise ValueError(
+        f"the run in {self.path} has a network of its own, {name}, whose code is imported only "
+        "if you name it too: network=... in Python; in a config config.network, or for a "
+        "teacher config.teacher_network"
+      )
+    which, step = self.chosen(which)
+    net = models.build(name, len(names), config["network_options"])
+    # It is only read: what taught it, and for how long an epoch was, no longer matters.
+    context = Context(net, len(names), 1, config["epochs"], teacher=(net, None))
+    method = methods.assemble(context, config["method"], config["wrappers"])
+    networks = method.networks(checkpoint.learner_at(self.path, step))
+    line = max(
+      (x for x in self.lines if x["step"] <= step), key=lambda x: x["step"], default={}
+    )
+    if not reader:
+      validated = line.get("accuracy", {}).get("validation")
+      reader = logbook.best_single(line, networks)[1] if validated else next(iter(networks))
+    if reader not in networks:
+      raise ValueError(
+        f"the run in {self.path} has no single network {reader!r}; it has {', '.join(networks)}"
+      )
+    trained = TrainedNetwork(
+      module=net,
+      variables=networks[reader],
+      class_names=names,
+      image_shape=tuple(data["image"]),
+      mean=tuple(data["normalisation"]["mean"]),
+      std=tuple(data["normalisation"]["std"]),
+      test_view=config["test_view"],
+      origin=f"{reader} of the {name} in {self.path}, step {step} ({which})",
+    )
+    trained.check()
+    return trained
+
+
+def load(workdir, reader=None, which=None, network=None):
+  """A trained network of the run in `workdir`: a `TrainedNetwork`; prints which it took.
+
+  Arguments as in `Run.network`: by default the best single network on validation or, without
+  a validation split, the method's first one as the last checkpoint has it.
+
+      >>> network = load(workdir, "student_0")
+      student_0 of the resnet8 in ..., step ... (last): images 8x8x1, 3 classes
+      >>> logits = network(images)
+      >>> network.predict(images)[0] in network.class_names
+      True
+
+  Raises:
+    ValueError: in one line, where there is no such network.
+  """
+  found = Run(workdir).network(reader, which, network)
+  print(f"{found.origin}: {found.about}")
+  return found
+
+
+def named(text, option):
+  """(run, reader or None, which or None) of "DIR[:READER][@WHICH]"; the run is finished.
+
+  Raises:
+    ValueError: in one line that names `option`.
+  """
+  folder, reader, which = re.fullmatch(r"(.+?)(?::(\w+))?(?:@([\w-]+))?", text).groups()
+  run = Run(folder)
+  if not run.path.is_dir():
+    raise ValueError(f"{option}={text}: there is no folder {folder}")
+  if run.result is None:
+    raise ValueError(
+      f"{option}={text}: the run in {folder} is not finished, it has no {RESULT}; finish it, "
+      "or name another --workdir"
+    )
+  return run, reader, which
+
+
+# Comparing configs.
+
+
+def differing(old, new):
+  """["key: old -> new", ...] of two configs: empty where one run may go on as the other.
+
+  Keys are flattened ("data.fraction"); those of `MAY_DIFFER` are ignored, and tuples equal
+  lists, because JSON knows no tuples. A single view equals as many of it as there are networks.
+  """
+  old, new = flat(ADDED | old), flat(ADDED | new)
+  for config in (old, new):
+    if len(set(config.get("views", ()))) == 1:
+      config["views"] = config["views"][:1]
+  keys = sorted((old.keys() | new.keys()) - MAY_DIFFER)
+
+  def show(config, key):
+    return json.dumps(config[key]) if key in config else "absent"
+
+  return [
+    f"{key}: {show(old, key)} -> {show(new, key)}"
+    for key in keys
+    if show(old, key) != show(new, key)
+  ]
+
+
+def flat(config):
+  """{"data": {"name": x}} -> {"data.name": x}; values as JSON gives them back."""
+  return dict(_items(json.loads(json.dumps(config))))
+
+
+def _items(config, prefix=""):
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      yield from _items(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key, value
+
+
+# Files.
+
+
+def _read_json(path):
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is not JSON ({error}); restore it, or choose another folder"
+    ) from None
+  if not isinstance(found, dict):
+    raise ValueError(
+      f"{path} holds a {type(found).__name__}; restore it, or choose another folder"
+    )
+  return found
+
+
+def _pretty(tree):
+  return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+
+
+def _writes():
+  """Whether this process is the one of its pod that writes."""
+  from okdph_jax.runtime import distributed  # imports JAX, which reading does not need
+
+  return distributed.is_leader()
+
+
+def _replace(path, text):
+  """Writes a file whole or not at all: a kill leaves the old one."""
+  if not _writes():
+    return
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _whole_lines(path):
+  """The file up to its last newline, as bytes: what comes after was torn by a kill."""
+  try:
+    text = path.read_bytes()
+  except FileNotFoundError:
+    return b""
+  return text[: text.rfind(b"\n") + 1]
+
+
+def _lock(folder):
+  """The open file that holds the lock of `folder`."""
+  path = folder / LOCK
+  while True:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+      raise ValueError(
+        f"cannot write to --workdir={folder}: {error.strerror}; choose another folder"
+      ) from error
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with file:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+      raise ValueError(
+        f"{holder} is writing to {folder}; wait until it ends, or choose another --workdir"
+      ) from None
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+        raise
+      print(f"{folder}: this file system has no locks; start no second process on this run")
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      break
+    file.close()  # its holder has just ended and removed it: there is a new one to take
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file

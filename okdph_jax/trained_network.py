@@ -1,0 +1,109 @@
+"""A trained network with what it needs of its data: images in, logits or class names out."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from okdph_jax import views
+from okdph_jax.nn import students
+
+LARGEST_BATCH = 256  # images; more are taken in parts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+  """A Linen module, its variables, and what they need of their data.
+
+  `net(images)` takes uint8 images [B, H, W, C] as they lie in the dataset; it normalises them
+  as the run's test view does. It compiles once per batch size, and batches are padded to a
+  power of two, so that few sizes occur.
+  """
+
+  module: Any  # a Linen module: module(x [B, H, W, C], train) -> logits [B, K]
+  variables: dict  # {"params": ..., "batch_stats": ...}
+  class_names: tuple  # K strings
+  image_shape: tuple  # (H, W, C)
+  mean: tuple  # per channel, of x / 255
+  std: tuple
+  test_view: str
+  origin: str  # which network of which run, and at which step
+
+  def __repr__(self):
+    return f"<{self.origin}: {self.about}>"
+
+  @property
+  def about(self):
+    shape = "x".join(map(str, self.image_shape))
+    return f"images {shape}, {len(self.class_names)} classes"
+
+  def __call__(self, images):
+    """Logits, float32 [B, K], of uint8 images [B, H, W, C]."""
+    images = self._checked(images)
+    starts = range(0, len(images), LARGEST_BATCH)
+    parts = [images[start : start + LARGEST_BATCH] for start in starts]
+    logits = [
+      self._compiled(self._on_device, _padded(part), jax.random.fold_in(jax.random.key(0), i))
+      for i, part in enumerate(parts)
+    ]
+    rows = [np.asarray(z)[: len(part)] for z, part in zip(logits, parts, strict=True)]
+    return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *rows])
+
+  def probabilities(self, images):
+    """Softmax of the logits, float32 [B, K]."""
+    logits = self(images)
+    odds = np.exp(logits - logits.max(-1, keepdims=True))
+    return odds / odds.sum(-1, keepdims=True)
+
+  def predict(self, images):
+    """The most probable class's name for each image, a list of B strings."""
+    return [self.class_names[k] for k in self(images).argmax(-1)]
+
+  def apply(self, variables, images, key=None):
+    """The pure function behind it, for `jit`, `grad` and export: no checks, no padding.
+
+    images: uint8 [B, H, W, C]. `key` feeds a test view that draws, such as a noisy one.
+    """
+    key = jax.random.key(0) if key is None else key
+    look = views.make((self.test_view,), self.mean, self.std)
+    return students.run(self.module, variables, look(key, images)[0])[0]
+
+  def check(self):
+    """Runs it on shapes alone; ValueError, in one line, where variables do not fit."""
+    images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.uint8)
+    try:
+      logits = jax.eval_shape(self.apply, self.variables, images)
+    except Exception as error:  # whatever a network may raise
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise ValueError(f"{self.origin} no longer fits its network: {reason}") from error
+    if logits.shape != (2, len(self.class_names)):
+      raise ValueError(
+        f"{self.origin} gives logits {list(logits.shape)} for 2 images; "
+        f"[2, {len(self.class_names)}] are needed"
+      )
+
+  @functools.cached_property
+  def _compiled(self):
+    return jax.jit(self.apply)
+
+  @functools.cached_property
+  def _on_device(self):
+    return jax.device_put(self.variables)
+
+  def _checked(self, images):
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+      shape = ", ".join(map(str, ("B", *self.image_shape)))
+      raise ValueError(
+        f"images are {images.dtype} {list(images.shape)}; uint8 [{shape}] with values from 0 "
+        "to 255 are needed"
+      )
+    return images
+
+
+def _padded(images):
+  size = 1 << (len(images) - 1).bit_length()
+  return np.pad(images, [(0, size - len(images))] + [(0, 0)] * (images.ndim - 1))

@@ -1,0 +1,270 @@
+"""What runs do beyond one training: options of networks, fine-tuning, extending, faults."""
+
+import contextlib
+import doctest
+import json
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import okdph_jax
+from okdph_jax import data
+from okdph_jax import run as run_module
+from okdph_jax.experiment import fit as fit_module
+from okdph_jax.experiment.fit import fit
+from okdph_jax.main import main, parse
+from okdph_jax.run import Run
+from okdph_jax.runtime.signals import Interrupted
+from okdph_jax.training.loop import Session
+from tests import runs
+
+DIGITS = "--config=configs/digits.py:"
+
+
+def config(path, *more, method="dml"):
+  asked, *_ = parse([DIGITS + method, *runs.options(path), *more, "--workdir=unused"])
+  return asked
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  return runs.arrays(tmp_path_factory.mktemp("data") / "data.npz")
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+  """A run of base with one student, two epochs of two steps."""
+  asked = config(
+    images, "--config.method.students=1", "--config.views=('crop(1)',)", method="base"
+  )
+  return fit(asked, tmp_path_factory.mktemp("trained") / "run"), asked
+
+
+def differently(asked, **options):
+  asked = asked.copy_and_resolve_references()
+  with asked.unlocked():
+    asked.update(options)
+  return asked
+
+
+def refused(arguments, capsys):
+  assert main(arguments) == 2
+  said = capsys.readouterr().err
+  assert said.count("\n") == 1, said
+  return said
+
+
+# Networks with options, and of NNX.
+
+
+def test_the_network_s_options_reach_it_and_are_kept(trained, tmp_path):
+  _, asked = trained
+  asked = differently(asked, network="tests.nets:Wide", network_options={"width": 5})
+  result = fit(asked, tmp_path / "run")
+  assert result.run.config["network_options"] == {"width": 5}
+  network = result.run.network(network="tests.nets:Wide")
+  assert network.variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 1, 5)
+
+
+def test_options_come_from_the_command_line(images):
+  asked = config(
+    images, "--config.network_options.width=32", "--config.network_options.act=relu"
+  )
+  assert asked.network_options.to_dict() == {"width": 32, "act": "relu"}
+
+
+def test_wrong_options_and_signatures_are_refused(images, tmp_path, capsys):
+  start = [DIGITS + "dml", *runs.options(images), f"--workdir={tmp_path / 'run'}"]
+  wide = "--config.network=tests.nets:Wide"
+  said = refused([*start, wide, "--config.network_options.widht=5"], capsys)
+  assert "no option 'widht'" in said and "did you mean 'width'" in said
+  said = refused([*start, "--config.network=tests.nets:Narrow"], capsys)
+  assert "Narrow(classes=K)" in said and "config.network_options" in said
+  said = refused(
+    [*start, "--config.network=resnet8", "--config.network_options.depth=5"], capsys
+  )
+  assert "'resnet8' has no option 'depth'" in said
+
+
+def test_an_nnx_module_trains_and_loads(images, tmp_path):
+  asked = config(images, "--config.network=tests.nets:Nnx", "--config.network_options.width=4")
+  result = fit(asked, tmp_path / "run")
+  learner = result.run.learner("last")
+  assert learner.params["students"]["conv"]["kernel"].shape == (2, 3, 3, 1, 4)
+  assert not np.allclose(learner.stats["students"]["norm"]["mean"], 0)
+  network = result.run.network("student_1", network="tests.nets:Nnx")
+  dataset = data.load(asked)
+  right = (network(dataset.test.images).argmax(-1) == dataset.test.labels).mean()
+  assert right == result.run.lines[-1]["accuracy"]["test"]["student_1"]
+
+
+# Starting from a trained network.
+
+
+@pytest.mark.parametrize("method", ["dml", "mean_teacher", "okdph"])
+def test_all_students_start_from_it(trained, images, tmp_path, method):
+  """At a vanishing learning rate they stay there; so does what the method averages."""
+  source, _ = trained
+  asked = config(images, f"--config.init_from={source.run.path}@last", method=method)
+  asked = differently(asked, learning_rate=1e-12, snapshots=1)
+  result = fit(asked, tmp_path / "run")
+  start = source.run.network(which="last", network="tests.nets:Small").variables["params"]
+  learner = result.run.learner("last")
+  for n in range(len(learner.params["students"]["Dense_0"]["bias"])):
+    mine = jax.tree.map(lambda leaf, n=n: leaf[n], learner.params["students"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mine, start)
+  if method == "mean_teacher":
+    mean = jax.tree.map(lambda leaf: leaf[0], learner.memory["teacher"]["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean, start)
+
+
+def test_branches_start_from_a_whole_network(images, tmp_path):
+  net = "--config.network=resnet8"
+  source = fit(config(images, net), tmp_path / "source")
+  asked = config(
+    images, net, f"--config.init_from={tmp_path / 'source'}:student_1", method="one"
+  )
+  result = fit(differently(asked, learning_rate=1e-12), tmp_path / "run")
+  start = source.run.network("student_1").variables["params"]
+  learner = result.run.learner("last")
+  same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
+  jax.tree.map(same, learner.params["shared"]["stem"], start["stem"])
+  first = jax.tree.map(lambda leaf: leaf[0], learner.params["students"])
+  jax.tree.map(same, first, start["branch"])
+
+
+def test_other_classes_get_a_new_head_and_the_summary_says_so(trained, tmp_path, capsys):
+  source, _ = trained
+  other = runs.arrays(tmp_path / "data.npz", classes=5)
+  asked = config(other, f"--config.init_from={source.run.path}")
+  result = fit(asked, tmp_path / "run")
+  said = capsys.readouterr().out
+  assert f"student_0 of the tests.nets:Small in {source.run.path}" in said
+  assert "new: Dense_0/bias, Dense_0/kernel" in said
+  assert result.run.config["init_from"].startswith("../")
+  assert result.run.network(network="tests.nets:Small").variables["params"]["Dense_0"][
+    "bias"
+  ].shape == (5,)
+
+
+def test_a_start_that_fits_nowhere_is_refused(trained, images, tmp_path, capsys):
+  start = [DIGITS + "dml", *runs.options(images), f"--workdir={tmp_path / 'run'}"]
+  path = trained[0].run.path
+  said = refused([*start, f"--config.init_from={path}", "--config.network=resnet8"], capsys)
+  assert "network of its own, tests.nets:Small" in said
+
+
+# Extending.
+
+
+def test_a_finished_run_goes_on_for_more_epochs_at_its_last_rate(trained, tmp_path, capsys):
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+  before, rates = run.lines, [line["learning_rate"] for line in run.lines]
+  longer = differently(asked, epochs=4)
+  result = fit(longer, run.path)
+  assert "extended from 2 to 4 epochs" in capsys.readouterr().out
+  assert run.lines[:2] == before
+  assert [line["epoch"] for line in run.lines] == [1, 2, 3, 4]
+  assert [line["learning_rate"] for line in run.lines] == [*rates, rates[-1], rates[-1]]
+  assert ["extended_from_epochs" in line for line in run.lines] == [False, False, True, True]
+  assert result.numbers["extended_from_epochs"] == 2 and result.numbers["epochs"] == 4
+  assert fit(longer, run.path).numbers == result.numbers  # finished
+  assert fit(differently(asked, epochs=5), run.path).numbers["extended_from_epochs"] == 2
+  for other in (dict(epochs=3), dict(epochs=6, momentum=0.5)):
+    with pytest.raises(ValueError, match="holds a run of another config"):
+      fit(differently(asked, **other), run.path)
+  assert run.result["epochs"] == 5
+
+
+def test_an_extension_goes_on_after_an_interruption(trained, tmp_path, monkeypatch):
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+
+  @contextlib.contextmanager
+  def in_the_third_epoch():
+    yield lambda: len(run.lines) == 3
+
+  with monkeypatch.context() as patch:
+    patch.setattr(fit_module, "interruptible", in_the_third_epoch)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+      fit(differently(asked, epochs=4), run.path)
+  assert run.result is None and run.planned_epochs == 2
+  assert fit(differently(asked, epochs=4), run.path).numbers["extended_from_epochs"] == 2
+
+
+# Faults.
+
+
+class Killed(BaseException):
+  """In place of kill -9."""
+
+
+def test_a_line_without_its_checkpoint_is_written_again(trained, tmp_path, monkeypatch):
+  """SIGTERM in an evaluation, then kill -9 between the resumed run's line and checkpoint."""
+  source, asked = trained
+  run = Run(tmp_path / "run")
+
+  @contextlib.contextmanager
+  def at_the_first_evaluation():
+    calls = iter([False, False, True])  # looks after steps 1 and 2, and the evaluation
+    yield lambda: next(calls, True)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(fit_module, "interruptible", at_the_first_evaluation)
+    with pytest.raises(Interrupted):
+      fit(asked, run.path)
+  save = Session.save
+
+  def killed(session, accuracy=None):
+    if accuracy is not None:
+      raise Killed
+    save(session)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Session, "save", killed)
+    with pytest.raises(Killed):
+      fit(asked, run.path)
+  assert len(run.lines) == 1
+  result = fit(asked, run.path)
+  assert runs.evaluations(run.path) == runs.evaluations(source.run.path)
+  assert result.readers == source.readers
+  ours, theirs = (r.learner("last") for r in (run, source.run))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_fit_runs_outside_the_main_thread_and_leaves_signals_alone(trained, tmp_path):
+  result, asked = trained
+  handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+  found = []
+  thread = threading.Thread(target=lambda: found.append(fit(asked, tmp_path / "run")))
+  thread.start()
+  thread.join()
+  assert found[0].readers == result.readers
+  assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+# The public names.
+
+
+def test_the_examples_of_the_public_functions_run(images, tmp_path):
+  asked = config(images, "--config.network=resnet8")
+  values = dict(config=asked, workdir=tmp_path / "run", images=np.load(images)["test_images"])
+  flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+  for function, module in ((fit, fit_module), (okdph_jax.load, run_module)):
+    finder = doctest.DocTestFinder(recurse=False)
+    (test,) = finder.find(function, globs=vars(module) | values)
+    assert test.examples
+    assert doctest.DocTestRunner(optionflags=flags).run(test).failed == 0
+
+
+def test_the_public_names():
+  for name in set(okdph_jax.__all__) - {"evaluate"}:  # which follows
+    assert getattr(okdph_jax, name) is not None
+  assert json.dumps(okdph_jax.__version__) and "load" in dir(okdph_jax)
+  with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    okdph_jax.lod  # noqa: B018
