@@ -462,7 +462,7 @@ def test_own_network_by_path():
     ("no_such_package.nets:Net", "cannot be imported.*No module named 'no_such_package'"),
     (f"{__name__}:Plane", "has no 'Plane'.*Plain"),
     (f"{__name__}:NeedsWidth", "missing a required argument: 'width'"),
-    (f"{__name__}:not_a_module", "made a int; a flax.linen.Module is needed"),
+    (f"{__name__}:not_a_module", "made a int; a flax.linen.Module, or the class"),
   ],
 )
 def test_bad_names(name, message):
