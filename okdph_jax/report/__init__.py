@@ -1,1 +1,1 @@
-"""Tables and curves from what runs left on disk; nothing here imports JAX."""
+"""Tables and pictures of finished runs; nothing here imports JAX."""
