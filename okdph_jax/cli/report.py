@@ -20,7 +20,9 @@ def main(arguments):
     return _curves(arguments[1:])
   parser = Parser("report", DESCRIPTION)
   parser.add_argument("paths", nargs="+", help="result files, or directories of them")
-  parser.add_argument("--head", action="store_true", help="one short table each, the most accurate first")
+  parser.add_argument(
+    "--head", action="store_true", help="one short table each, the most accurate first"
+  )
   flags = parser.parse(arguments)
 
   from okdph_jax.report import tables
