@@ -213,6 +213,13 @@ def override(config, overrides):
   return holder.value
 
 
+def changed_data(changes):
+  """{option: value} of `config.data` from (name, text) pairs, each of its option's type."""
+  check_override_names([(f"data.{name}", text) for name, text in changes])
+  config = override(default(), [(f"data.{name}", text) for name, text in changes])
+  return {name: config.data[name] for name, _ in changes}
+
+
 def _literal(text):
   try:
     return ast.literal_eval(text)

@@ -1,0 +1,150 @@
+"""What a trained network is worth on a dataset: accuracy, calibration, confusion."""
+
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from okdph_jax import data as datasets
+from okdph_jax import methods, models, views
+from okdph_jax.experiment.config import default
+from okdph_jax.methods.protocol import Context
+from okdph_jax.run import Run
+from okdph_jax.runtime import host
+from okdph_jax.training.evaluate import EVALUATION_BATCH
+
+BINS = 15  # of the calibration error
+
+
+class Evaluation(NamedTuple):
+  """One reader of a run on one split of a dataset."""
+
+  reader: str  # "student_0", "hybrid", ...
+  checkpoint: str  # "last, step 460"
+  dataset: str  # "digits, test: 355 images"
+  class_names: tuple  # K strings
+  accuracy: float  # the fraction of images whose class has the highest logit
+  cross_entropy: float  # mean of -log p(label), in nats
+  calibration_error: float  # expected calibration error, see `calibration_error`
+  per_class: np.ndarray  # float [K], accuracy on the images of each class; NaN where none
+  confusion: np.ndarray  # int [K, K]: images of class (row) taken for class (column)
+
+
+def evaluate(workdir, reader=None, *, which=None, data=None, split="test", network=None):
+  """The `Evaluation` of one reader; see `evaluate_all` for the arguments.
+
+  reader: "student_0", "hybrid", "ensemble", ...; by default that of `load(workdir)`.
+  """
+  reader = reader or Run(workdir).network(None, which, network).origin.split()[0]
+  found = evaluate_all(workdir, which=which, data=data, split=split, network=network)
+  if reader not in found:
+    raise ValueError(
+      f"the run in {workdir} has no reader {reader!r}; it has {', '.join(found)}"
+    )
+  return found[reader]
+
+
+def evaluate_all(workdir, *, which=None, data=None, split="test", network=None):
+  """{reader: `Evaluation`} of a run, with ensembles.
+
+  which: the checkpoint, see `Run.chosen`. data: options of `config.data` that differ from the
+  run's, e.g. {"name": "arrays", "dir": "photos.npz"}; its images must have the run's shape
+  and as many classes. They are normalised as the run's were. split: "test", "validation" or
+  "train". network: the run's own network by dotted path, see `Run.network`.
+
+  Raises:
+    ValueError: in one line, for a run or a dataset that does not fit.
+  """
+  run = Run(workdir)
+  which, step = run.chosen(which)
+  run.network(None, which, network)  # refuses what cannot be read
+  config, names = run.config, run.class_names
+  dataset, images = _images(config, data, split, run)
+  net = models.build(config["network"], len(names), config["network_options"])
+  context = Context(net, len(names), 1, config["epochs"], teacher=(net, None))
+  method = methods.assemble(context, config["method"], config["wrappers"])
+  normal = config["data"]["normalisation"]
+  look = views.make((config["test_view"],), normal["mean"], normal["std"])
+
+  @jax.jit
+  def logits(learner, image, key):
+    seen = look(key, image)[0]
+    return method.predict(learner, seen) | method.ensembles(learner, seen)
+
+  learner, mesh = run.learner(which), host.mesh()
+  size = -(-min(EVALUATION_BATCH, len(images)) // mesh.size) * mesh.size
+  key = jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 2)
+  key, _ = jax.random.split(key)  # as in training: a noisy test view draws the same noise
+  rows, labels = {}, []
+  for i, (batch, mask) in enumerate(images.padded(size, mesh=mesh)):
+    kept = np.asarray(mask)
+    labels.append(np.asarray(batch.label)[kept])
+    for name, z in logits(learner, batch.image, jax.random.fold_in(key, i)).items():
+      rows.setdefault(name, []).append(np.asarray(z)[kept])
+  labels = np.concatenate(labels)
+  about = f"{which}, step {step}", f"{dataset.name}, {split}: {len(labels):,} images"
+  return {
+    name: measure(np.concatenate(parts), labels, names, name, *about)
+    for name, parts in rows.items()
+  }
+
+
+def _images(config, changes, split, run):
+  """(the dataset, its split) to evaluate on; ValueError where it does not fit the run."""
+  changes, own = dict(changes or {}), default().data
+  if changes.get("name", config["data"]["name"]) == config["data"]["name"]:
+    own.update({name: config["data"][name] for name in own if name in config["data"]})
+  own.update(changes)
+  dataset = datasets.load(ml_collections.ConfigDict({"data": own}))
+  images = {"test": dataset.test, "validation": dataset.validation, "train": dataset.train}
+  if images.get(split) is None:
+    there = [name for name, part in images.items() if part is not None]
+    raise ValueError(f"{dataset.name} has no split {split!r}; there are {', '.join(there)}")
+  shape, wanted = tuple(images[split].image_shape), tuple(config["data"]["image"])
+  if shape != wanted:
+    raise ValueError(
+      f"{dataset.name} has images {list(shape)}, the run in {run.path} takes {list(wanted)}; "
+      "data.image_size resizes those of folders and TFDS"
+    )
+  if dataset.classes != len(run.class_names):
+    raise ValueError(
+      f"{dataset.name} has {dataset.classes} classes, the run in {run.path} "
+      f"{len(run.class_names)}; evaluate it on a dataset with the same classes"
+    )
+  return dataset, images[split]
+
+
+def measure(logits, labels, class_names, reader="", checkpoint="", dataset=""):
+  """The `Evaluation` of logits [N, K] for labels int [N]; a pure function of NumPy arrays."""
+  from sklearn.metrics import confusion_matrix
+
+  logits = np.asarray(logits, np.float64)
+  shifted = logits - logits.max(-1, keepdims=True)
+  log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+  chosen = logits.argmax(-1)
+  confusion = confusion_matrix(labels, chosen, labels=np.arange(len(class_names)))
+  counts = confusion.sum(1)
+  return Evaluation(
+    reader=reader,
+    checkpoint=checkpoint,
+    dataset=dataset,
+    class_names=tuple(class_names),
+    accuracy=float((chosen == labels).mean()),
+    cross_entropy=float(-log_p[np.arange(len(labels)), labels].mean()),
+    calibration_error=calibration_error(np.exp(log_p.max(-1)), chosen == labels),
+    per_class=np.where(counts, confusion.diagonal() / np.maximum(counts, 1), np.nan),
+    confusion=confusion,
+  )
+
+
+def calibration_error(confidence, right, bins=BINS):
+  """Expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599), in [0, 1].
+
+      sum_b n_b / n |mean(right in b) - mean(confidence in b)|
+
+  over bins (i / bins, (i + 1) / bins] of the confidence [N], the highest probability.
+  """
+  bin_of = np.ceil(np.asarray(confidence) * bins).clip(1, bins).astype(int) - 1
+  gaps = np.bincount(bin_of, np.asarray(right, float) - confidence, bins)
+  return float(np.abs(gaps).sum() / len(confidence))
