@@ -3,8 +3,10 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,10 +90,17 @@ def test_commands_exist_and_parse(words, tmp_path, monkeypatch, capsys):
   if command == "train":
     parse(options)
     return
-  monkeypatch.chdir(tmp_path)  # where `runs` has results
-  (tmp_path / "runs").symlink_to(ROOT / "docs" / "results")
+  shutil.copytree(ROOT / "docs" / "results", tmp_path / "runs")
+  line = {"epoch": 1, "accuracy": {"test": {"student_0": 0.5}}}
+  (tmp_path / "runs" / "limited").mkdir()
+  (tmp_path / "runs" / "limited" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+  monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(views, "draw", lambda config, path: None)
-  assert dispatch(words) == 0, capsys.readouterr().err
+  code, errors = dispatch(words), capsys.readouterr().err
+  if command == "evaluate":  # all options are read before the network is
+    assert "has no checkpoints" in errors
+  else:
+    assert code == 0, errors
 
 
 @pytest.mark.parametrize("page", TEXTS)
