@@ -148,7 +148,7 @@ def closing(result):
   rows = [
     (
       name,
-      "single network" if reader["single"] else "ensemble",
+      "single network" if reader["single"] else "several networks",
       *(f"{reader[which]:.4f}" for which in ("last", "best")),
       f"{reader['best_epoch']:g}",
       "-" if reader["at_best_validation"] is None else f"{reader['at_best_validation']:.4f}",
@@ -156,7 +156,7 @@ def closing(result):
     for name, reader in result["readers"].items()
   ]
   rows.sort(key=lambda row: row[1] != "single network")
-  headers = ("reader", "kind", "last epoch", "best on test", "at epoch", "best on validation")
+  headers = ("reader", "kind", "last epoch", "best on test", "at epoch", "chosen on validation")
   best = result["best_single"]
   return (
     f"test accuracy, one seed ({result['seed']}), {result['evaluations']} evaluations\n"
