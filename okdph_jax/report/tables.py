@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, MAY_DIFFER, flat
+from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, flat
 
 # Runs that differ in these alone are the same experiment.
 NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
@@ -53,11 +53,9 @@ def find(paths):
   """
   files = []
   for path in map(Path, paths):
-    files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    files += _below(path) if path.is_dir() else [path]
   results, warnings, seen = [], [], {}
   for file in files:
-    if file.name == CONFIG:
-      continue
     try:
       result = read(file)
     except (OSError, ValueError) as error:
@@ -69,6 +67,14 @@ def find(paths):
     else:
       warnings.append(f"{file}: left out, the same config and seed as {same}")
   return results, warnings
+
+
+def _below(folder):
+  """The JSON files in a folder; of a run its result alone, not its config or evaluations."""
+  runs = {file.parent for file in folder.rglob(CONFIG)}
+  for file in sorted(folder.rglob("*.json")):
+    if file.name == RESULT or not runs & set(file.parents):
+      yield file
 
 
 def read(file):

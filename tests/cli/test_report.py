@@ -289,6 +289,8 @@ def test_files_that_are_no_results_are_named_and_the_others_stand(tmp_path, caps
   (tmp_path / "a" / "run").mkdir(parents=True)
   Run(tmp_path / "a" / "run").write_result(made(0))
   Run(tmp_path / "a" / "run").write_record({}, {})
+  (tmp_path / "a" / "run" / "evaluation").mkdir()
+  (tmp_path / "a" / "run" / "evaluation" / "hybrid.json").write_text("{}")  # not a result
   Run(tmp_path / "a").write_result(made(1))
   (tmp_path / "again.json").write_text(json.dumps(made(1)))
   (tmp_path / "torn.json").write_text(json.dumps(made(2))[:-40])
