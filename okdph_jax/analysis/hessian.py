@@ -4,15 +4,26 @@
 then the loss. Products are float32 on the device; everything else is float64 on the host.
 """
 
+import time
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
 
-from okdph_jax.analysis.points import as_tree, compiled, mean_over
+from okdph_jax.analysis import figures
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import (
+  as_tree,
+  compiled,
+  mean_over,
+  network_loss,
+  plain_speed,
+)
 
 
 class Eigenvalues(NamedTuple):
@@ -103,7 +114,7 @@ def _probe(loss, params, batches, key):
   return [jnp.vdot(a, b) for a, b in zip(v, jax.tree.leaves(h), strict=True)]
 
 
-def spectral_density(loss, params, *, key, batches=None, probes=4, iterations=40):
+def spectral_density(loss, params, *, key, batches=None, probes=2, iterations=30):
   """The spectrum by stochastic Lanczos quadrature: `Spectrum` (Ghorbani et al., ICML 2019,
   arXiv:1901.10159)."""
   flat, _ = ravel_pytree(params)
@@ -166,3 +177,85 @@ def _flat_product(loss, params, batches):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
 
   return flat
+
+
+def analyse(targets, *, images=1000, split="train", seed=0, batch=250, k=5, probes=50):
+  """Top eigenvalues, trace and spectrum of the cross-entropy of every network: `Finding`.
+
+  On `images` of each run, without augmentation, batch statistics as trained. For a distilled
+  network too it is the Hessian of the cross-entropy on the labels, not of what it trained on.
+  """
+  rows, numbers, curves, speeds = [], {}, {}, []
+  for target in tqdm(targets, desc="hessian", disable=None):
+    pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
+    params, stats = target.variables["params"], target.variables["batch_stats"]
+    loss, key = network_loss(target.net, stats), jax.random.key(seed)
+    jax.block_until_ready(product(loss, params, pictures)(params))  # compiles
+    began = time.monotonic()
+    top = top_eigenvalues(loss, params, k, key=key, batches=pictures)
+    seconds = time.monotonic() - began
+    traced = trace(loss, params, key=key, batches=pictures, probes=probes)
+    spectrum = spectral_density(loss, params, key=key, batches=pictures)
+    curves[target.name] = spectrum
+    plain = plain_speed(target.net, target.variables, pictures)
+    forward = pictures.label.size / plain
+    speeds.append((top.products / seconds, seconds / top.products / forward))
+    size = float(optax.tree.norm(params))
+    rows.append(
+      (
+        target.name,
+        target.test_accuracy,
+        *top.values[:1],
+        top.values[-1],
+        traced.trace,
+        traced.standard_error,
+        traced.normalized,
+        size,
+      )
+    )
+    numbers[target.name] = {
+      "test_accuracy": target.test_accuracy,
+      "images": pictures.label.size,
+      "eigenvalues": top,
+      "trace": traced,
+      "spectrum": spectrum,
+      "weight_norm": size,
+      "products_per_second": speeds[-1][0],
+      "forward_passes_per_product": speeds[-1][1],
+    }
+  headers = (
+    "network",
+    "test accuracy",
+    "largest",
+    f"{k}th",
+    "trace",
+    "± s.e.",
+    "normalised trace",
+    "weight norm",
+  )
+  rate, passes = np.mean(speeds, 0)
+  notes = (
+    f"{rate:.3g} Hessian-vector products per second, each in the time of {passes:.1f} plain "
+    "evaluations of the same images",
+  )
+  return Finding(headers, rows, numbers, _draw(numbers, curves), notes)
+
+
+@figures.styled
+def _draw(numbers, spectra):
+  figure, axes = figures.new(2, width=3.0, height=2.6)
+  left, right = axes[0]
+  low = min(s.nodes.min() for s in spectra.values())
+  high = max(s.nodes.max() for s in spectra.values())
+  x = np.linspace(low - 0.05 * (high - low), high + 0.1 * (high - low), 800)
+  for i, (name, spectrum) in enumerate(spectra.items()):
+    style = dict(color=figures.color(i), label=name)
+    values = numbers[name]["eigenvalues"].values
+    left.plot(np.arange(1, len(values) + 1), values, marker=figures.marker(i), **style)
+    curve = density(spectrum, x, 0.01 * (high - low))
+    right.plot(x, np.maximum(curve, 1e-9), **style)
+  left.set(xlabel="rank", ylabel="eigenvalue of the Hessian", xticks=range(1, len(values) + 1))
+  left.set_ylim(bottom=0)
+  right.set(xlabel="eigenvalue", ylabel="spectral density", yscale="log", ylim=(1e-7, None))
+  figures.legend(right)
+  return figure

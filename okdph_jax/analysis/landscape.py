@@ -1,10 +1,23 @@
 """Loss on a plane of parameter space, and on the line between two networks."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from okdph_jax.analysis import figures
+from okdph_jax.analysis.barrier import between, distance, height
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import (
+  measure,
+  once_per_network,
+  plain_speed,
+  reestimate,
+  sweep,
+)
+from okdph_jax.analysis.subject import targets
 
 
 class Plane(NamedTuple):
@@ -98,6 +111,294 @@ def grid(scores, points, margin=0.2):
   return tuple(np.linspace(c - reach, c + reach, points) for c in (low + high) / 2)
 
 
-def barrier(losses):
-  """Height of the barrier on a line: the highest loss minus the mean of the two ends."""
-  return float(np.max(losses) - (losses[0] + losses[-1]) / 2)
+@once_per_network
+def _on_plane(net):
+  def value(context, point):
+    origin, directions, images, statistics = context
+    return _measured(net, at(origin, directions, point), images, statistics)
+
+  return value
+
+
+@once_per_network
+def _beside_snapshot(net):
+  def value(context, point):
+    snapshots, directions, images, statistics = context
+    nearest = jax.tree.map(lambda x: x[point["snapshot"]], snapshots)
+    return _measured(net, at(nearest, directions, point["offset"]), images, statistics)
+
+  return value
+
+
+def _measured(net, variables, images, statistics):
+  if statistics is not None:
+    variables = reestimate(net, variables, statistics)
+  return measure(net, variables, images)
+
+
+def evaluate(net, plane, x, y, images, *, statistics=None, snapshots=None, **how):
+  """Loss and accuracy at x [n] by y [m] of a plane: ({name: [m, n]}, points per second).
+
+  statistics: images [S, B, H, W, C] for new batch statistics at every point; None takes those
+  that the plane has. snapshots: the stack that the plane was fitted on; each point then lies in
+  the parallel plane through the nearest of them and has its batch statistics, as in the figures
+  of OKDPH's release. how: `sweep`'s partial_file and title.
+  """
+  points = np.stack([a.ravel() for a in np.meshgrid(x, y)], 1)  # [m n, 2]
+  if snapshots is None:
+    context = (plane.origin, plane.directions, images, statistics)
+    values, speed = sweep(_on_plane(net), context, points.astype(np.float32), **how)
+  else:
+    nearest = np.linalg.norm(points[:, None] - plane.scores, axis=-1).argmin(1)
+    offset = (points - plane.scores[nearest]).astype(np.float32)
+    still = jax.tree.map(np.zeros_like, plane.directions["batch_stats"])
+    context = (snapshots, plane.directions | {"batch_stats": still}, images, statistics)
+    grid = {"snapshot": nearest.astype(np.int32), "offset": offset}
+    values, speed = sweep(_beside_snapshot(net), context, grid, **how)
+  return {name: value.reshape(len(y), len(x)) for name, value in values.items()}, speed
+
+
+def analyse(
+  subjects,
+  *,
+  plane="pca",
+  readers=(),
+  which=None,
+  size=41,
+  images=1000,
+  split="train",
+  seed=0,
+  batch=250,
+  statistics="reestimated",
+  statistics_images=500,
+  value="loss",
+  reach=1.0,
+  partial_file=None,
+):
+  """Loss or error around the networks of the runs: `Finding`.
+
+  plane: "pca", one plane through the mean of all students' snapshots of all runs; "nearest",
+  the same as OKDPH's release draws it, see `evaluate`; "random", filter-normalised directions
+  around each network, the same for all, `reach` filter norms far; "line", between every two
+  students of each run. statistics: "reestimated" on `statistics_images` of the training split
+  at every point, or "mixed", interpolated like the parameters. value: "loss" or "error".
+  """
+  look = dict(split=split, seed=seed, batch=batch)
+  if plane == "line":
+    return _lines(subjects, images, look, which, value, statistics, partial_file)
+
+  def pictures(subject):
+    new = subject.images(statistics_images, seed=seed + 1, batch=batch).image
+    return subject.images(images, **look), new if statistics == "reestimated" else None
+
+  if plane == "random":
+    around = targets(subjects, readers, which)
+    return _random(around, pictures, size, look, reach, value, partial_file)
+  trajectories, start = [], 0
+  rows = []
+  for subject in subjects:
+    there = subject.trajectory()
+    for reader in (r for r in there[max(there)] if r.startswith("student_")):
+      rows += [there[step][reader] for step in there]
+      trajectories.append((subject, reader, list(there), slice(start, len(rows))))
+      start = len(rows)
+  shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
+  if len(shapes) > 1:
+    raise ValueError("the runs have different networks; one plane needs one architecture")
+  stack = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+  fitted = pca_plane(stack)
+  x, y = grid(fitted.scores, size)
+  measured, new = pictures(subjects[0])
+  values, speed = evaluate(
+    subjects[0].net,
+    fitted,
+    x,
+    y,
+    measured,
+    statistics=new,
+    snapshots=stack if plane == "nearest" else None,
+    partial_file=partial_file,
+    title="landscape",
+  )
+  ends = {
+    f"{subject.name}: {reader}": fitted.scores[part][-1]
+    for subject, reader, _, part in trajectories
+  }
+  lowest = np.unravel_index(np.nanargmin(values["loss"]), values["loss"].shape)
+  numbers = {
+    "x": x,
+    "y": y,
+    **values,
+    "explained": fitted.explained,
+    "lowest": {"x": x[lowest[1]], "y": y[lowest[0]], "loss": values["loss"][lowest]},
+    "trajectories": {
+      f"{subject.name}: {reader}": {"steps": steps, "scores": fitted.scores[part]}
+      for subject, reader, steps, part in trajectories
+    },
+    "images": measured.label.size,
+  }
+  seen = measured.label.size + (0 if new is None else new.shape[0] * new.shape[1])
+  origin = jax.tree.map(jnp.asarray, fitted.origin)
+  notes = (
+    f"explained variance {fitted.explained[0]:.1%} and {fitted.explained[1]:.1%}; lowest loss "
+    f"on the grid {values['loss'][lowest]:.4g}",
+    _speed(speed, seen, plain_speed(subjects[0].net, origin, measured)),
+  )
+  table = [(name, *end) for name, end in ends.items()]
+  figure = _draw_plane(numbers, value, subjects[0].config["data"]["classes"], split)
+  return Finding(("end of", "PC 1", "PC 2"), table, numbers, figure, notes)
+
+
+def _random(networks, pictures, size, look, reach, value, partial_file):
+  x = np.linspace(-reach, reach, size)
+  numbers, rows = {}, []
+  for target in networks:
+    measured, new = pictures(target.subject)
+    around = random_plane(jax.random.key(look["seed"]), target.variables)
+    values, speed = evaluate(
+      target.net,
+      around,
+      x,
+      x,
+      measured,
+      statistics=new,
+      partial_file=partial_file,
+      title=target.name,
+    )
+    middle = values["loss"][size // 2, size // 2]
+    numbers[target.name] = {"x": x, "y": x, **values, "images": measured.label.size}
+    flat = (values["loss"] < middle + 1).mean()
+    rows.append((target.name, target.test_accuracy, middle, values["loss"].mean(), flat))
+  seen = measured.label.size + (0 if new is None else new.shape[0] * new.shape[1])
+  notes = (_speed(speed, seen, plain_speed(target.net, target.variables, measured)),)
+  headers = ("network", "test accuracy", "loss", "mean loss on the plane", "share below +1 nat")
+  figure = _draw_random(
+    numbers, value, networks[0].subject.config["data"]["classes"], look["split"]
+  )
+  return Finding(headers, rows, numbers, figure, notes)
+
+
+def _lines(subjects, images, look, which, value, statistics, partial_file):
+  numbers, curves, rows = {}, {}, []
+  for subject in subjects:
+    _, networks = subject.networks(which)
+    names = [name for name in networks if name.startswith("student_")]
+    if len(names) < 2:
+      raise ValueError(f"{subject.run.path} trains one network; a line needs two students")
+    stack = jax.tree.map(lambda *leaves: np.stack(leaves), *(networks[n] for n in names))
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    pictures = subject.images(images, **look)
+    values, _ = between(
+      subject.net, stack, pairs, pictures, points=21, partial_file=partial_file
+    )
+    numbers[subject.name] = {"pairs": pairs, **values, "images": pictures.label.size}
+    for (a, b), loss, accuracy in zip(
+      pairs, values[f"{statistics}_loss"], values[f"{statistics}_accuracy"], strict=True
+    ):
+      name = f"{subject.name}: {a}-{b}"
+      curve = {"x": np.linspace(0, 1, 21), "loss": loss, "error": 100 * (1 - accuracy)}
+      curves[name] = curve
+      apart = distance(networks[names[a]], networks[names[b]])
+      rows.append((name, apart, loss[0], loss[-1], loss.max(), height(loss)))
+  headers = ("students", "distance", "first loss", "second loss", "highest", "barrier")
+  panels = {value: (LABELS[value].format(split=look["split"]), False)}
+  figure = figures.lines(panels, curves, xlabel="position between two students")
+  return Finding(headers, rows, numbers, figure)
+
+
+def _speed(points, images, plain):
+  """How fast a sweep was, beside plain evaluation of as many images."""
+  rate = points * images
+  return (
+    f"{points:.3g} points per second of {images:,} images: {rate:,.0f} images per second, "
+    f"{rate / plain:.0%} of plain evaluation's {plain:,.0f}"
+  )
+
+
+LABELS = {"loss": "cross-entropy, {split} images [nats]", "error": "error, {split} images [%]"}
+
+
+def _shown(values, value, classes):
+  """(what is drawn, contour levels): a loss only up to twice that of a guess, ln K."""
+  if value == "error":
+    return 100 * (1 - values["accuracy"]), np.linspace(0, 100, 21)
+  clip = 2 * np.log(classes)
+  loss = np.nan_to_num(values["loss"], nan=clip, posinf=clip).clip(1e-6, clip)
+  low = max(loss.min(), 1e-3)
+  return loss, np.geomspace(low * 0.98, clip, 21)
+
+
+@figures.styled
+def _draw_plane(numbers, value, classes, split):
+  labels = len(numbers["trajectories"]) + 3
+  figure, ((axes,),) = figures.new(width=4.0, height=3.3 + 0.16 * (-(-labels // 2)))
+  z, levels = _shown(numbers, value, classes)
+  filled = _contours(axes, numbers, z, levels)
+  bar = figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.03, format="%.2g")
+  bar.set_label(LABELS[value].format(split=split))
+  for i, (name, path) in enumerate(numbers["trajectories"].items()):
+    a, b = path["scores"].T
+    axes.plot(a, b, color="white", linewidth=2.2)
+    axes.plot(a, b, color=figures.color(i), marker=".", markersize=3, linewidth=1.1, label=name)
+    axes.plot(a[-1:], b[-1:], color=figures.color(i), marker="o", mec="white", markersize=6)
+    if path["steps"][0] == 0:
+      first = None if i else "start"
+      axes.plot(a[:1], b[:1], "D", color="black", mec="white", markersize=5, label=first)
+  runs = {}
+  for name, path in numbers["trajectories"].items():
+    runs.setdefault(name.rpartition(": ")[0], []).append(path["scores"][-1])
+  for i, ends in enumerate(runs.values()):
+    center = np.mean(ends, 0)
+    label = None if i else "mean of the students"
+    axes.plot(*center, "*", color="white", mec="black", markersize=9, label=label)
+  lowest = numbers["lowest"]
+  axes.plot(
+    lowest["x"],
+    lowest["y"],
+    "X",
+    color="white",
+    mec="black",
+    markersize=6,
+    label="lowest point",
+  )
+  first, second = numbers["explained"]
+  axes.set(
+    xlabel=f"PC 1 ({first:.1%} of variance) [distance]",
+    ylabel=f"PC 2 ({second:.1%}) [distance]",
+    aspect="equal",
+  )
+  figure.legend(loc="outside lower center", ncols=2)
+  return figure
+
+
+@figures.styled
+def _draw_random(numbers, value, classes, split):
+  columns = min(len(numbers), 4)
+  rows = -(-len(numbers) // columns)
+  figure, axes = figures.new(columns, rows, width=1.9, height=2.0, sharex=True, sharey=True)
+  shown = {name: _shown(panel, value, classes) for name, panel in numbers.items()}
+  levels = min((levels for _, levels in shown.values()), key=lambda levels: levels[0])
+  for axis, (name, panel) in zip(axes.flat, numbers.items(), strict=False):
+    filled = _contours(axis, panel, shown[name][0], levels)
+    axis.plot(0, 0, "+", color="white")
+    axis.set(title=name, aspect="equal")
+  for axis in axes.flat[len(numbers) :]:
+    axis.set_axis_off()
+  figure.supxlabel("direction 1 [filter norms]", fontsize=8)
+  figure.supylabel("direction 2 [filter norms]", fontsize=8)
+  bar = figure.colorbar(filled, ax=axes, format="%.2g")
+  bar.set_label(LABELS[value].format(split=split))
+  return figure
+
+
+def _contours(axes, panel, z, levels):
+  from matplotlib.colors import BoundaryNorm
+
+  norm = BoundaryNorm(levels, 256)
+  style = dict(levels=levels, norm=norm)
+  filled = axes.contourf(
+    panel["x"], panel["y"], z, cmap=figures.COLORMAP, extend="both", **style
+  )
+  axes.contour(panel["x"], panel["y"], z, colors="white", linewidths=0.3, alpha=0.6, **style)
+  axes.grid(False)
+  return filled

@@ -6,7 +6,6 @@ the norm of the weights, and is no evidence of flatness. `sigma_search` is.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,11 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.tree_util import Partial
 from scipy import optimize
+from tqdm import tqdm
 
-from okdph_jax.analysis.points import as_tree, compiled, mean_over
+from okdph_jax.analysis import figures
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import (
+  as_tree,
+  compiled,
+  mean_over,
+  network_accuracy,
+  network_loss,
+)
 from okdph_jax.analysis.sharpness import perturbed
-from okdph_jax.runtime import host
 
 WARNING = (
   "kl_table grows with the number and the norm of the weights alone: no training loss and no "
@@ -115,13 +123,31 @@ def dziugaite_roy(loss, error, params, start, m, *, key, batches, steps=0, draws
     "log_prior": jnp.log(jnp.float32(PRIOR_VARIANCE)),
   }
 
-  def draw(q, key):
-    def move(w, log_variance, key):
-      return w + jnp.exp(log_variance / 2) * jax.random.normal(key, w.shape, w.dtype)
+  found = _optimized(
+    as_tree(loss), as_tree(error), begin, start, batches, key, m=m, steps=steps, draws=draws
+  )
+  wrong, divergence, prior = map(float, found)
+  certain = inverse_kl(wrong, math.log(2 / DELTA_MONTE_CARLO) / draws)
+  bound = inverse_kl(certain, float(complexity(divergence, prior, m)))
+  return Bound(bound, wrong, divergence, prior)
 
+
+@compiled(static_argnames=("m", "steps", "draws"))
+def _optimized(loss, error, q, start, batches, key, *, m, steps, draws):
+  """(error of Q, KL, lambda) after `steps`; q: mean, log_variance, log_prior."""
+  count = len(jax.tree.leaves(batches)[0])
+  rate = optax.piecewise_constant_schedule(1e-3, {max(steps * 3 // 4, 1): 0.1})
+  descent = optax.rmsprop(rate, decay=0.9)
+
+  def draw(q, key):
     leaves, structure = jax.tree.flatten(q["mean"])
     keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map(move, q["mean"], q["log_variance"], keys)
+    return jax.tree.map(
+      lambda w, s, k: w + jnp.exp(s / 2) * jax.random.normal(k, w.shape, w.dtype),
+      q["mean"],
+      q["log_variance"],
+      keys,
+    )
 
   def divergence(q):
     variance = jax.tree.map(jnp.exp, q["log_variance"])
@@ -131,33 +157,23 @@ def dziugaite_roy(loss, error, params, start, m, *, key, batches, steps=0, draws
     prior = jnp.minimum(jnp.exp(q["log_prior"]), 0.99 * SCALE)
     return loss(draw(q, key), batch) + jnp.sqrt(complexity(divergence(q), prior, m) / 2)
 
-  rate = optax.piecewise_constant_schedule(1e-3, {max(steps * 3 // 4, 1): 0.1})
-  descent = optax.rmsprop(rate, decay=0.9)
+  def step(carry, i):
+    q, state = carry
+    batch = jax.tree.map(lambda x: x[i % count], batches)
+    gradient = jax.grad(objective)(q, jax.random.fold_in(key, i), batch)
+    updates, state = descent.update(gradient, state)
+    return (optax.apply_updates(q, updates), state), None
 
-  @partial(jax.jit, compiler_options=host.compiler_options())
-  def optimized(q, batches):
-    def step(carry, i):
-      q, state = carry
-      batch = jax.tree.map(lambda x: x[i % count], batches)
-      gradient = jax.grad(objective)(q, jax.random.fold_in(key, i), batch)
-      updates, state = descent.update(gradient, state)
-      return (optax.apply_updates(q, updates), state), None
+  (q, _), _ = lax.scan(step, (q, descent.init(q)), jnp.arange(steps))
+  # The union bound holds for the priors c exp(-j / b) with a whole j alone.
+  j = jnp.maximum(jnp.round(PRECISION * (math.log(SCALE) - q["log_prior"])), 1)
+  q = q | {"log_prior": math.log(SCALE) - j / PRECISION}
 
-    (q, _), _ = lax.scan(step, (q, descent.init(q)), jnp.arange(steps))
-    # The union bound holds for the priors c exp(-j / b) with a whole j alone.
-    j = jnp.maximum(jnp.round(PRECISION * (math.log(SCALE) - q["log_prior"])), 1)
-    q = q | {"log_prior": math.log(SCALE) - j / PRECISION}
+  def wrong(i):
+    batch = jax.tree.map(lambda x: x[i % count], batches)
+    return error(draw(q, jax.random.fold_in(key, steps + i)), batch)
 
-    def wrong(i):
-      batch = jax.tree.map(lambda x: x[i % count], batches)
-      return error(draw(q, jax.random.fold_in(key, steps + i)), batch)
-
-    return lax.map(wrong, jnp.arange(draws)).mean(), divergence(q), jnp.exp(q["log_prior"])
-
-  wrong, divergence_, prior = map(float, optimized(begin, batches))
-  certain = inverse_kl(wrong, math.log(2 / DELTA_MONTE_CARLO) / draws)
-  bound = inverse_kl(certain, float(complexity(divergence_, prior, m)))
-  return Bound(bound, wrong, divergence_, prior)
+  return lax.map(wrong, jnp.arange(draws)).mean(), divergence(q), jnp.exp(q["log_prior"])
 
 
 def sigma_search(
@@ -193,3 +209,82 @@ def _noisy(accuracy, params, batches, sigma, keys, *, relative):
     return mean_over(lambda *batch: accuracy(moved, *batch), batches)
 
   return lax.map(one, keys).mean()
+
+
+def analyse(subjects, *, readers=(), images=1000, seed=0, batch=250, points=6, steps=0):
+  """The three quantities over training, from snapshots, for one network of each run: `Finding`.
+
+  readers: the first of them that a run has, else its first network. points: snapshots, evenly
+  spaced. steps: of RMSprop on the bound.
+  """
+  rows, numbers, curves = [], {}, {}
+  for subject in subjects:
+    trajectory = subject.trajectory()
+    steps_there = list(trajectory)
+    reader = next((r for r in readers if r in trajectory[steps_there[-1]]), None)
+    reader = reader or next(iter(trajectory[steps_there[-1]]))
+    start = trajectory[steps_there[0]][reader]["params"]
+    pictures = subject.images(images, seed=seed, batch=batch)
+    chosen = np.unique(np.linspace(0, len(steps_there) - 1, points).round().astype(int))
+    found = []
+    for i in tqdm(chosen, desc=f"pac_bayes {subject.name}", disable=None):
+      variables = trajectory[steps_there[i]][reader]
+      found.append(
+        {"epoch": steps_there[i] / subject.epoch_steps}
+        | _quantities(subject, variables, start, pictures, seed, steps)
+      )
+    name = f"{subject.name}: {reader}"
+    numbers[name] = {"reader": reader, "images": pictures.label.size, "epochs": found}
+    curves[name] = {"x": [f["epoch"] for f in found]}
+    for measure in found[-1]:
+      curves[name][measure] = [f[measure] for f in found]
+    last = found[-1]
+    rows.append((name, *last.values()))
+  headers = ("network", *(measure.replace("_", " ") for measure in last))
+  panels = {
+    "kl_start": ("KL of Table S5 / 10⁶ (w₀: start)", False),
+    "inverse_sigma_squared": ("1/σ², accuracy - 0.1", True),
+    "inverse_relative_sigma_squared": ("1/σ², in units of |w|", True),
+  }
+  for curve in curves.values():
+    curve["kl_start"] = [value / 1e6 for value in curve["kl_start"]]
+  figure = figures.lines(panels, curves, xlabel="epoch")
+  return Finding(headers, rows, numbers, figure, (f"Warning: {WARNING}",))
+
+
+def _quantities(subject, variables, start, pictures, seed, steps):
+  params, stats = variables["params"], variables["batch_stats"]
+  key, classes = jax.random.key(seed), subject.config["data"]["classes"]
+  rate = network_accuracy(subject.net, stats)
+  bound = dziugaite_roy(
+    Partial(_surrogate, network_loss(subject.net, stats), math.log(classes)),
+    Partial(_wrong, rate),
+    params,
+    start,
+    pictures.label.size,
+    key=key,
+    batches=pictures,
+    steps=steps,
+  )
+  plain, relative = (
+    sigma_search(rate, params, key=key, batches=pictures, relative=relative)
+    for relative in (False, True)
+  )
+  return {
+    "kl_zero": kl_table(params),
+    "kl_start": kl_table(params, start),
+    "bound": bound.error,
+    "bound_kl": bound.kl,
+    "bound_train_error": bound.train_error,
+    "inverse_sigma_squared": plain.inverse_square,
+    "inverse_relative_sigma_squared": relative.inverse_square,
+    "weight_norm": float(optax.tree.norm(params)),
+  }
+
+
+def _surrogate(loss, scale, params, batch):
+  return loss(params, batch) / scale
+
+
+def _wrong(rate, params, batch):
+  return 1 - rate(params, batch)

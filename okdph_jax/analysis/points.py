@@ -153,12 +153,13 @@ def sweep(function, context, points, *, per_device=4, partial_file=None, title="
   size = min(per_device, -(-total // mesh.size)) * mesh.size
 
   program = _chunk(function)
+  fingerprint = partial_file and _fingerprint(context, points)
+  context = jax.device_put(context, NamedSharding(mesh, PartitionSpec()))
 
   def part(start):
     chosen = np.minimum(np.arange(start, start + size), total - 1)  # the last is filled up
     return jax.tree.map(lambda x: x[chosen], points)
 
-  fingerprint = _fingerprint(context, points)
   done = _read_partial(partial_file, fingerprint)
   first = start = len(next(iter(done.values()))) if done else 0
   saved = time.monotonic()
@@ -200,12 +201,8 @@ def _evaluation(net):
 
 
 def plain_speed(net, variables, images, seconds=2.0):
-  """Images per second of plain evaluation, every batch split over all devices."""
+  """Images per second of plain evaluation; every batch lies as `images` does on the devices."""
   mesh = host.mesh()
-  split = images.label.shape[1] % mesh.size == 0
-  images = jax.device_put(
-    images, NamedSharding(mesh, PartitionSpec(None, "data") if split else PartitionSpec())
-  )
   variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
   evaluate = _evaluation(net)
   jax.block_until_ready(evaluate(variables, images))
@@ -227,10 +224,12 @@ def _fingerprint(context, points):
 
 
 def _read_partial(path, fingerprint):
+  if not path:
+    return {}
   try:
     with np.load(path) as file:
       values = dict(file)
-  except (OSError, ValueError, TypeError, EOFError):  # none yet, or torn
+  except (OSError, ValueError, EOFError):  # none yet, or torn
     return {}
   return values if str(values.pop("fingerprint", "")) == fingerprint else {}
 

@@ -12,8 +12,11 @@ import numpy as np
 import optax
 from jax import lax
 from scipy import stats
+from tqdm import tqdm
 
-from okdph_jax.analysis.points import as_tree, compiled, mean_over
+from okdph_jax.analysis import correlation, figures
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import as_tree, compiled, mean_over, network_loss
 
 
 class Interval(NamedTuple):
@@ -114,3 +117,71 @@ def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
 
 _one_ascent = compiled(static_argnames=("adaptive", "steps"))(_ascent)
 _ascents = compiled(static_argnames=("adaptive", "steps"))(_mean_ascent)
+
+
+def analyse(
+  targets,
+  *,
+  images=1000,
+  split="train",
+  seed=0,
+  batch=250,
+  rho=(0.01, 0.05),
+  sigma=0.1,
+  draws=20,
+):
+  """Sharpness of the cross-entropy of every network: `Finding`.
+
+  On `images` of each run, without augmentation, batch statistics as trained. m-sharpness takes
+  the batches that there are, m = `batch`.
+  """
+  rows, numbers = [], {}
+  for target in tqdm(targets, desc="sharpness", disable=None):
+    pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
+    params, stats = target.variables["params"], target.variables["batch_stats"]
+    loss, key = network_loss(target.net, stats), jax.random.key(seed)
+    found = {
+      "test_accuracy": target.test_accuracy,
+      "weight_norm": float(optax.tree.norm(params)),
+    }
+    for radius in rho:
+      ball = dict(key=key, batches=pictures)
+      found[f"epsilon_{radius:g}"] = epsilon_sharpness(loss, params, radius, **ball)
+      found[f"adaptive_{radius:g}"] = epsilon_sharpness(
+        loss, params, radius, adaptive=True, **ball
+      )
+      found[f"m_{radius:g}"] = m_sharpness(loss, params, radius, **ball)
+    expected = expected_sharpness(loss, params, sigma, key=key, batches=pictures, draws=draws)
+    found["expected"] = expected
+    numbers[target.name] = found | {"images": pictures.label.size, "m": pictures.label.shape[1]}
+    rows.append(
+      (target.name, *(v for name, v in found.items() if name != "expected"), expected.mean)
+      + ((expected.high - expected.low) / 2,)
+    )
+  names = [name for name in found if name != "expected"]
+  headers = ("network", *(n.replace("_", " ") for n in names), "expected", "± 95 %")
+  drawn = {
+    name: found
+    | {
+      "expected": found["expected"].mean,
+      "expected_error": (found["expected"].high - found["expected"].low) / 2,
+    }
+    for name, found in numbers.items()
+  }
+  last = f"{rho[-1]:g}"
+  panels = {
+    f"epsilon_{last}": (f"ε-sharpness, ρ = {last} [nats]", True),
+    f"adaptive_{last}": (f"adaptive, ρ = {last} [nats]", True),
+    "expected": (f"expected, σ = {sigma:g} |w| [nats]", True),
+    "weight_norm": ("weight norm", False),
+  }
+  notes = ["Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight)."]
+  correlations = correlation.with_accuracy(drawn, panels)
+  if correlations:
+    notes.append(correlation.note(correlations))
+    groups = {target.name: target.group for target in targets}
+    figure = correlation.scatter(panels, drawn, groups, correlations)
+  else:
+    figure = figures.dots({"test_accuracy": ("test accuracy", False)} | panels, drawn)
+  numbers = {"networks": numbers, "correlations": correlations}
+  return Finding(headers, rows, numbers, figure, tuple(notes))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from okdph_jax.analysis import landscape, points
+from okdph_jax.analysis import barrier, landscape, points
 from okdph_jax.nn.students import start
 from tests.methods import tiny
 
@@ -73,9 +73,9 @@ def test_the_grid_is_a_square_around_all_scores():
   np.testing.assert_allclose(y, [-5, -2, 1, 4, 7])
 
 
-def test_barrier():
-  assert landscape.barrier([1.0, 1.0, 1.0]) == 0
-  assert landscape.barrier([1.0, 5.0, 3.0]) == 3
+def test_the_height_of_a_barrier():
+  assert barrier.height([1.0, 1.0, 1.0]) == 0
+  assert barrier.height([1.0, 5.0, 3.0]) == 3
 
 
 def images(batches=3):
@@ -159,14 +159,12 @@ def test_measure_and_reestimated_statistics_of_a_network():
 
 
 def test_two_copies_of_a_student_have_no_barrier():
-  net, pictures = tiny.net(), images()
-  variables = tiny.trained()
-  zero = jax.tree.map(jnp.zeros_like, variables)
-  directions = jax.tree.map(lambda x: x[None], zero)
-
-  def on_the_line(context, t):
-    there = landscape.at(*context, t)
-    return points.measure(net, there, pictures)
-
-  values, _ = points.sweep(on_the_line, (variables, directions), np.linspace(0, 1, 5)[:, None])
-  assert landscape.barrier(values["loss"]) == 0
+  net, variables = tiny.net(), tiny.trained()
+  other = start(net, jax.random.key(5), images().image[0])
+  networks = jax.tree.map(lambda a, b: np.stack([a, a, b]), variables, other)
+  values, _ = barrier.between(net, networks, [(0, 1), (0, 2)], images(), points=5)
+  for mode in ("mixed", "reestimated"):
+    same, different = values[f"{mode}_loss"]
+    assert barrier.height(same) == pytest.approx(0, abs=1e-6)
+    assert np.ptp(different) > 1e-3
+  assert barrier.distance(variables, variables) == 0

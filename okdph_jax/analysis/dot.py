@@ -1,0 +1,147 @@
+"""The two losses of distillation over training, and how their gradients agree.
+
+The objective of every method here is a task loss on the labels and a distillation loss on what
+teaches it (`core.Terms`). For kd and DOT (Zhao et al., ICCV 2023, arXiv:2307.08436) the claim
+to test is that distillation by plain SGD ends at a higher task loss, and that DOT lowers both.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from okdph_jax.analysis import figures
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import mean_over
+from okdph_jax.core import Views
+from okdph_jax.runtime import host
+
+
+def cosine(a, b):
+  """The cosine of two trees as vectors; NaN where one of them is zero."""
+  dots = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
+  return sum(jax.tree.leaves(dots)) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def term_gradients(method, augment, learner, batches, key):
+  """({"task": [], "distill": []}, their gradients) of a learner, means over batches.
+
+  batches: a `Batch` stacked to [S, B, ...]. Training views and batch statistics, as in a step.
+  """
+
+  def one(batch):
+    views = Views(augment(key, batch.image), batch.label)
+
+    def terms(params):
+      found, _ = method.losses(learner.replace(params=params), views, jnp.int32(0), key)
+      return found
+
+    values, pull = jax.vjp(terms, learner.params)
+    unit, none = jax.tree.map(jnp.ones_like, values), jax.tree.map(jnp.zeros_like, values)
+    (task,) = pull(none._replace(task=unit.task))
+    (distill,) = pull(none._replace(distill=unit.distill))
+    return values._asdict(), {"task": task, "distill": distill}
+
+  return mean_over(one, batches)
+
+
+def analyse(subjects, *, images=1000, seed=0, batch=128):
+  """Both losses, their trade-off, and cosines between gradients and updates: `Finding`.
+
+  At every snapshot: the cosine of the two gradients, and of each (downhill) with the way to the
+  next snapshot. The losses are the run's own, means over training since its last evaluation;
+  kd's are unweighted.
+  """
+  rows, numbers, curves = [], {}, {}
+  for subject in subjects:
+    found = _over_training(subject, images, seed, batch)
+    losses = _logged(subject)
+    numbers[subject.name] = {"gradients": found, "losses": losses}
+    curves[subject.name] = {"found": found, "losses": losses}
+    rows.append(
+      (
+        subject.name,
+        losses["task"][-1],
+        losses["distill"][-1],
+        max(subject.lines[-1]["accuracy"]["test"].values()),
+        *(
+          np.nanmean(found[name]) for name in ("task_distill", "task_update", "distill_update")
+        ),
+      )
+    )
+  headers = (
+    "run",
+    "task loss",
+    "distillation loss",
+    "test accuracy, best reader",
+    "cos(task, distill)",
+    "cos(task, update)",
+    "cos(distill, update)",
+  )
+  notes = ("Losses at the last evaluation; cosines are means over the snapshots.",)
+  return Finding(headers, rows, numbers, _draw(curves), notes)
+
+
+def _logged(subject):
+  """The two losses over training, as the logbook has them."""
+  names = {"task": "label_loss", "distill": "teacher_loss"}
+  return {"epoch": [line["epoch"] for line in subject.lines]} | {
+    term: [line["losses"].get(kd, line["losses"][term]) for line in subject.lines]
+    for term, kd in names.items()
+  }
+
+
+def _over_training(subject, images, seed, batch):
+  experiment = subject.experiment
+  pictures = subject.raw_images(images, seed=seed, batch=batch)
+  key = jax.random.key(seed)
+
+  @functools.partial(jax.jit, compiler_options=host.compiler_options())
+  def measured(learner, way):
+    values, gradients = term_gradients(
+      experiment.method, experiment.augment, learner, pictures, key
+    )
+    downhill = jax.tree.map(jnp.negative, gradients)
+    return values | {
+      "task_distill": cosine(gradients["task"], gradients["distill"]),
+      "task_update": cosine(downhill["task"], way),
+      "distill_update": cosine(downhill["distill"], way),
+    }
+
+  steps = subject.steps(start=True)
+  learners = [subject.trained(step) for step in steps]
+  found = []
+  for now, after in tqdm(
+    zip(learners[:-1], learners[1:], strict=True), desc=subject.name, disable=None
+  ):
+    way = jax.tree.map(lambda a, b: jnp.asarray(b) - a, now.params, after.params)
+    found.append(jax.device_get(measured(now, way)))
+  epochs = [step / subject.epoch_steps for step in steps[:-1]]
+  return {"epoch": epochs} | {
+    name: np.array([values[name] for values in found], np.float64) for name in found[0]
+  }
+
+
+@figures.styled
+def _draw(curves):
+  figure, axes = figures.new(4, width=2.3, height=2.3)
+  task, distill, trade, angle = axes[0]
+  for i, (name, curve) in enumerate(curves.items()):
+    style = dict(color=figures.color(i), marker=figures.marker(i), markersize=3)
+    losses, found = curve["losses"], curve["found"]
+    task.plot(losses["epoch"], losses["task"], label=name, **style)
+    distill.plot(losses["epoch"], losses["distill"], **style)
+    trade.plot(losses["task"], losses["distill"], **style | {"linewidth": 0.6})
+    trade.plot(
+      losses["task"][-1:], losses["distill"][-1:], **style | {"markersize": 7, "mec": "black"}
+    )
+    angle.plot(found["epoch"], found["task_distill"], **style)
+  task.set(xlabel="epoch", ylabel="task loss, training [nats]")
+  distill.set(xlabel="epoch", ylabel="distillation loss, training [nats]")
+  trade.set(xlabel="task loss [nats]", ylabel="distillation loss [nats]")
+  angle.set(xlabel="epoch", ylabel="cosine of the two gradients", ylim=(-1.05, 1.05))
+  figure.legend(loc="outside lower center", ncols=min(len(curves), 4))
+  return figure

@@ -1,0 +1,129 @@
+"""Figures fit for a paper: sizes in inches, colours that a colour-blind reader tells apart."""
+
+import functools
+
+import matplotlib
+from matplotlib.figure import Figure
+
+COLORS = (  # Okabe and Ito's palette, its yellow left out: it is lost on white
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#CC79A7",
+  "#E69F00",
+  "#56B4E9",
+  "#000000",
+)
+MARKERS = "osD^vP*X"
+COLORMAP = "cividis"
+STYLE = {
+  "font.size": 8,
+  "axes.titlesize": 8,
+  "axes.labelsize": 8,
+  "legend.fontsize": 7,
+  "legend.frameon": False,
+  "xtick.labelsize": 7,
+  "ytick.labelsize": 7,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "grid.alpha": 0.25,
+  "grid.linewidth": 0.5,
+  "lines.linewidth": 1.2,
+  "lines.markersize": 4,
+  "svg.fonttype": "none",  # text stays text
+  "svg.hashsalt": "okdph",  # the same figure is the same file
+}
+
+
+def styled(draw):
+  """A function that draws, with our style while it does."""
+
+  @functools.wraps(draw)
+  def drawn(*args, **kwargs):
+    with matplotlib.rc_context(STYLE):
+      return draw(*args, **kwargs)
+
+  return drawn
+
+
+def new(columns=1, rows=1, *, width=3.4, height=2.6, **kwargs):
+  """(figure, axes [rows, columns]) of panels of this size in inches."""
+  figure = Figure((width * columns, height * rows), layout="constrained")
+  return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+@styled
+def save(figure, path):
+  """Writes PATH.png and PATH.svg, without a date, so that equal figures are equal files."""
+  figure.savefig(f"{path}.png", dpi=200, metadata={"Software": None})
+  figure.savefig(f"{path}.svg", metadata={"Date": None})
+
+
+def color(i):
+  return COLORS[i % len(COLORS)]
+
+
+def marker(i):
+  return MARKERS[i % len(MARKERS)]
+
+
+def legend(axes, **kwargs):
+  """A legend beside the axes, where it hides nothing."""
+  axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **kwargs)
+
+
+@styled
+def lines(panels, curves, *, xlabel, log_x=False):
+  """Curves with error bars in panels.
+
+  panels: {measure: (label of the y axis, is it logarithmic)}.
+  curves: {name: {"x": [...], measure: [...], "MEASURE_error": [...] or absent}}.
+  """
+  figure, axes = new(len(panels), width=2.7)
+  for axis, (measure, (label, logarithmic)) in zip(axes[0], panels.items(), strict=True):
+    for i, (name, curve) in enumerate(curves.items()):
+      axis.errorbar(
+        curve["x"],
+        curve[measure],
+        curve.get(f"{measure}_error"),
+        label=name,
+        color=color(i),
+        marker=marker(i),
+        capsize=2,
+        linestyle=("-", "--", ":")[i // len(COLORS) % 3],
+      )
+    axis.set(xlabel=xlabel, ylabel=label)
+    if logarithmic:
+      axis.set_yscale("log")
+    if log_x:
+      axis.set_xscale("log")
+  legend(axes[0, -1])
+  return figure
+
+
+@styled
+def dots(panels, rows):
+  """A dot and an error bar for each network, in panels beside each other.
+
+  panels: as in `lines`. rows: {name: {measure: value, "MEASURE_error": value or absent}}.
+  """
+  names = list(rows)
+  figure, axes = new(len(panels), width=2.2, height=0.8 + 0.18 * len(names), sharey=True)
+  for axis, (measure, (label, logarithmic)) in zip(axes[0], panels.items(), strict=True):
+    for i, name in enumerate(names):
+      error = rows[name].get(f"{measure}_error")
+      axis.errorbar(
+        [rows[name][measure]],
+        [i],
+        xerr=error and [error],
+        color=color(0),
+        marker="o",
+        capsize=2,
+      )
+    axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+    axis.margins(y=0.5 / max(len(names), 1))
+    if logarithmic:
+      axis.set_xscale("log")
+  axes[0, 0].invert_yaxis()
+  return figure

@@ -1,0 +1,53 @@
+"""What an analysis found: a table, numbers and a figure, and how they are written."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from okdph_jax.analysis import figures
+
+
+class Finding(NamedTuple):
+  """What `analyse` of every module returns."""
+
+  headers: tuple
+  rows: list  # of the table, a tuple per row
+  numbers: dict  # all of it, for JSON: what is in the table and what the figure draws
+  figure: Any  # a matplotlib Figure
+  notes: tuple = ()  # lines below the table
+
+  def table(self):
+    text = tabulate(self.rows, self.headers, floatfmt=".4g", missingval="-")
+    return "\n".join((text, *self.notes))
+
+
+def write(finding, directory, name, **about):
+  """Writes DIRECTORY/NAME.json, .png and .svg; the JSON holds `about` beside the numbers."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  content = _plain({"analysis": name} | about | {"results": finding.numbers})
+  content["notes"] = list(finding.notes)
+  temporary = directory / f"{name}.{os.getpid()}.tmp"
+  temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+  temporary.replace(directory / f"{name}.json")
+  figures.save(finding.figure, directory / name)
+
+
+def _plain(value):
+  """NumPy and named tuples as JSON has them; what is no number becomes null."""
+  if hasattr(value, "_asdict"):
+    value = value._asdict()
+  if isinstance(value, dict):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  if isinstance(value, (np.ndarray, np.generic)):
+    return _plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -1,0 +1,62 @@
+"""Accuracy of a trained network against Gaussian noise on its input (the paper's Eq. 9)."""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from okdph_jax.analysis import figures
+from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.points import Images, mean_over, measure, once_per_network, sweep
+
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
+
+
+@once_per_network
+def _under_noise(net):
+  def value(context, strength):
+    variables, images, key = context
+    keys = jax.random.split(key, len(images.label))
+
+    def one(item):
+      image, label, key = item
+      noisy = image + strength * jax.random.normal(key, image.shape, image.dtype)
+      return measure(net, variables, Images(noisy[None], label[None]))
+
+    return mean_over(one, (*images, keys))
+
+  return value
+
+
+def under_noise(net, variables, images, strengths, *, key):
+  """Loss and accuracy where normalised images carry N(0, strength^2): {name: float64 [P]}.
+
+  The same draw at every strength, and for every network with the same key.
+  """
+  strengths = np.asarray(strengths, np.float32)
+  return sweep(_under_noise(net), (variables, images, key), strengths, per_device=1)[0]
+
+
+def analyse(targets, *, images=1000, split="test", seed=0, batch=250, strengths=STRENGTHS):
+  """Accuracy of every network under noise of growing strength: `Finding`."""
+  rows, numbers, curves = [], {}, {}
+  key = jax.random.key(seed)
+  for target in tqdm(targets, desc="noise", disable=None):
+    pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
+    found = under_noise(target.net, target.variables, pictures, strengths, key=key)
+    count, p = pictures.label.size, found["accuracy"]
+    numbers[target.name] = found | {"strengths": strengths, "images": count}
+    curves[target.name] = {
+      "x": strengths,
+      "accuracy": 100 * p,
+      "accuracy_error": 100 * np.sqrt(p * (1 - p) / count),
+      "relative": p / p[0],
+    }
+    rows.append((target.name, *p))
+  headers = ("network", *(f"σ = {strength:g}" for strength in strengths))
+  panels = {
+    "accuracy": (f"accuracy, {count:,} {split} images [%]", False),
+    "relative": ("accuracy / accuracy without noise", False),
+  }
+  figure = figures.lines(panels, curves, xlabel="noise, σ of the normalised input")
+  notes = ("Fractions; the noise is added to the normalised input. Error bars: one s.e.",)
+  return Finding(headers, rows, numbers, figure, notes)

@@ -1,0 +1,230 @@
+"""A run under analysis: its networks over training, and images to measure them on."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from okdph_jax import data, methods, models, views
+from okdph_jax.analysis.points import Images
+from okdph_jax.core import Learner
+from okdph_jax.data.batches import sharding as batches_sharding
+from okdph_jax.methods.protocol import Context
+from okdph_jax.nn import students
+from okdph_jax.run import Run
+from okdph_jax.runtime import host
+
+
+class Target(NamedTuple):
+  """One network under analysis."""
+
+  name: str
+  subject: "Subject"
+  reader: str
+  variables: dict
+  step: int
+
+  @property
+  def net(self):
+    return self.subject.net
+
+  @property
+  def group(self):
+    """Method and wrappers, with the options that name a variant of it: a figure's colour."""
+    config = self.subject.config
+    wrappers = [wrapper["name"] for wrapper in config["wrappers"]]
+    students = config["method"].get("students", 1)
+    name = " + ".join([config["method"]["name"], *wrappers])
+    if config["method"].get("hybrid_gradient") is False:
+      name += ", detached hybrid"
+    return f"{name}, {students} students" if students > 1 else name
+
+  @property
+  def test_accuracy(self):
+    """At the run's last evaluation up to `step`, a fraction; None before the first."""
+    lines = [line for line in self.subject.lines if line["step"] <= self.step]
+    return lines[-1]["accuracy"]["test"][self.reader] if lines else None
+
+
+class Subject:
+  """A run, finished or not, and its name in tables and figures."""
+
+  def __init__(self, workdir, *, name=None, network=None):
+    self.run = Run(workdir)
+    self.name = name or Path(workdir).resolve().name
+    self.config = self.run.config
+    if self.config is None:
+      raise ValueError(f"there is no run in {workdir}: it has no config.json")
+    own = self.config["network"]
+    if ":" in own and own != network:
+      raise ValueError(
+        f"the run in {workdir} has a network of its own, whose code is imported only if you "
+        f"name it too: --network={own}"
+      )
+
+  @functools.cached_property
+  def lines(self):
+    return self.run.lines
+
+  @functools.cached_property
+  def dataset(self):
+    from ml_collections import ConfigDict
+
+    return data.load(ConfigDict(self.config))
+
+  @functools.cached_property
+  def net(self):
+    return models.build(
+      self.config["network"], self.config["data"]["classes"], self.config["network_options"]
+    )
+
+  @functools.cached_property
+  def method(self):
+    """The method, to read networks from its learners; what taught them does not matter."""
+    image = jax.ShapeDtypeStruct((2, *self.config["data"]["image"]), jnp.float32)
+    teacher = jax.eval_shape(lambda: students.start(self.net, jax.random.key(0), image))
+    teacher = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), teacher)
+    classes, epochs = self.config["data"]["classes"], self.config["epochs"]
+    context = Context(self.net, classes, self.epoch_steps, epochs, (self.net, teacher))
+    return methods.assemble(context, self.config["method"], self.config["wrappers"])
+
+  @functools.cached_property
+  def epoch_steps(self):
+    if not self.lines:
+      raise ValueError(f"{self.run.path} has no evaluation yet; let the run reach one")
+    return round(self.lines[-1]["step"] / self.lines[-1]["epoch"])
+
+  def networks(self, which=None):
+    """(step, {reader: variables}) of a checkpoint, by default as `Run.chosen` says."""
+    return self.run.chosen(which)[1], self.method.networks(self.run.learner(which))
+
+  def learner(self, step):
+    """The learner that was kept at a step, in `run.snapshots`, or at the start: step 0."""
+    if step == 0:
+      return self._start
+    with ocp.StandardCheckpointer() as checkpointer:
+      return Learner(**checkpointer.restore(self.run.snapshots[step].absolute()))
+
+  def steps(self, start=True):
+    """The steps of the snapshots, and 0 for the start where it is a function of the seed.
+
+    Raises:
+      ValueError: there are no snapshots.
+    """
+    steps = list(self.run.snapshots)
+    if not steps:
+      raise ValueError(
+        f"{self.run.path} has no snapshots; train with --config.snapshots=5, one every 5 epochs"
+      )
+    return [0] * (start and not self.config["init_from"]) + steps
+
+  def trajectory(self, start=True):
+    """{step: {reader: variables}} of `steps`."""
+    return {
+      step: _on_host(self.method.networks(self.learner(step))) for step in self.steps(start)
+    }
+
+  @functools.cached_property
+  def experiment(self):
+    """The run's experiment, its teacher included. A kd that weights a term with 0 weights it
+    with 1 here: what its gradient would be is asked."""
+    from ml_collections import ConfigDict
+
+    from okdph_jax.experiment.build import build
+
+    config = ConfigDict(self.config)
+    if config.teacher:
+      config.teacher = os.path.normpath(self.run.path / config.teacher)
+    if config.method.name == "kd":
+      for weight in ("task_weight", "distill_weight"):
+        config.method[weight] = config.method[weight] or 1.0
+    return build(config, self.dataset)
+
+  def trained(self, step):
+    """The learner at a step as `experiment` has it, with the teacher in its memory."""
+    like = self.experiment.learner
+    there = self.learner(step)
+    if step == 0 and self.config["method"]["name"] == "kd":
+      there = there.replace(memory=self.learner(next(iter(self.run.snapshots))).memory)
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(there))
+
+  @functools.cached_property
+  def _start(self):
+    """The learner before the first step: a function of the seed."""
+    key = jax.random.fold_in(jax.random.key(self.config["seed"]), 2**31 - 1)
+    shape = (self.method.views, 2, *self.config["data"]["image"])
+    return jax.jit(self.method.init)(key, jnp.zeros(shape, jnp.float32))
+
+  def images(self, count, *, split="train", seed=0, batch=250):
+    """`Images` of one split, drawn by the seed without replacement, without augmentation.
+
+    At most `count`, and a whole number of batches of at most `batch`, each of them split over
+    all devices.
+    """
+    raw = self.raw_images(count, split=split, seed=seed, batch=batch)
+    plain = views.make(("plain",), self.dataset.mean, self.dataset.std)
+    normalised = jax.jit(lambda image: plain(jax.random.key(0), image)[0])
+    return Images(jnp.stack([normalised(image) for image in raw.image]), raw.label)
+
+  def raw_images(self, count, *, split="train", seed=0, batch=250):
+    """The same as they lie in the dataset: a `Batch` of uint8 [S, B, H, W, C]."""
+    part, mesh = getattr(self.dataset, split), host.mesh()
+    count = min(count, len(part))
+    batches = -(-count // batch)
+    size = count // batches
+    size -= size % mesh.size if size >= mesh.size else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(part))[: batches * size])
+    stack = jax.tree.map(
+      lambda *arrays: jnp.stack(arrays), *(batch for batch, _ in part[chosen].padded(size))
+    )
+    return jax.device_put(stack, batches_sharding(mesh, size, axis=1))
+
+
+def subjects(workdirs, network=None):
+  """The runs in these folders; a folder of generations gives one for each.
+
+  network: the dotted path of the runs' own network; one of ours needs none.
+  """
+  found = []
+  for workdir in map(Path, workdirs):
+    inside = sorted(
+      workdir.glob("generation_*/config.json"), key=lambda f: int(f.parent.name[11:])
+    )
+    if (workdir / "config.json").exists() or not inside:
+      found.append(Subject(workdir, network=network))
+    else:
+      base = workdir.resolve().name
+      found += [
+        Subject(f.parent, name=f"{base}/{f.parent.name}", network=network) for f in inside
+      ]
+  return found
+
+
+def targets(subjects, readers=(), which=None):
+  """The single networks of the runs as `Target`s: those named in `readers`, else all.
+
+  Raises:
+    ValueError: a run has none of the readers.
+  """
+  found = []
+  for subject in subjects:
+    step, networks = subject.networks(which)
+    chosen = [reader for reader in networks if not readers or reader in readers]
+    if not chosen:
+      raise ValueError(
+        f"{subject.run.path} has no single network {' or '.join(readers)}; it has "
+        f"{', '.join(networks)}"
+      )
+    for reader in chosen:
+      name = f"{subject.name}: {reader}" if len(networks) > 1 else subject.name
+      found.append(Target(name, subject, reader, _on_host(networks[reader]), step))
+  return found
+
+
+def _on_host(tree) -> Any:
+  return jax.tree.map(np.asarray, tree)

@@ -1,0 +1,156 @@
+"""`okdph analysis`: how flat the region is that runs ended in, and how they came there."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from okdph_jax.cli.arguments import Parser, command
+from okdph_jax.errors import nearest
+
+ANALYSES = {  # module of okdph_jax.analysis -> what it measures
+  "landscape": "loss on a plane through snapshots, around networks, or between students",
+  "hessian": "top eigenvalues, trace and spectral density of the Hessian",
+  "sharpness": "worst and mean rise of the loss around a network",
+  "pac_bayes": "PAC-Bayes quantities over training",
+  "barrier": "distance and barrier between students over training",
+  "noise": "accuracy against noise on the input",
+  "dot": "the two losses of distillation and how their gradients agree",
+  "ablation": "networks side by side, such as generations of self-distillation",
+}
+DESCRIPTION = """\
+How flat the region is that runs ended in, and how they came there.
+
+  okdph analysis landscape --workdir=runs/okdph --workdir=runs/dml
+  okdph analysis hessian --workdir=runs/okdph --readers=student_0,center
+
+{analyses}
+
+Any run, finished or not, of any method; a folder of generations counts as its runs. Prints a
+table and writes NAME.json, NAME.png and NAME.svg into DIR/analysis of the first run.
+okdph analysis NAME --help has the options. docs/flatness.md says what the numbers mean.
+"""
+SNAPSHOTS = ("landscape", "pac_bayes", "barrier", "dot")  # these read the course of training
+
+
+@command
+def main(arguments):
+  name, *rest = arguments or ["--help"]
+  if name in ("-h", "--help"):
+    width = max(map(len, ANALYSES))
+    lines = (f"  {name:{width}}  {about}" for name, about in ANALYSES.items())
+    print(DESCRIPTION.format(analyses="\n".join(lines)), end="")
+    return 0
+  if name not in ANALYSES:
+    raise ValueError(
+      f"there is no analysis {name!r}{nearest(name, ANALYSES)} "
+      f"(there are {', '.join(ANALYSES)})"
+    )
+  options = vars(parser(name).parse(rest))
+  if not options["workdir"]:
+    raise ValueError(f"--workdir=DIR is needed: okdph analysis {name} --workdir=runs/digits")
+  print(run(name, **options))
+  return 0
+
+
+def parser(name):
+  parser = Parser(f"analysis {name}", ANALYSES[name][0].upper() + ANALYSES[name][1:] + ".")
+
+  def add(option, kind=str, default=None, about="", **more):
+    about += "" if default is None else " (%(default)s)"
+    parser.add_argument(option, type=kind, default=default, help=about, **more)
+
+  add("--workdir", about="of a run; give it once for each run", action="append", metavar="DIR")
+  add("--readers", about="networks by name, with commas; by default all single ones")
+  add("--network", about="the runs' own network, package.module:Name")
+  add("--images", count, 1000, "how many, or all that there are")
+  add("--batch", count, 250, "images at a time")
+  add("--seed", int, 0, "of images, probes and directions")
+  add("--out", about="folder for the files", metavar="DIR")
+  if name not in ("pac_bayes", "dot", "ablation"):
+    split = "test" if name == "noise" else "train"
+    add("--split", str, split, "whose images", choices=("train", "test"))
+  if name not in ("pac_bayes", "barrier", "dot"):
+    add("--which", about="last, best-validation or best-test checkpoint")
+  _OPTIONS.get(name, lambda add: None)(add)
+  return parser
+
+
+def count(text):
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{value} is less than 1")
+  return value
+
+
+def _landscape(add):
+  add("--plane", str, "pca", "what plane", choices=("pca", "nearest", "random", "line"))
+  add("--size", count, 41, "points along each axis")
+  add("--value", str, "loss", "what is drawn", choices=("loss", "error"))
+  modes = ("reestimated", "mixed")
+  add("--statistics", str, "reestimated", "batch statistics of a point", choices=modes)
+  add("--statistics-images", count, 500, "that they are re-estimated on")
+  add("--reach", float, 1.0, "of a random plane, in filter norms")
+
+
+def _hessian(add):
+  add("--k", count, 5, "how many eigenvalues")
+  add("--probes", count, 50, "of the trace")
+
+
+def _sharpness(add):
+  add("--rho", float, (0.01, 0.05), "radii, in weight norms", nargs="+")
+  add("--sigma", float, 0.1, "of the noise, in weights")
+  add("--draws", count, 20, "of the noise")
+
+
+def _pac_bayes(add):
+  add("--points", count, 6, "snapshots, evenly spaced")
+  add("--steps", int, 0, "of RMSprop on the bound")
+
+
+def _barrier(add):
+  add("--points", count, 11, "on each line")
+  add("--snapshots", count, 20, "at most so many, evenly spaced")
+
+
+_OPTIONS = {
+  "landscape": _landscape,
+  "hessian": _hessian,
+  "sharpness": _sharpness,
+  "pac_bayes": _pac_bayes,
+  "barrier": _barrier,
+}
+
+
+def run(name, workdir, readers=None, out=None, network=None, which=None, **settings):
+  """Runs one analysis and writes its files; what there is to print."""
+  from absl import logging
+
+  from okdph_jax.analysis import finding, subject
+  from okdph_jax.experiment.summary import environment
+  from okdph_jax.runtime import host
+
+  logging.set_verbosity(logging.ERROR)  # Orbax says that it only reads
+  host.configure()
+  analyse = importlib.import_module(f"okdph_jax.analysis.{name}").analyse
+  readers = tuple(readers.split(",")) if readers else ()
+  runs = subject.subjects(workdir, network)
+  directory = Path(out) if out else runs[0].run.path / "analysis"
+  more = {}
+  if name in ("landscape", "barrier"):
+    more["partial_file"] = directory / f"{name}.partial.npz"
+  if name in ("landscape", "pac_bayes"):
+    more["readers"] = readers
+  if name == "landscape":
+    more["which"] = which
+  analysed = runs if name in SNAPSHOTS else subject.targets(runs, readers, which)
+  found = analyse(analysed, **settings, **more)
+  finding.write(
+    found,
+    directory,
+    name,
+    settings={"readers": readers, "which": which} | settings,
+    environment=environment(),
+    runs=[{"workdir": str(r.run.path), "name": r.name, "config": r.config} for r in runs],
+  )
+  return f"{found.table()}\n{directory / name}.json, .png, .svg"

@@ -1,0 +1,123 @@
+"""`okdph analysis` on a tiny run: every analysis writes its numbers and its figure."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from okdph_jax.analysis.subject import Subject, subjects, targets
+from okdph_jax.cli import analysis
+from okdph_jax.experiment import paper
+from okdph_jax.experiment.fit import fit
+from okdph_jax.runtime import host
+from tests import runs
+
+NETWORK = "tests.nets:Small"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  """Many programs, none of which runs for long."""
+  options = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(host, "compiler_options", lambda: options)
+    yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Two students of two epochs, a snapshot of each."""
+  folder = tmp_path_factory.mktemp("analysis")
+  config = paper.recipe("arrays", "okdph", NETWORK)
+  config.data.dir = str(runs.arrays(folder / "data.npz"))
+  config.views = ("plain",) * 3
+  config.update(batch_size=16, epochs=2, snapshots=1, milestones=())
+  fit(ml_collections.ConfigDict(config), str(folder / "run"))
+  return folder / "run"
+
+
+COMMANDS = {
+  "landscape": ["--size=3", "--statistics-images=16"],
+  "hessian": ["--k=2", "--probes=2", "--readers=student_0"],
+  "sharpness": ["--draws=2", "--readers=student_0"],
+  "pac_bayes": ["--points=2"],
+  "barrier": ["--points=3"],
+  "noise": ["--readers=student_0,center"],
+  "dot": [],
+  "ablation": ["--readers=student_0,student_1"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_analysis_prints_a_table_and_writes_numbers_and_figures(
+  name, workdir, tmp_path, capsys
+):
+  common = [f"--workdir={workdir}", f"--network={NETWORK}", f"--out={tmp_path}"]
+  settings = ["--images=16", "--batch=8"]
+  assert analysis.main([name, *common, *settings, *COMMANDS[name]]) == 0
+  assert f"{name}.json" in capsys.readouterr().out
+  written = json.loads((tmp_path / f"{name}.json").read_text())
+  assert written["analysis"] == name and written["results"]
+  assert written["settings"]["images"] == 16 and written["settings"]["seed"] == 0
+  assert written["environment"]["versions"]["jax"]
+  assert written["runs"][0]["config"]["seed"] == 42
+  assert (tmp_path / f"{name}.png").stat().st_size > 5000
+  assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+  assert not list(tmp_path.glob("*partial*"))
+
+
+@pytest.mark.parametrize("plane", ["nearest", "random", "line"])
+def test_the_other_planes(plane, workdir, tmp_path):
+  common = [f"--workdir={workdir}", f"--network={NETWORK}", f"--out={tmp_path}"]
+  settings = ["--images=16", "--batch=8", "--size=3", "--statistics=mixed"]
+  assert analysis.main(["landscape", f"--plane={plane}", *common, *settings]) == 0
+  assert json.loads((tmp_path / "landscape.json").read_text())["settings"]["plane"] == plane
+
+
+def test_the_start_is_the_one_the_run_had(workdir):
+  """Trained for no step, the same seed: OKDPH's students start as one."""
+  there = Subject(workdir, network=NETWORK).trajectory()
+  assert list(there) == [0, 2, 4]
+  first, second = there[0]["student_0"]["params"], there[0]["student_1"]["params"]
+  assert (first["Dense_0"]["kernel"] == second["Dense_0"]["kernel"]).all()
+  moved = there[2]["student_0"]["params"]["Dense_0"]["kernel"]
+  distance = np.abs(moved - first["Dense_0"]["kernel"]).max()
+  assert 0 < distance < 0.5
+
+
+def test_the_last_snapshot_is_the_last_checkpoint(workdir):
+  subject = Subject(workdir, network=NETWORK)
+  (target,) = targets([subject], ["student_1"])
+  kept = subject.trajectory()[4]["student_1"]["params"]["Dense_0"]["kernel"]
+  np.testing.assert_array_equal(target.variables["params"]["Dense_0"]["kernel"], kept)
+  assert target.test_accuracy == subject.lines[-1]["accuracy"]["test"]["student_1"]
+
+
+def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
+  for arguments, message in (
+    (["hesian"], "did you mean 'hessian'?"),
+    (["hessian"], "--workdir=DIR is needed"),
+    (["hessian", f"--workdir={tmp_path}"], "it has no config.json"),
+    (["landscape", f"--workdir={workdir}", "--size=0"], "0 is less than 1"),
+    (["hessian", f"--workdir={workdir}"], "--network=tests.nets:Small"),
+    (
+      ["noise", f"--workdir={workdir}", f"--network={NETWORK}", "--readers=teacher"],
+      "no single network teacher; it has student_0",
+    ),
+  ):
+    assert analysis.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_folder_of_generations_is_its_runs(workdir, tmp_path):
+  for k in range(2):
+    (tmp_path / "born" / f"generation_{k}").mkdir(parents=True)
+    record = (workdir / "config.json").read_text()
+    (tmp_path / "born" / f"generation_{k}" / "config.json").write_text(record)
+  found = subjects([tmp_path / "born"], NETWORK)
+  assert [subject.name for subject in found] == ["born/generation_0", "born/generation_1"]
