@@ -56,7 +56,7 @@ class Subject:
 
   def __init__(self, workdir, *, name=None, network=None):
     self.run = Run(workdir)
-    self.name = name or Path(workdir).resolve().name
+    self.name = name or Path(workdir).name or Path(workdir).resolve().name
     self.config = self.run.config
     if self.config is None:
       raise ValueError(f"there is no run in {workdir}: it has no config.json")
@@ -198,7 +198,7 @@ def subjects(workdirs, network=None):
     if (workdir / "config.json").exists() or not inside:
       found.append(Subject(workdir, network=network))
     else:
-      base = workdir.resolve().name
+      base = workdir.name or workdir.resolve().name
       found += [
         Subject(f.parent, name=f"{base}/{f.parent.name}", network=network) for f in inside
       ]
