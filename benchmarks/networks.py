@@ -65,10 +65,10 @@ def build(network, batch, size=32):
   key = place(jax.random.key(0))
   image = jax.random.normal(key, (method.views, batch, size, size, 3))
   views = Batch(place(image, None, "data"), place(jnp.zeros(batch, jnp.int32), "data"))
-  built, step = compiled((method, tx, given), views, key)
-  run = stepping(built.state, step, views, key)
+  built = compiled(method, tx, given, views, key)
+  run = stepping(built.state, built.advance, views, key)
   run()
-  return run, built.seconds, built.flops
+  return run, built.seconds, built.flops.result()
 
 
 if __name__ == "__main__":

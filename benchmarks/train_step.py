@@ -174,17 +174,17 @@ def jax_parts(args):
   def forward(learner, batch, key):
     return method.losses(learner, Views(*batch), 0, key)
 
-  built, step = compiled((method, tx, augment), batch, key)
-  whole = stepping(built.state, step, batch, key)
+  built = compiled(method, tx, augment, batch, key)
+  whole = stepping(built.state, built.advance, batch, key)
   peak = peak_mb(whole)
   look = jax.jit(augment, **options).lower(key, batch.image).compile()
   seen = batch._replace(image=look(key, batch.image))
-  views_given, step_given = compiled((method, tx, given), seen, key)
+  views_given = compiled(method, tx, given, seen, key)
   learner = jax.tree.map(lambda x: x.copy(), views_given.state.learner)
   forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
   parts = {
     "step": whole,
-    "step, views given": stepping(views_given.state, step_given, seen, key),
+    "step, views given": stepping(views_given.state, views_given.advance, seen, key),
     "views": lambda: jax.block_until_ready(look(key, batch.image)),
     "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
   }
@@ -209,18 +209,15 @@ def given(key, image):
   return image
 
 
-def compiled(parts, batch, key):
-  """As training does it: a `Compiled`, and its step for this batch."""
-  import jax
+def compiled(method, tx, augment, batch, key):
+  """The step for this batch, `Compiled` as training does it."""
+  from okdph_jax.training.compile import abstract, background, compile_steps
 
-  from okdph_jax.training.compile import compile_steps
-
-  def shape(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-  size = len(batch.label)
-  built = compile_steps(parts, {size: jax.tree.map(shape, batch)}, key)
-  return built, built.advance[size]
+  shapes = {len(batch.label): abstract(batch)}
+  with background() as thread:
+    built = compile_steps(lambda numbers: (method, tx), {}, augment, shapes, key, thread)
+    built.flops.result()
+  return built
 
 
 def stepping(state, step, batch, key):

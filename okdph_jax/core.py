@@ -6,10 +6,22 @@ image, `h w F` feature map, `K` classes.
 
 from typing import Any, NamedTuple
 
+import jax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 Variables = dict[str, Any]  # of a Linen module: {"params": tree, "batch_stats": tree}
+Number = float | Float[Array, ""]  # an option: traced inside the compiled step, see `is_traced`
+
+
+def is_traced(option: Any) -> bool:
+  """Whether the value of an option is an argument of the program that is being traced.
+
+  The training step is traced with its rates and weights as arguments, so that others do not
+  compile it again. Their values were checked before; 0 and 1 are never traced, so that code
+  may test for them.
+  """
+  return isinstance(option, jax.core.Tracer)
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from okdph_jax.core import is_traced
+
 
 def cross_entropy(
   logits: Float[Array, "*N B K"], label: Int[Array, " B"], *, smoothing: float = 0.0
@@ -19,7 +21,7 @@ def cross_entropy(
   log_p = jax.nn.log_softmax(logits)
   own = jnp.take_along_axis(log_p, jnp.broadcast_to(label[:, None], (*log_p.shape[:-1], 1)), -1)
   own = own[..., 0]
-  if not smoothing:
+  if not is_traced(smoothing) and not smoothing:
     return -own.mean(-1)
   rest = (log_p.sum(-1) - own) / (logits.shape[-1] - 1)
   return -((1 - smoothing) * own + smoothing * rest).mean(-1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from okdph_jax.core import Terms
+from okdph_jax.core import Terms, is_traced
 
 
 def sgd(
@@ -42,7 +42,8 @@ def dot_sgd(
   Gradients are `Terms` of two trees, with None where a loss does not depend on a leaf. A leaf
   of only one loss has one buffer, v_ce, with momentum mu (its v_kd stays zero).
   """
-  if not 0 <= delta <= momentum < 1 - delta:
+  traced = is_traced(delta) or is_traced(momentum)
+  if not traced and not 0 <= delta <= momentum < 1 - delta:
     raise ValueError(
       f"dot's delta={delta} takes momentum {momentum} out of [0, 1); "
       "give a smaller delta or another momentum"

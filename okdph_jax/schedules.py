@@ -1,11 +1,13 @@
 """Learning rates, ramp-ups, and durations in words as steps."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from okdph_jax.core import Number, is_traced
 
 Step = Int[Array, ""] | int
 REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
@@ -25,29 +27,37 @@ def steps(duration: str, epoch_steps: int) -> int:
   return count * epoch_steps if unit == "epoch" else count
 
 
-def milestone(when: float | str, *, epochs: int, epoch_steps: int) -> int:
+def milestone(when: float | str, *, epochs: Number, epoch_steps: int) -> Step:
   """As a step: epochs of a run of 300, which scale with the run, or a duration in words."""
   if isinstance(when, str):
     return steps(when, epoch_steps)
-  return round(when * epochs / REFERENCE_EPOCHS) * epoch_steps
+  scaled = when * epochs / REFERENCE_EPOCHS
+  whole = jnp.round(scaled).astype(jnp.int32) if is_traced(scaled) else round(scaled)
+  return whole * epoch_steps
+
+
+def milestones(
+  whens: Iterable[float | str], *, epochs: int, epoch_steps: int
+) -> tuple[int, ...]:
+  """Milestones as steps; ValueError where they are not in ascending order."""
+  at = tuple(milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in whens)
+  if sorted(at) != list(at):
+    raise ValueError(f"milestones {tuple(whens)} are not in ascending order; sort them")
+  return at
 
 
 def multistep(
-  learning_rate: float,
-  milestones: Iterable[float | str],
-  *,
-  epochs: int,
-  epoch_steps: int,
-  factor: float = 0.1,
+  learning_rate: Number, milestones: Sequence[Step], factor: float = 0.1
 ) -> optax.Schedule:
-  """The rate times `factor` from each milestone on, as a function of the step."""
-  at = [milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in milestones]
-  if sorted(at) != at:
-    raise ValueError(f"milestones {tuple(milestones)} are not in ascending order; sort them")
-  scales = {}
-  for step in at:  # two milestones of a very short run can fall on one step
-    scales[step] = scales.get(step, 1.0) * factor
-  return optax.piecewise_constant_schedule(learning_rate, scales)
+  """The rate times `factor` from each milestone, a step, on."""
+
+  def schedule(step):
+    rate = jnp.asarray(learning_rate)
+    for milestone in milestones:  # two milestones of a very short run can be one step
+      rate = jnp.where(step < milestone, rate, factor * rate)
+    return rate
+
+  return schedule
 
 
 def held(schedule, last):
@@ -55,12 +65,14 @@ def held(schedule, last):
   return lambda step: schedule(jnp.minimum(step, last))
 
 
-def ramp(step: Step, *, epochs: int, epoch_steps: int, length: float = 80) -> Float[Array, ""]:
+def ramp(
+  step: Step, *, epochs: Number, epoch_steps: int, length: float = 80
+) -> Float[Array, ""]:
   """exp(-5 (1 - min(e, L) / L)^2) of the epoch e (Laine & Aila, arXiv:1610.02242).
 
   `length` L is in epochs of a run of 300 and scales with the run; constant within an epoch.
   """
-  scaled = max(length * epochs / REFERENCE_EPOCHS, 1e-9)
+  scaled = jnp.maximum(length * epochs / REFERENCE_EPOCHS, 1e-9)
   done = jnp.minimum(step // epoch_steps / scaled, 1.0)
   return jnp.exp(-5.0 * (1.0 - done) ** 2)
 

@@ -6,6 +6,10 @@ import pytest
 from okdph_jax import schedules
 
 
+def multistep(rate, whens, **run):
+  return schedules.multistep(rate, schedules.milestones(whens, **run))
+
+
 @pytest.mark.parametrize(
   "text, want", [("5 steps", 5), ("1 step", 1), ("1 epoch", 391), (" 3  epochs ", 1173)]
 )
@@ -21,7 +25,7 @@ def test_other_words_are_no_duration(text):
 
 def test_the_papers_learning_rates():
   """The rate falls, at 150 and 225 of 300, 391 steps each."""
-  rate = schedules.multistep(0.1, (150, 225), epochs=300, epoch_steps=391)
+  rate = multistep(0.1, (150, 225), epochs=300, epoch_steps=391)
   epochs = {0: 0.1, 149: 0.1, 150: 0.01, 224: 0.01, 225: 0.001, 299: 0.001}
   for epoch, want in epochs.items():
     for step in (epoch * 391, epoch * 391 + 390):
@@ -29,26 +33,24 @@ def test_the_papers_learning_rates():
 
 
 def test_milestones_scale_with_the_run_unless_in_words():
-  rate = schedules.multistep(1.0, (150, 225), epochs=20, epoch_steps=3)
+  rate = multistep(1.0, (150, 225), epochs=20, epoch_steps=3)
   np.testing.assert_allclose(
     [rate(29), rate(30), rate(44), rate(45)], [1, 0.1, 0.1, 0.01], rtol=1e-5
   )
-  rate = schedules.multistep(1.0, ("4 epochs", "20 steps"), epochs=20, epoch_steps=3)
+  rate = multistep(1.0, ("4 epochs", "20 steps"), epochs=20, epoch_steps=3)
   np.testing.assert_allclose(
     [rate(11), rate(12), rate(19), rate(20)], [1, 0.1, 0.1, 0.01], rtol=1e-5
   )
 
 
 def test_two_milestones_on_one_step_both_count():
-  rate = schedules.multistep(
-    1.0, (150, 225), epochs=1, epoch_steps=10
-  )  # both round to one place
+  rate = multistep(1.0, (150, 225), epochs=1, epoch_steps=10)  # both round to one place
   np.testing.assert_allclose([rate(0), rate(9), rate(10)], [0.1, 0.1, 0.01], rtol=1e-5)
 
 
 def test_milestones_out_of_order_are_refused():
   with pytest.raises(ValueError, match="ascending"):
-    schedules.multistep(0.1, (225, 150), epochs=300, epoch_steps=1)
+    multistep(0.1, (225, 150), epochs=300, epoch_steps=1)
 
 
 def test_the_ramp():

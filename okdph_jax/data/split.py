@@ -71,15 +71,21 @@ class Split:
   def shapes(self, *, batch_size, views=1, mesh):
     """The shapes of the batches for training: {B: Batch}, the full batch, then a short one."""
     full, crops = min(batch_size, len(self)), (views,) if self.streamed else ()
+    sizes = full, len(self) % full or full
+    return {size: self._batch_shapes(size, mesh, crops) for size in sizes}
 
-    def batch(size):
-      place = batches.sharding(mesh, size, axis=len(crops))
-      return Batch(
-        jax.ShapeDtypeStruct((*crops, size, *self.image_shape), np.uint8, sharding=place),
-        jax.ShapeDtypeStruct((size,), np.int32, sharding=batches.sharding(mesh, size)),
-      )
+  def padded_shapes(self, batch_size, *, mesh):
+    """The shapes of what `padded` yields."""
+    place = batches.sharding(mesh, batch_size)
+    mask = jax.ShapeDtypeStruct((batch_size,), bool, sharding=place)
+    return self._batch_shapes(batch_size, mesh), mask
 
-    return {size: batch(size) for size in (full, len(self) % full or full)}
+  def _batch_shapes(self, size, mesh, crops=()):
+    place = batches.sharding(mesh, size, axis=len(crops))
+    return Batch(
+      jax.ShapeDtypeStruct((*crops, size, *self.image_shape), np.uint8, sharding=place),
+      jax.ShapeDtypeStruct((size,), np.int32, sharding=batches.sharding(mesh, size)),
+    )
 
 
 class StreamedSplit(Split):

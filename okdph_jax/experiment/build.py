@@ -24,7 +24,8 @@ class Experiment(NamedTuple):
   learner: Learner  # shapes alone
   single: tuple  # names of the readers that are one network
   schedule: Callable  # step -> learning rate
-  tx: Any
+  numbers: dict  # the config's rates, weights and decays, as `parts` takes them
+  parts: Callable  # numbers, which may be traced -> (method, optax optimizer)
   augment: Callable  # the training views
   test_view: Callable  # likewise, of what is evaluated
   epoch_steps: int
@@ -51,7 +52,24 @@ def build(config, dataset, planned_epochs=None):
     epochs,
     taught_by and (taught_by.module, taught_by.variables),
   )
-  method = assemble(context, config.method, config.wrappers)
+  numbers = hyperparameters(config, epochs, epoch_steps)
+
+  def schedule_of(method, numbers):
+    rates = schedules.multistep(numbers["learning_rate"], numbers["milestones"])
+    rates = method.schedule(rates)
+    return schedules.held(rates, planned_epochs * epoch_steps - 1) if planned_epochs else rates
+
+  def parts(numbers):
+    method = assemble(
+      context._replace(epochs=numbers["epochs"]),
+      dict(config.method) | numbers["method"],
+      [dict(w) | own for w, own in zip(config.wrappers, numbers["wrappers"], strict=True)],
+    )
+    schedule = schedule_of(method, numbers)
+    rates = {name: numbers[name] for name in ("momentum", "weight_decay")}
+    return method, method.optimizer(schedule, **rates)
+
+  method, _ = parts(numbers)
   if len(config.views) == 1:  # one for all
     config.views = config.views * method.views
   if len(config.views) != method.views:
@@ -62,20 +80,14 @@ def build(config, dataset, planned_epochs=None):
     )
   views.check((*config.views, config.test_view), dataset.image_shape)
   learner, single = check_shapes(config.network, method, dataset)
-  schedule = method.schedule(
-    schedules.multistep(
-      config.learning_rate, config.milestones, epochs=epochs, epoch_steps=epoch_steps
-    )
-  )
-  if planned_epochs:
-    schedule = schedules.held(schedule, planned_epochs * epoch_steps - 1)
   return Experiment(
     net=net,
     method=method,
     learner=learner,
     single=single,
-    schedule=schedule,
-    tx=method.optimizer(schedule, momentum=config.momentum, weight_decay=config.weight_decay),
+    schedule=schedule_of(method, numbers),
+    numbers=numbers,
+    parts=parts,
     augment=views.make(config.views, dataset.mean, dataset.std),
     test_view=views.make((config.test_view,), dataset.mean, dataset.std),
     epoch_steps=epoch_steps,
@@ -83,6 +95,25 @@ def build(config, dataset, planned_epochs=None):
     teacher=taught_by and taught_by.origin,
     start=start,
   )
+
+
+def hyperparameters(config, epochs, epoch_steps):
+  """The numbers of a config that may change without changing the program of a step."""
+  return {
+    "learning_rate": config.learning_rate,
+    "momentum": config.momentum,
+    "weight_decay": config.weight_decay,
+    "milestones": schedules.milestones(
+      config.milestones, epochs=epochs, epoch_steps=epoch_steps
+    ),
+    "epochs": epochs,
+    "method": _floats(config.method),
+    "wrappers": [_floats(options) for options in config.wrappers],
+  }
+
+
+def _floats(options):
+  return {name: value for name, value in options.items() if isinstance(value, float)}
 
 
 def check_options(config):

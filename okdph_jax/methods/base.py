@@ -1,6 +1,6 @@
 """Base: networks trained on the labels alone."""
 
-from okdph_jax.core import Terms
+from okdph_jax.core import Terms, is_traced
 from okdph_jax.losses import cross_entropy
 from okdph_jax.methods.peers import peers
 from okdph_jax.methods.protocol import Context, Method
@@ -15,7 +15,7 @@ def base(context: Context, *, students: int = 1, label_smoothing: float = 0.0) -
   """
   if students < 1:
     raise ValueError(f"base needs at least 1 student; method.students is {students}")
-  if not 0 <= label_smoothing < 1:
+  if not is_traced(label_smoothing) and not 0 <= label_smoothing < 1:
     raise ValueError(f"base: label_smoothing={label_smoothing} is outside [0, 1)")
 
   def criterion(logits, label, step):

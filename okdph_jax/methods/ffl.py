@@ -62,7 +62,7 @@ def ffl(
     return Terms(task_loss, weight * distill)
 
   def optimizer(schedule, *, weight_decay, **rest):
-    own = fusion_weight_decay if weight_decay else 0.0
+    own = fusion_weight_decay * (weight_decay > 0)
     rates = {"students": weight_decay, "shared": {"stem": weight_decay, "fusion": own}}
     return plain_optimizer(schedule, weight_decay=rates, **rest)
 

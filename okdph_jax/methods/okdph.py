@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax import schedules
-from okdph_jax.core import Terms
+from okdph_jax.core import Terms, is_traced
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
@@ -92,7 +92,7 @@ def okdph(
     teacher = lax.stop_gradient((own.sum(0) + mixed) / (n + 1))
 
     task_loss = omega * cross_entropy(own, label).sum()
-    if omega != 1:  # XLA does not fold a product with 0.0: the backward pass would still run
+    if is_traced(omega) or omega != 1:  # XLA would run the backward pass of a product with 0.0
       task_loss += (1 - omega) * cross_entropy(mixed, label)  # shared by all, counted once
     terms = Terms(task_loss, beta * kl(own, teacher, temperature).sum())
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from okdph_jax import optimizers
-from okdph_jax.core import Learner, Terms, Variables, Views
+from okdph_jax.core import Learner, Number, Terms, Variables, Views, is_traced
 from okdph_jax.nn.students import run
 from okdph_jax.schedules import Step
 
@@ -201,24 +201,24 @@ def check_students(name: str, students: int):
     raise ValueError(f"{name} needs at least 2 students; method.students is {students}")
 
 
-def check_positive(name: str, **options: float):
+def check_positive(name: str, **options: Number):
   """A one-line ValueError for an option of the method `name` that is not a number above 0."""
   for option, value in options.items():
-    if not 0 < value < math.inf:
+    if not is_traced(value) and not 0 < value < math.inf:
       raise ValueError(f"{name}: {option}={value} must be positive and finite")
 
 
-def check_nonnegative(name: str, **options: float):
+def check_nonnegative(name: str, **options: Number):
   """A one-line ValueError for an option that is negative, infinite or not a number."""
   for option, value in options.items():
-    if not 0 <= value < math.inf:
+    if not is_traced(value) and not 0 <= value < math.inf:
       raise ValueError(f"{name}: {option}={value} must be finite and at least 0")
 
 
-def check_fraction(name: str, **options: float):
+def check_fraction(name: str, **options: Number):
   """A one-line ValueError for an option outside [0, 1]."""
   for option, value in options.items():
-    if not 0 <= value <= 1:
+    if not is_traced(value) and not 0 <= value <= 1:
       raise ValueError(f"{name}: {option}={value} is outside [0, 1]")
 
 

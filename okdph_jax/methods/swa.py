@@ -63,7 +63,7 @@ def swa(
     first = method.schedule(given)(0)
 
     def rate(step):
-      done = (step // context.epoch_steps) * context.epoch_steps / max(first_step, 1)
+      done = (step // context.epoch_steps) * context.epoch_steps / jnp.maximum(first_step, 1)
       return first + (learning_rate - first) * jnp.clip((done - 0.5) / 0.4, 0.0, 1.0)
 
     return rate

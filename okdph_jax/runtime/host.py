@@ -4,9 +4,12 @@ Called before anything touches a device.
 """
 
 import contextlib
+import functools
+import hashlib
 import os
 import platform
 import sys
+from pathlib import Path
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -28,11 +31,38 @@ def configure(devices=None, batch=None):
   count = devices or next(n for n in range(min(cores(), 4), 0, -1) if (batch or n) % n == 0)
   with contextlib.suppress(RuntimeError):  # a backend runs, as in a notebook
     jax.config.update("jax_num_cpu_devices", count)
+  use_compilation_cache()
+
+
+def use_compilation_cache():
+  """Keeps compiled programs for the next process, in the user's cache folder, at most 2 GB.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it
+  off. A program for the CPU has this machine's instructions in it: homes are shared by others.
+  """
+  if jax.config.jax_compilation_cache_dir:
+    return
+  home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  machine = hashlib.blake2b(" ".join(sorted(cpu_flags())).encode(), digest_size=4).hexdigest()
+  jax.config.update("jax_compilation_cache_dir", str(home / "okdph_jax" / f"xla-{machine}"))
+  jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def cores():
   """How many cores this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@functools.cache
+def cpu_flags():
+  """The instruction sets of this CPU as Linux names them; empty where it does not say."""
+  try:
+    with open("/proc/cpuinfo") as file:
+      lines = (line.split(":", 1) for line in file if line.startswith("flags"))
+      return frozenset(next(lines, ("", ""))[1].split())
+  except OSError:
+    return frozenset()
 
 
 def use_huge_pages():

@@ -1,7 +1,10 @@
-"""Compiling the step: once for the full batch and once for the short one, and what it costs."""
+"""Compiling: the step before it is needed, what comes later while the first steps run."""
 
+import contextlib
 import functools
 import time
+from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 import jax
@@ -10,41 +13,105 @@ from okdph_jax.runtime import host
 from okdph_jax.training.step import State, initial_state, train_step
 
 
+@contextlib.contextmanager
+def background():
+  """A thread that compiles; at the end what has not begun is dropped."""
+  thread = futures.ThreadPoolExecutor(1, "compile")
+  try:
+    yield thread
+  finally:
+    thread.shutdown(wait=False, cancel_futures=True)
+
+
 class Compiled(NamedTuple):
   """The step as it runs."""
 
   state: State  # the initial one
-  advance: dict  # {batch size: (state, batch, key) -> (state, metrics)}; state is donated
-  flops: float | None  # of a step of the full batch, per image
-  seconds: float  # that tracing and compiling took
+  advance: Callable  # (state, batch, key) -> (state, metrics); state is donated
+  flops: futures.Future  # of a step of the full batch, per image; None where nobody can tell
+  seconds: float  # until the step of the full batch was compiled
 
 
-def compile_steps(parts, shapes, key):
-  """Compiles the train step for every batch size.
+class Ahead:
+  """A jitted function of a batch, compiled for each batch size before it is called."""
 
-  parts: (method, tx, augment), as `train_step` takes them. shapes: {size: Batch} of shapes
-  with shardings, the full batch first. The state is placed as `key` is.
+  def __init__(self, jitted, size_of: Callable):
+    self._jitted, self._size_of, self._programs = jitted, size_of, {}
+
+  def compile(self, thread: futures.Executor, *arguments):
+    """Starts to compile for arguments of these shapes and shardings: a future of the trace."""
+
+    def work():
+      traced = self._jitted.trace(*arguments)
+      return traced, traced.lower().compile()
+
+    future = thread.submit(work)
+    self._programs[self._size_of(*arguments)] = future
+    return future
+
+  def __call__(self, *arguments):
+    _, program = self._programs[self._size_of(*arguments)].result()
+    return program(*arguments)
+
+
+def compile_steps(parts, numbers, augment, shapes, key, thread):
+  """Compiles the training step: now for the full batch, in `thread` for a short last one.
+
+  parts: `numbers -> (method, tx)`, see `train_step`. Numbers other than 0 and 1 are arguments
+  of the compiled step, so that a run with others finds it in the compilation cache. shapes:
+  {size: Batch} of shapes with shardings, the full batch first. The state is placed as `key` is.
   """
-  example = next(iter(shapes.values()))
+  began = time.monotonic()
+  full, *short = shapes
+  place = key.sharding
   state = jax.jit(
-    lambda key: initial_state(*parts, example, key),
-    out_shardings=key.sharding,
+    lambda key: initial_state(*parts(numbers), augment, shapes[full], key),
+    out_shardings=place,
     compiler_options=host.fast_compile_options(),
   )(key)
-  step = functools.partial(train_step, *parts)
+
+  given, step = with_arguments(parts, numbers, augment)
+  given = jax.device_put(given, place)
   jitted = jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=key.sharding,
-    compiler_options=host.compiler_options(),
+    step, donate_argnums=1, out_shardings=place, compiler_options=host.compiler_options()
   )
-  began = time.monotonic()
-  traced = {size: jitted.trace(state, batch, key) for size, batch in shapes.items()}
-  advance = {size: program.lower().compile() for size, program in traced.items()}
+  steps = Ahead(jitted, size_of=lambda given, state, batch, key: len(batch.label))
+  compiled = steps.compile(thread, given, state, shapes[full], key)
+  traced, _ = compiled.result()
   seconds = time.monotonic() - began
-  size = len(example.label)
-  flops = flops_of(traced[size], step, state, example, key)
-  return Compiled(state, advance, flops and flops / size, seconds)
+  like = abstract(state)
+  for size in short:
+    steps.compile(thread, given, like, shapes[size], key)
+  arguments = given, like, shapes[full], key
+  flops = thread.submit(lambda: per_image(flops_of(traced, step, *arguments), full))
+  return Compiled(state, functools.partial(steps, given), flops, seconds)
+
+
+def with_arguments(parts, numbers, augment):
+  """(arguments, step(arguments, state, batch, key)): `train_step` with its numbers outside."""
+  fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
+  given = jax.tree.map(lambda number: None if number in (0, 1) else number, numbers)
+
+  def step(given, state, batch, key):
+    numbers = jax.tree.map(
+      lambda number, argument: argument if number is None else number,
+      *(fixed, given),
+      is_leaf=lambda number: number is None,
+    )
+    return train_step(*parts(numbers), augment, state, batch, key)
+
+  return given, step
+
+
+def abstract(tree):
+  """The shapes, dtypes and shardings of a tree of arrays, which may then be donated."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def per_image(flops, size):
+  return flops and flops / size
 
 
 def flops_of(traced, function, *arguments):

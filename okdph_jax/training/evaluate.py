@@ -7,22 +7,36 @@ from okdph_jax.core import Views
 from okdph_jax.losses import cross_entropy
 from okdph_jax.runtime import host
 from okdph_jax.runtime.signals import Interrupted
+from okdph_jax.training.compile import Ahead, abstract
 
 EVALUATION_BATCH = 500
 
 
-def evaluator(dataset, experiment, batch, key, mesh, interrupted):
+def evaluator(dataset, experiment, batch, key, learner, interrupted, thread):
   """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}.
 
   batch: `step -> Batch` of training, for methods that look at it before an evaluation.
-  `measure` raises `Interrupted` once `interrupted()` holds.
+  `learner` gives shapes and shardings, for which `thread` compiles. `measure` raises
+  `Interrupted` once `interrupted()` holds.
   """
-  count = counter(experiment.method, experiment.test_view)
+  place = key.sharding
+  count = Ahead(
+    counter(experiment.method, experiment.test_view),
+    size_of=lambda learner, batch, mask, key: len(mask),
+  )
   augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
   splits = {"test": dataset.test}
   if dataset.validation:
     splits["validation"] = dataset.validation
   key_test, key_train = jax.random.split(jax.random.fold_in(key, 2**31 - 2))  # not a step's key
+
+  sizes = {}
+  for name, split in splits.items():
+    size = -(-min(EVALUATION_BATCH, len(split)) // place.mesh.size) * place.mesh.size
+    if size not in sizes.values():
+      shapes = split.padded_shapes(size, mesh=place.mesh)
+      count.compile(thread, abstract(learner), *shapes, jax.random.fold_in(key_test, 0))
+    sizes[name] = size
 
   def until_interrupted(batches):
     for item in batches:
@@ -38,10 +52,10 @@ def evaluator(dataset, experiment, batch, key, mesh, interrupted):
 
   def measure(learner):
     learner = experiment.method.before_eval(learner, until_interrupted(training_views()))
+    learner = jax.device_put(learner, place)
     accuracy, nll = {}, {}
     for name, split in splits.items():
-      size = -(-min(EVALUATION_BATCH, len(split)) // mesh.size) * mesh.size
-      batches = until_interrupted(split.padded(size, mesh=mesh))
+      batches = until_interrupted(split.padded(sizes[name], mesh=place.mesh))
       accuracy[name], nll[name] = evaluate(count, learner, batches, key_test)
     return accuracy, nll
 

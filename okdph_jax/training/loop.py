@@ -12,7 +12,7 @@ from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
-from okdph_jax.training.compile import compile_steps
+from okdph_jax.training.compile import background, compile_steps
 from okdph_jax.training.evaluate import evaluator
 from okdph_jax.training.progress import Progress, duration
 from okdph_jax.training.step import State
@@ -33,12 +33,14 @@ def train(config, run, dataset, experiment, interrupted, extended):
   feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=mesh)
   batch = dataset.train.batches(seed=config.seed, **feed)
   shapes = dataset.train.shapes(**feed)
-  parts = experiment.method, experiment.tx, experiment.augment
-  compiled = compile_steps(parts, shapes, key)
-  cost = f"; {compiled.flops / 1e9:.3g} GFLOP per training image" if compiled.flops else ""
-  print(f"compiled in {compiled.seconds:.0f} s{cost}", flush=True)
-
-  with run.checkpoints() as checkpoints, logbook.Logbook(run) as book:
+  with (
+    background() as thread,
+    run.checkpoints() as checkpoints,
+    logbook.Logbook(run) as book,
+  ):
+    program = experiment.parts, experiment.numbers, experiment.augment
+    compiled = compile_steps(*program, shapes, key, thread)
+    print(f"compiled in {compiled.seconds:.1f} s", flush=True)
     state = checkpoints.restore(compiled.state) or compiled.state
     step = int(state.step)
     with Progress(step, experiment.steps) as progress:
@@ -50,7 +52,7 @@ def train(config, run, dataset, experiment, interrupted, extended):
         key=key,
         batch=batch,
         advance=compiled.advance,
-        measure=evaluator(dataset, experiment, batch, key, mesh, interrupted),
+        measure=evaluator(dataset, experiment, batch, key, state.learner, interrupted, thread),
         interrupted=interrupted,
         checkpoints=checkpoints,
         book=book,
@@ -71,7 +73,7 @@ def train(config, run, dataset, experiment, interrupted, extended):
       except Interrupted:
         session.save()
         raise
-  return compiled.flops
+    return compiled.flops.result()
 
 
 @dataclasses.dataclass
@@ -84,7 +86,7 @@ class Session:
   extended: dict
   key: jax.Array
   batch: Callable  # step -> Batch
-  advance: dict  # {batch size: compiled step}
+  advance: Callable  # (state, batch, key) -> (state, metrics)
   measure: Callable  # learner -> (accuracy, cross-entropy), each {split: {reader: number}}
   interrupted: Callable
   checkpoints: Checkpoints
@@ -132,7 +134,7 @@ class Session:
     """Dispatches the steps up to `stop`."""
     for step in range(self.step, stop):
       batch = self.batch(step)
-      self.state, _ = self.advance[len(batch.label)](self.state, batch, self.key)
+      self.state, _ = self.advance(self.state, batch, self.key)
       self.timer.count(len(batch.label))
     self.step = stop
 

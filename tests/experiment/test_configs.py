@@ -290,7 +290,7 @@ def test_a_step(file, argument):
   crops = (parts.method.views,) if file == "imagenet" else ()
   image = np.random.default_rng(0).integers(0, 256, (*crops, 4, *shape)).astype(np.uint8)
   batch, key = Batch(image, np.arange(4, dtype=np.int32)), jax.random.key(0)
-  pieces = parts.method, parts.tx, parts.augment
+  pieces = *parts.parts(parts.numbers), parts.augment
 
   def step(key):
     state = initial_state(*pieces, batch, key)

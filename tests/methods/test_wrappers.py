@@ -211,7 +211,7 @@ def test_swa_before_its_start_and_of_one_snapshot_is_the_network():
 def test_swa_follows_its_schedule():
   context = tiny.context(epochs=300)
   wrapped = WRAPPERS["swa"](METHODS["base"](context), context)
-  rate = wrapped.schedule(multistep(0.1, (150, 225), epochs=300, epoch_steps=3))
+  rate = wrapped.schedule(multistep(0.1, (450, 675)))
   for epoch in (0, 119, 120, 121, 180, 216, 217, 299):
     t = epoch / 241
     want = 0.1 if t <= 0.5 else 0.001 if t > 0.9 else 0.1 * (1 - 0.99 * (t - 0.5) / 0.4)
