@@ -200,6 +200,39 @@ def test_an_extension_goes_on_after_an_interruption(trained, tmp_path, monkeypat
 # Faults.
 
 
+def test_other_data_are_refused_and_older_runs_go_on(trained, images, tmp_path, capsys):
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+  run.reopen()
+  arrays = dict(np.load(images))
+  other = tmp_path / "other.npz"
+  for key, split in (("train_labels", "train"), ("test_images", "test")):
+    np.savez(other, **(arrays | {key: arrays[key][::-1].copy()}))
+    moved = asked.copy_and_resolve_references()
+    moved.data.dir = str(other)
+    with pytest.raises(ValueError, match=f"other data: the {split} split was") as refusal:
+      fit(moved, run.path)
+    assert "\n" not in str(refusal.value) and str(refusal.value).count("split was") == 1
+  assert run.result is None
+  record = run.record
+  del record["fingerprint"]  # as earlier versions wrote it
+  (run.path / "config.json").write_text(json.dumps(record))
+  assert fit(moved, run.path).readers and run.record["fingerprint"]["test"]["images"] == 16
+
+
+def test_a_teacher_of_other_images_is_said(trained, images, tmp_path, capsys):
+  source, _ = trained
+  lines = []
+  for path in (images, tmp_path / "other.npz"):
+    arrays = dict(np.load(images))
+    arrays["train_labels"] = arrays["train_labels"][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    student = config(path, f"--config.teacher={source.run.path}", method="kd")
+    fit(student, tmp_path / path.stem)
+    lines.append("trained on other images or labels" in capsys.readouterr().out)
+  assert lines == [False, True]
+
+
 class Killed(BaseException):
   """In place of kill -9."""
 

@@ -79,8 +79,13 @@ def run_one(config, run, interrupted):
     experiment = build(config, dataset, planned)
     resolved = resolve(config, run.path, dataset)
     same_run(run, resolved, planned)
+    fingerprint = dataset.fingerprint()
+    same_data(run, fingerprint)
     extended = {"extended_from_epochs": planned} if planned else {}
-    run.write_record(resolved, environment(), class_names=dataset.class_names, **extended)
+    names = dataset.class_names
+    run.write_record(
+      resolved, environment(), class_names=names, fingerprint=fingerprint, **extended
+    )
     run.reopen()
     print(summary(config, dataset, experiment), flush=True)
     if planned:
@@ -141,6 +146,26 @@ def same_run(run, resolved, planned):
     f"{n}: {was[n]} -> {here[n]}" for n in ("devices", "cores") if was[n] != here[n]
   ]:
     print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
+
+
+def same_data(run, fingerprint):
+  """Refuses other images or labels than the run began with; a run may not know them."""
+  there = (run.record or {}).get("fingerprint")
+  if there is None or there == fingerprint:
+    return
+
+  def show(split):
+    return f"{split['images']} images ({split['digest']})" if split else "absent"
+
+  different = [
+    f"the {name} split was {show(there.get(name))} and is {show(fingerprint.get(name))}"
+    for name in there | fingerprint
+    if there.get(name) != fingerprint.get(name)
+  ]
+  raise ValueError(
+    f"{run.path} began with other data: {', '.join(different)}; restore them, or take another "
+    "--workdir"
+  )
 
 
 def closing(result):

@@ -31,6 +31,9 @@ def teacher(config, dataset):
       f"the teacher in {run.path} was trained on other data ({'; '.join(different)}); "
       "choose one that was trained on these"
     )
+  theirs = run.record.get("fingerprint", {}).get("train")
+  if theirs and theirs != dataset.train.fingerprint():
+    print(f"the teacher in {run.path} was trained on other images or labels than these")
   return run.network(reader, which, config.teacher_network or config.network)
 
 
