@@ -13,6 +13,7 @@ ROOT = PACKAGE.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOT_IMPORTED = {
   "importlib-resources",  # tfds needs it and does not declare it
+  "filelock",  # for JAX
   "onednn-cpu-gomp",  # a shared library
   "tensorboard",  # clu's metric writers need it and do not declare it
 }
