@@ -30,7 +30,9 @@ def kd(
       L = a CE(z, y) + b KL_T(sg[z_teacher] -> z)      a, b: task_weight, distill_weight
 
   The teacher is frozen, sees the student's own view, and uses its running statistics.
-  `targets="hard"` gives CE(z, argmax z_teacher) in place of the KL term. With the previous
+  `targets="hard"` gives CE(z, argmax z_teacher) in place of the KL term; "smoothed" keeps of
+  each of the teacher's answers the probability of the label alone and spreads the rest evenly,
+  which is label smoothing by the teacher's confidence in that image. With the previous
   generation as teacher, a = 1 - b, this is self-distillation (Born-Again Networks, Furlanello
   et al., ICML 2018, arXiv:1805.04770).
 
@@ -45,7 +47,7 @@ def kd(
     raise ValueError(
       "kd needs a teacher and there is none; name a finished run, config.teacher=DIR"
     )
-  check_choice("kd", "targets", targets, ("soft", "hard"))
+  check_choice("kd", "targets", targets, ("soft", "hard", "smoothed"))
   check_positive("kd", temperature=temperature)
   check_nonnegative("kd", task_weight=task_weight, distill_weight=distill_weight)
   net, (teacher_net, teacher) = context.net, context.teacher
@@ -66,7 +68,9 @@ def kd(
     logits, stats = each(net, learner.students, image, key, train=True)  # [1, B, K]
     target = stop_gradient(run(teacher_net, learner.memory["teacher"], image[0])[0])
     label_loss = cross_entropy(logits[0], label)
-    if targets == "soft":
+    if targets == "smoothed":
+      target = smoothed(target, label, temperature)
+    if targets != "hard":
       teacher_loss = kl(logits[0], target, temperature)
     else:
       teacher_loss = cross_entropy(logits[0], target.argmax(-1))
@@ -79,3 +83,11 @@ def kd(
     return terms, (learner.with_stats(students=stats), metrics)
 
   return Method(views=1, init=init, losses=losses, **peers.readers(net), independent=True)
+
+
+def smoothed(logits: jax.Array, label: jax.Array, temperature: float) -> jax.Array:
+  """Logits [B, K] with the same probability of the label [B], and the others equal."""
+  log_p = jax.nn.log_softmax(logits / temperature)
+  own = jnp.take_along_axis(log_p, label[:, None], -1)
+  rest = jnp.log(jnp.maximum(-jnp.expm1(own), 1e-30) / (logits.shape[-1] - 1))
+  return temperature * jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), own, rest)

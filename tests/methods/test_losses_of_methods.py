@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from okdph_jax.core import Outputs, Views
 from okdph_jax.methods import METHODS
-from okdph_jax.methods.kd import kd
+from okdph_jax.methods.kd import kd, smoothed
 from okdph_jax.methods.kdcl import linear
 from okdph_jax.methods.kr import residual_labels
 from okdph_jax.methods.protocol import Context
@@ -369,6 +369,15 @@ def test_pcl_updates_the_statistics_of_the_stem_view_by_view():
     want = new["batch_stats"]
   close(after.stats["shared"]["stem"], want)
   close(after.memory["mean"]["stats"]["shared"]["stem"], want)
+
+
+def test_kd_smoothed_keeps_the_confidence_and_forgets_the_other_classes():
+  logits, label = jnp.array([[2.0, 1.0, -3.0], [0.0, 5.0, 1.0]]), jnp.array([0, 2])
+  found = jax.nn.softmax(smoothed(logits, label, 4.0) / 4)
+  kept = jax.nn.softmax(logits / 4)[jnp.arange(2), label]
+  np.testing.assert_allclose(found[jnp.arange(2), label], kept, rtol=1e-5)
+  np.testing.assert_allclose(found[0, 1:], (1 - kept[0]) / 2, rtol=1e-5)
+  np.testing.assert_allclose(found[1, :2], (1 - kept[1]) / 2, rtol=1e-5)
 
 
 def test_kd_soft_and_hard():

@@ -166,7 +166,7 @@ def momenta(opt_state):
     ("dml", dict(students=1), "dml needs at least 2 students"),
     ("kdcl", dict(task_weight=-0.5), "kdcl: task_weight=-0.5"),
     ("kd", dict(temperature=np.inf), "kd: temperature=inf must be positive and finite"),
-    ("kd", dict(targets="firm"), "kd: targets='firm' is not one of soft, hard"),
+    ("kd", dict(targets="firm"), "kd: targets='firm' is not one of soft, hard, smoothed"),
     ("kr", dict(temperature=0.0), "kr: temperature=0.0"),
     ("ffl", dict(fusion_weight_decay=-1e-5), "ffl: fusion_weight_decay=-1e-05"),
     ("mean_teacher", dict(decay=-0.1), "mean_teacher: decay=-0.1 is outside"),
