@@ -235,6 +235,7 @@ class Run:
 
     reader: "student_0", "hybrid", ...; by default the single network that is best on
       validation at the chosen step, or without a validation split the method's first.
+      "ensemble" is all students as one network with the mean of their logits.
     which: "last", "best-validation" or "best-test", see `chosen`.
     network: the run's own network by dotted path, "my_pkg.nets:SmallNet". A run's files never
       make this package import code: where `config.network` is not one of ours, you name it.
@@ -244,6 +245,7 @@ class Run:
     """
     from okdph_jax import methods, models
     from okdph_jax.methods.protocol import Context
+    from okdph_jax.models.ensemble import together
     from okdph_jax.trained_network import TrainedNetwork
     from okdph_jax.training import checkpoint, logbook
 
@@ -269,6 +271,9 @@ class Run:
     if not reader:
       validated = line.get("accuracy", {}).get("validation")
       reader = logbook.best_single(line, networks)[1] if validated else next(iter(networks))
+    if reader == "ensemble":
+      students = [network for name, network in networks.items() if name.startswith("student_")]
+      net, networks[reader] = together(net, students)
     if reader not in networks:
       raise ValueError(
         f"the run in {self.path} has no single network {reader!r}; it has {', '.join(networks)}"

@@ -10,6 +10,7 @@ from okdph_jax.analysis.subject import Subject, subjects, targets
 from okdph_jax.cli import analysis
 from okdph_jax.experiment import paper
 from okdph_jax.experiment.fit import fit
+from okdph_jax.run import Run
 from okdph_jax.runtime import host
 from tests import runs
 
@@ -95,6 +96,15 @@ def test_the_last_snapshot_is_the_last_checkpoint(workdir):
   kept = subject.trajectory()[4]["student_1"]["params"]["Dense_0"]["kernel"]
   np.testing.assert_array_equal(target.variables["params"]["Dense_0"]["kernel"], kept)
   assert target.test_accuracy == subject.lines[-1]["accuracy"]["test"]["student_1"]
+
+
+def test_the_ensemble_of_a_run_is_one_network(workdir):
+  """A teacher that is an ensemble: for the explanation by multiple views."""
+  images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 1)).astype(np.uint8)
+  run = Run(workdir)
+  students = [run.network(f"student_{i}", network=NETWORK)(images) for i in range(2)]
+  ensemble = run.network("ensemble", network=NETWORK)(images)
+  np.testing.assert_allclose(ensemble, np.mean(students, 0), atol=1e-5)
 
 
 def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):

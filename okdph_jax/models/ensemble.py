@@ -1,0 +1,30 @@
+"""N trained networks as one: the ensemble of a run as a teacher."""
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+
+class Ensemble(nn.Module):
+  """The mean of the logits of `size` networks; variables {"net": [size, ...] per leaf}."""
+
+  net: nn.Module
+  size: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    run = nn.vmap(
+      lambda net, x: net(x, train),
+      in_axes=None,
+      axis_size=self.size,
+      variable_axes={"params": 0, "batch_stats": 0},
+      split_rngs={"params": True, "dropout": True},
+    )
+    return run(self.net, x).mean(0)
+
+
+def together(net, networks):
+  """(the `Ensemble` of these variables of `net`, its variables)."""
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
+  variables = {kind: {"net": tree} if tree else {} for kind, tree in stacked.items()}
+  return Ensemble(net, len(networks)), variables
