@@ -47,8 +47,12 @@ def between(net, networks, pairs, images, *, points=11, partial_file=None, title
 
 
 def height(losses):
-  """Height of the barrier on a line: the highest loss minus the mean of the two ends."""
-  return float(np.max(losses) - (losses[0] + losses[-1]) / 2)
+  """Height of the barrier on a line: how far a loss rises above the straight line of its ends.
+
+  losses: at equidistant points [P], both ends among them (Entezari et al., ICLR 2022,
+  arXiv:2110.06296). Zero where there is no bump, however different the ends.
+  """
+  return float(np.max(losses - np.linspace(losses[0], losses[-1], len(losses))))
 
 
 def distance(a, b):
@@ -154,7 +158,7 @@ def analyse(
   }
   figure = figures.lines(panels, curves, xlabel="epoch")
   notes = (
-    "Barrier: highest cross-entropy on the line minus the mean of its ends, in nats; curves "
-    "are means over the pairs of students.",
+    "Barrier: how far the cross-entropy rises above the straight line of its ends, in nats; "
+    "curves are means over the pairs of students.",
   )
   return Finding(headers, rows, numbers, figure, notes)

@@ -76,6 +76,7 @@ def test_the_grid_is_a_square_around_all_scores():
 def test_the_height_of_a_barrier():
   assert barrier.height([1.0, 1.0, 1.0]) == 0
   assert barrier.height([1.0, 5.0, 3.0]) == 3
+  assert barrier.height([1.0, 2.0, 3.0]) == 0  # no bump between unequal ends
 
 
 def images(batches=3):
