@@ -142,9 +142,9 @@ def same_run(run, resolved, planned):
       f"{run.path} holds a run of another config ({'; '.join(different)}); "
       "take that config again, or another --workdir"
     )
-  if moved := [
-    f"{n}: {was[n]} -> {here[n]}" for n in ("devices", "cores") if was[n] != here[n]
-  ]:
+  was = {"convolutions": "XLA"} | was
+  names = "devices", "cores", "convolutions"
+  if moved := [f"{n}: {was[n]} -> {here[n]}" for n in names if was[n] != here[n]]:
     print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
 
 

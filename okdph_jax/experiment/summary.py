@@ -12,6 +12,7 @@ from tabulate import tabulate
 from okdph_jax import models
 from okdph_jax.experiment.build import described
 from okdph_jax.experiment.teacher import data_signature
+from okdph_jax.nn import onednn
 from okdph_jax.runtime import host
 
 
@@ -35,6 +36,7 @@ def environment():
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "cores": host.cores(),
+    "convolutions": onednn.choice().name,
   }
 
 
@@ -55,6 +57,7 @@ def summary(config, dataset, experiment):
   rows = [
     ("software", versions),
     ("devices", f"{here['devices']} x {here['device']}, {here['cores']} cores"),
+    ("convolutions", onednn.choice()),
     ("data", dataset.summary),
     ("views", " / ".join(config.views)),
     ("network", f"{config.network}: {about}"),

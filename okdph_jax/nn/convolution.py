@@ -2,8 +2,9 @@
 
 Mapped over kernels, `lax.conv_general_dilated` becomes a grouped convolution, whose
 gradients are slow everywhere (jax-ml/jax#13800, openxla/xla#34273; some 20 times on CPU).
-Here `vmap` runs one plain convolution per network and stacks the results, in the forward
-pass and in both gradients.
+Here `vmap` marks the tensors as stacked, one per network, and the lowering runs one plain
+convolution per network, in the forward pass and in both gradients. On a CPU they are oneDNN's
+where it is at hand (`onednn`), else XLA's in the form that it is fast in (`convolution_cpu`).
 
 A convolution is the trilinear form <conv(lhs, rhs), out>: two of the three tensors give
 the third, which is the output, the gradient of the image or the gradient of the kernel.
@@ -20,7 +21,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from okdph_jax.nn import convolution_cpu
+from okdph_jax.nn import convolution_cpu, onednn
 
 
 def conv_general_dilated(
@@ -36,7 +37,7 @@ def conv_general_dilated(
 ):
   """`lax.conv_general_dilated` as `nn.Conv` calls it, never grouped by `vmap`.
 
-  Mapping over kernels unrolls: the program grows with the number of networks.
+  Mapping over kernels unrolls, unless oneDNN does: the program grows with the networks.
   """
   dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   ones = (1,) * (lhs.ndim - 2)
@@ -72,27 +73,41 @@ class Geometry(NamedTuple):
   def convolve(self, lhs, rhs):
     return lax.conv_general_dilated(lhs, rhs, **self._asdict())
 
+  @property
+  def channels_last(self):
+    """Whether images are [B, *space, C] and kernels [*window, C, O], as in `nn.Conv`."""
+    lhs, rhs, out = self.dimension_numbers
+    last = len(lhs) - 1
+    image, kernel = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+    return lhs == out == image and rhs == kernel
+
 
 _OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("rhs", "out"), "rhs": ("lhs", "out")}
 
 convolution_p = Primitive("convolution")
 
 
-def _solve(target, shape, geometry, **tensors):
-  """The tensor `target` of this shape, from the two others of lhs, rhs and out."""
+def _solve(target, shape, geometry, stacked=False, **tensors):
+  """The tensor `target` of this shape, from the two others of lhs, rhs and out.
+
+  stacked: all three have a leading axis of networks.
+  """
   a, b = (tensors[role] for role in _OPERANDS[target])
   # Under shard_map a replicated kernel is cast to vary like its image: the transpose of
   # the cast sums the kernel's gradient over the devices.
   varying = _varying(a) | _varying(b)
   a, b = (lax.pcast(x, tuple(varying - _varying(x)), to="varying") for x in (a, b))
-  return convolution_p.bind(a, b, target=target, shape=shape, geometry=geometry)
+  return convolution_p.bind(
+    a, b, target=target, shape=shape, geometry=geometry, stacked=stacked
+  )
 
 
 def _varying(x):
   return jax.typeof(x).manual_axis_type.varying
 
 
-def _plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
+def plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
+  """The tensor `target` of one network, by any bilinear `convolve(geometry, lhs, rhs)`."""
   convolve = partial(convolve, geometry)
   if target == "out":
     return convolve(a, b)
@@ -101,62 +116,83 @@ def _plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
   return jax.linear_transpose(linear, unknown)(b)[0]
 
 
-def _abstract(a, b, *, target, shape, geometry):
-  del b, target, geometry
+def _unrolled(a, b, *, target, shape, geometry, stacked, solve=plain):
+  """`solve` for every network."""
+  solve = partial(solve, target=target, shape=shape[stacked:], geometry=geometry)
+  if not stacked:
+    return solve(a, b)
+  return jnp.stack([solve(a[n], b[n]) for n in range(shape[0])])
+
+
+def _on_cpu(a, b, *, target, shape, geometry, stacked):
+  tensors = dict(zip(_OPERANDS[target], (a, b), strict=True))
+  shapes = {role: x.shape for role, x in tensors.items()} | {target: shape}
+  lhs, rhs = shapes["lhs"][stacked:], shapes["rhs"][stacked:]
+  options = {"target": target, "shape": shape, "geometry": geometry, "stacked": stacked}
+  if onednn.takes(target, geometry, lhs, rhs, a.dtype):
+    return onednn.convolve(a, b, **options)
+  return _unrolled(a, b, **options, solve=partial(convolution_cpu.solve, plain=plain))
+
+
+def _abstract(a, b, *, target, shape, geometry, stacked):
+  del b, target, geometry, stacked
   return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
 
 
-def _transpose(position, cotangent, *operands, target, shape, geometry):
+def _transpose(position, cotangent, *operands, target, shape, geometry, stacked):
   del shape
   wanted, given = _OPERANDS[target][position], _OPERANDS[target][1 - position]
   tensors = {target: cotangent, given: operands[1 - position]}
-  return _solve(wanted, operands[position].aval.shape, geometry, **tensors)
+  return _solve(wanted, operands[position].aval.shape, geometry, stacked, **tensors)
 
 
-def _batch(operands, axes, *, target, shape, geometry):
+def _batch(operands, axes, *, target, shape, geometry, stacked):
   roles = _OPERANDS[target]
   mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
   if {target, *mapped} == {"lhs", "out"}:
-    return _fold(operands, axes, target, shape, geometry)
+    return _fold(operands, axes, target, shape, geometry, stacked)
   n = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
-  rows = [
-    [x] * n if axis is None else jnp.moveaxis(x, axis, 0)
+  operands = (
+    jnp.broadcast_to(x, (n, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
     for x, axis in zip(operands, axes, strict=True)
-  ]
-  outs = [
-    _solve(
-      target, shape, geometry, **{role: row[i] for role, row in zip(roles, rows, strict=True)}
-    )
-    for i in range(n)
-  ]
-  return jnp.stack(outs), 0
+  )
+  if stacked:  # networks of networks
+    operands = (lax.collapse(x, 0, 2) for x in operands)
+  networks = n * shape[0] if stacked else n
+  tensors = dict(zip(roles, operands, strict=True))
+  solution = _solve(target, (networks, *shape[stacked:]), geometry, True, **tensors)
+  return solution.reshape(n, *shape), 0
 
 
-def _fold(operands, axes, target, shape, geometry):
+def _fold(operands, axes, target, shape, geometry, stacked):
   """One kernel for all: the mapped axis becomes part of the batch.
 
   Batch-major, so that a batch sharded over devices stays where it is.
   """
-  batch = dict(zip(("lhs", "rhs", "out"), geometry.dimension_numbers, strict=True))
+  batch = {
+    role: dimensions[0] + stacked
+    for role, dimensions in zip(("lhs", "rhs", "out"), geometry.dimension_numbers, strict=True)
+  }
   tensors = dict(zip(_OPERANDS[target], operands, strict=True))
   role = "lhs" if target == "out" else "out"
   x, axis = tensors[role], axes[_OPERANDS[target].index(role)]
-  n, inner = x.shape[axis], batch[role][0]
+  n, inner = x.shape[axis], batch[role]
   x = jnp.moveaxis(x, axis, inner + 1)
   tensors[role] = lax.collapse(x, inner, inner + 2)
-  outer = batch[target][0]
+  outer = batch[target]
   split = (*shape[: outer + 1], n, *shape[outer + 1 :])
   folded = (*shape[:outer], shape[outer] * n, *shape[outer + 1 :])
-  return _solve(target, folded, geometry, **tensors).reshape(split), outer + 1
+  solution = _solve(target, folded, geometry, stacked, **tensors)
+  return solution.reshape(split), outer + 1
 
 
-convolution_p.def_impl(jax.jit(_plain, static_argnames=("target", "shape", "geometry")))
+_STATIC = ("target", "shape", "geometry", "stacked")
+convolution_p.def_impl(jax.jit(_unrolled, static_argnames=_STATIC))
 convolution_p.def_abstract_eval(_abstract)
 ad.defbilinear(convolution_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[convolution_p] = _batch
-mlir.register_lowering(convolution_p, mlir.lower_fun(_plain, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(_unrolled, multiple_results=False))
 mlir.register_lowering(
-  convolution_p,
-  mlir.lower_fun(partial(convolution_cpu.solve, plain=_plain), multiple_results=False),
-  platform="cpu",
+  convolution_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu"
 )
+onednn.register(convolution_p)

@@ -1,20 +1,23 @@
-"""How XLA:CPU is best asked for a convolution: the same sums, put differently.
+"""How XLA:CPU is best asked for a convolution that oneDNN does not compute.
 
-Its convolution is near the machine's peak for some shapes and up to a hundred times slower for
-others; `docs/performance.md` has the measurement behind each choice here. Images are
-channels-last, [B, *space, C], and kernels [*window, C, O], as in `nn.Conv`; other layouts pass
-as they are.
+The sums are the same, put differently: XLA's convolution is near the machine's peak for some
+shapes and up to a hundred times slower for others. `docs/onednn.md` has the measurements.
+Images are channels-last, [B, *space, C], and kernels [*window, C, O], as in `nn.Conv`; other
+layouts pass as they are.
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from okdph_jax.runtime import host
+
 # With at most NARROW x NARROW channels one pixel's output does not keep XLA's loops busy.
 NARROW = 16
 # A kernel's gradient is taken PIECE images at a time, so that they stay in the cache; from
-# PIECE x PIECES on more images at a time, since every piece is compiled for itself.
-PIECE, PIECES = 16, 8
+# PIECE x PIECES on more images at a time, since every piece is compiled for itself. With
+# AVX-512, cutting the pieces costs more than it gains below WIDE channels.
+PIECE, PIECES, WIDE = 16, 8, 128
 
 
 def solve(a, b, *, target, shape, geometry, plain):
@@ -50,7 +53,7 @@ def _form(target, geometry, lhs, rhs):
   """The bilinear `convolve(geometry, lhs, rhs)` to take for tensors of these shapes."""
   *window, depth, width = rhs
   as_it_is = type(geometry).convolve
-  if not _channels_last(geometry.dimension_numbers):
+  if not geometry.channels_last:
     return as_it_is
   if geometry.feature_group_count > 1:
     return _sum_of_taps if depth == 1 and geometry.feature_group_count == width else as_it_is
@@ -58,7 +61,8 @@ def _form(target, geometry, lhs, rhs):
   if max(window) == 1 or any(n < r for n, r in zip(lhs[1:-1], reach, strict=True)):
     return _product_of_patches
   if target == "rhs":
-    return _in_pieces if lhs[0] % PIECE == 0 else as_it_is
+    gains = width >= WIDE or "avx512f" not in host.cpu_flags()
+    return _in_pieces if gains and lhs[0] % PIECE == 0 else as_it_is
   same = all(
     (low, high) == ((k - 1) / 2,) * 2
     for (low, high), k in zip(geometry.padding, window, strict=True)
@@ -66,12 +70,6 @@ def _form(target, geometry, lhs, rhs):
   steps = {*geometry.window_strides, *geometry.lhs_dilation, *geometry.rhs_dilation}
   narrow = depth * width <= NARROW**2 and lhs[-2] % 2 == 0
   return _two_pixels_at_once if narrow and same and steps == {1} else as_it_is
-
-
-def _channels_last(dimension_numbers):
-  lhs, rhs, out = dimension_numbers
-  last = len(lhs) - 1
-  return lhs == out == (0, last, *range(1, last)) and rhs == (last, last - 1, *range(last - 1))
 
 
 def _two_pixels_at_once(geometry, lhs, rhs):

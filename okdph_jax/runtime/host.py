@@ -32,6 +32,9 @@ def configure(devices=None, batch=None):
   with contextlib.suppress(RuntimeError):  # a backend runs, as in a notebook
     jax.config.update("jax_num_cpu_devices", count)
   use_compilation_cache()
+  # oneDNN's convolutions tell the compilation cache what they are (see `nn.onednn`); with the
+  # address of the function that splits them in the key, no other process would find them.
+  jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def use_compilation_cache():

@@ -12,8 +12,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from okdph_jax.nn import convolution_cpu
+from okdph_jax.nn import convolution_cpu, onednn
 from okdph_jax.nn.convolution import Geometry, conv_general_dilated
+from okdph_jax.runtime import host
 
 N, B = 2, 4
 
@@ -133,8 +134,10 @@ FORMS = {  # (image, kernel, stride) -> how each target is asked for on a CPU
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_forms_of_the_cpu_equal_lax(name):
+def test_forms_of_the_cpu_equal_lax(name, monkeypatch):
   """The output and both gradients, for each shape that XLA:CPU is asked about differently."""
+  monkeypatch.setattr(onednn, "takes", lambda *_: False)
+  monkeypatch.setattr(host, "cpu_flags", frozenset)
   image, kernel, stride, (forward, backward) = FORMS[name]
   x, w = (
     jax.random.normal(jax.random.key(i), (N, *shape)) for i, shape in enumerate((image, kernel))
@@ -165,6 +168,18 @@ def test_forms_of_the_cpu_equal_lax(name):
     convolution_cpu._form(target, geometry, image, kernel).__name__ for target in ("out", "rhs")
   ]
   assert taken == [forward, backward]
+
+
+def test_with_avx512_only_wide_kernel_gradients_are_taken_in_pieces(monkeypatch):
+  monkeypatch.setattr(host, "cpu_flags", lambda: {"avx512f"})
+
+  def form(width):
+    image, kernel = (32, 4, 4, 3), (3, 3, 3, width)
+    dimensions = lax.conv_dimension_numbers(image, kernel, ("NHWC", "HWIO", "NHWC"))
+    geometry = Geometry((1, 1), ((1, 1),) * 2, (1, 1), (1, 1), dimensions, 1, None)
+    return convolution_cpu._form("rhs", geometry, image, kernel).__name__
+
+  assert [form(96), form(128)] == ["convolve", "_in_pieces"]
 
 
 def test_half_precision_equals_lax():
@@ -233,7 +248,8 @@ def grouped(text):
   return set(re.findall(r"(?:feature|batch)_group_count = (\d+)", text)) - {"1"}
 
 
-def test_no_groups_appear_and_barriers_stay():
+def test_no_groups_appear_and_barriers_stay(monkeypatch):
+  monkeypatch.setattr(onednn, "takes", lambda *_: False)
   x, w, *_ = tensors()
   f = jax.jit(jax.grad(lambda w: jax.vmap(partial(pair, conv_general_dilated))(x, w).sum()))
   lowered = f.lower(w)

@@ -1,0 +1,239 @@
+"""oneDNN's convolutions inside XLA:CPU, where the extension `_onednn` was built.
+
+XLA:CPU's own convolutions reach half the speed of oneDNN's, which PyTorch calls too. The
+lowering of `convolution` on a CPU asks `takes`, and `convolve`s here or by `convolution_cpu`.
+
+The environment variable `OKDPH_CONVOLUTION` chooses: `xla` switches oneDNN off, `onednn` makes
+it an error not to have it, and `onednn-bfloat16` rounds the operands of products to bfloat16,
+as TPUs do by default, on a CPU with instructions for it (sums and results stay float32). Each
+repeats its own bits; the first two agree up to the order of float32 sums.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from okdph_jax.runtime import host
+
+try:  # not public; without it XLA's convolutions are used
+  from jax._src.dispatch import (
+    prim_requires_devices_during_lowering as _DEVICES_AT_LOWERING,
+  )
+except ImportError:
+  _DEVICES_AT_LOWERING = None
+
+VARIABLE = "OKDPH_CONVOLUTION"
+HANDLER = "okdph_convolution"
+TENSORS = ("lhs", "rhs", "out")  # in the order of the handler's `target`
+
+
+class Choice(NamedTuple):
+  """What computes convolutions: oneDNN of this version, or XLA, for this reason."""
+
+  onednn: str | None
+  reason: str = ""
+  bfloat16: bool = False
+
+  @property
+  def name(self):
+    products = ", bfloat16 products" if self.bfloat16 else ""
+    return f"oneDNN {self.onednn}{products}" if self.onednn else "XLA"
+
+  def __str__(self):
+    return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+@functools.cache
+def choice():
+  """The `Choice` of this process; the first call loads the extension."""
+  wanted = os.environ.get(VARIABLE, "")
+  if wanted not in ("", "onednn", "onednn-bfloat16", "xla"):
+    raise ValueError(
+      f"{VARIABLE}={wanted} is not known; use onednn, onednn-bfloat16 or xla, or leave it unset"
+    )
+  if wanted == "xla":
+    return Choice(None, f"{VARIABLE}=xla")
+  if jax.default_backend() != "cpu":
+    return Choice(None)
+  bfloat16 = wanted == "onednn-bfloat16"
+  try:
+    if bfloat16 and not host.cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+      raise ImportError("this CPU has no instructions for bfloat16")
+    return Choice(_load(), bfloat16=bfloat16)
+  except (ImportError, OSError) as error:
+    if wanted:
+      raise ValueError(f"{VARIABLE}={wanted} is not possible: {error}") from error
+    return Choice(None, str(error))
+
+
+def _load():
+  """Registers the handler; oneDNN's version. Errors say what is missing."""
+  spec = importlib.util.find_spec("okdph_jax.nn._onednn")
+  if spec is None:
+    raise ImportError(
+      "for oneDNN, which is faster, install a C++ compiler and reinstall okdph_jax; "
+      "Linux on x86-64 only"
+    )
+  if _DEVICES_AT_LOWERING is None:
+    raise ImportError(f"the extension for oneDNN does not know jax {jax.__version__}")
+  try:
+    files = importlib.metadata.files("onednn-cpu-gomp") or []
+    packaged = [file for file in files if file.name == "libdnnl.so.3"]
+  except importlib.metadata.PackageNotFoundError:
+    packaged = []  # the system may have it
+  for file in packaged:  # what is loaded already, the extension need not search
+    ctypes.CDLL(str(file.locate()))
+  library = ctypes.CDLL(spec.origin)
+  handler = jax.ffi.pycapsule(getattr(library, HANDLER))
+  jax.local_devices(backend="cpu")  # before it runs, a refusal would come too late to be caught
+  try:
+    jax.ffi.register_ffi_target(HANDLER, handler, platform="cpu")
+  except RuntimeError:  # an FFI version that this jaxlib does not accept
+    raise ImportError(
+      "the extension for oneDNN was built for another jaxlib; reinstall okdph_jax "
+      "with pip's --no-build-isolation"
+    ) from None
+  library.okdph_onednn_version.restype = ctypes.c_char_p
+  return library.okdph_onednn_version().decode()
+
+
+def register(primitive):
+  """Announces a primitive whose lowering uses `convolve`: it has to be told the devices."""
+  if _DEVICES_AT_LOWERING is not None:
+    _DEVICES_AT_LOWERING.add(primitive)
+
+
+def takes(target, geometry, lhs, rhs, dtype):
+  """Whether oneDNN computes `target` for one network's image and kernel of these shapes."""
+  return (
+    dtype == jnp.float32
+    and 3 <= len(lhs) <= 5
+    and geometry.channels_last
+    and set(geometry.lhs_dilation) == {1}
+    and min(min(pads) for pads in geometry.padding) >= 0
+    and 0 not in (*lhs, *rhs)
+    and not _slower(target, geometry, lhs, rhs)
+    and choice().onednn is not None
+  )
+
+
+def _slower(target, geometry, lhs, rhs):
+  """Where XLA's convolution is the faster one, by `benchmarks.convolutions`."""
+  *window, depth, _ = rhs
+  if any(size < reach for size, reach in zip(lhs[1:-1], window, strict=True)):
+    return True
+  scattered = target == "lhs" and max(geometry.window_strides) > 1
+  few = depth < 8 and geometry.feature_group_count == 1
+  return scattered and (max(window) == 1 or few)
+
+
+def convolve(a, b, *, target, shape, geometry, stacked):
+  """The tensor `target` from the two others; arguments as `convolution` binds them."""
+  # The compilation cache knows a custom partitioning by this text and its shapes alone.
+  with set_xla_metadata(convolution=repr((target, geometry, stacked, choice(), _threads()))):
+    return _partitioned(a, b, target, shape, geometry, stacked)
+
+
+def _threads():
+  """OpenMP threads per call: each host device has a thread of its own already."""
+  return max(1, host.cores() // jax.local_device_count("cpu"))
+
+
+def _on_one_device(a, b, target, shape, geometry, stacked):
+  """The same for the part of the batch that a device has."""
+  if target != "rhs":
+    batch = (a if target == "out" else b).shape[stacked]
+    shape = (*shape[:stacked], batch, *shape[stacked + 1 :])
+  return _call.bind(a, b, target=target, shape=shape, geometry=geometry, stacked=stacked)
+
+
+def _abstract(a, b, *, shape, **_):
+  del b
+  return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
+
+
+def _lower(context, a, b, *, target, shape, geometry, stacked):
+  del shape
+  low, high = zip(*geometry.padding, strict=True)
+  spans = {
+    "strides": geometry.window_strides,
+    "dilation": geometry.rhs_dilation,
+    "low": low,
+    "high": high,
+  }
+  return jax.ffi.ffi_lowering(HANDLER)(
+    context,
+    a,
+    b,
+    target=np.int64(TENSORS.index(target)),
+    stacked=bool(stacked),
+    bfloat16=choice().bfloat16 and geometry.precision is None,
+    groups=np.int64(geometry.feature_group_count),
+    threads=np.int64(_threads()),
+    **{name: np.asarray(span, np.int64) for name, span in spans.items()},
+  )
+
+
+_call = Primitive("onednn_convolution")  # `jax.ffi.ffi_call` does not know shard_map's types
+_call.def_abstract_eval(_abstract)
+mlir.register_lowering(_call, _lower, platform="cpu")
+
+
+def _roles(target):
+  """The tensors of a call in its order: both operands and the result."""
+  return [name for name in TENSORS if name != target] + [target]
+
+
+def _sharding_rule(target, shape, geometry, stacked, mesh, operands, results):
+  """Only the batch may be split; a kernel's gradient is then a sum over the devices."""
+  del geometry, mesh, operands, results
+  tensors = [[f"{role}{axis}" for axis in range(len(shape))] for role in _roles(target)]
+  for role, axes in zip(_roles(target), tensors, strict=True):
+    if role != "rhs":
+      axes[stacked] = "batch"
+  whole = [axis for axes in tensors for axis in axes if axis != "batch"]
+  *operands, result = (" ".join(axes) for axes in tensors)
+  options = {"need_replication_factors": tuple(whole)}
+  if target == "rhs":
+    options["reduction_factors"] = ("batch",)
+  return f"{', '.join(operands)} -> {result}", options
+
+
+def _partition(target, shape, geometry, stacked, mesh, operands, result):
+  """(mesh, what a device computes, sharding of the result, shardings of the operands)."""
+  tensors = dict(zip(_roles(target), (*operands, result), strict=True))
+  images = [tensor for role, tensor in tensors.items() if role != "rhs"]
+  specs = [(*tensor.sharding.spec, *[None] * len(shape))[stacked] for tensor in images]
+  axes = next((axes for axes in specs if axes), None)
+  names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+  parts = int(np.prod([mesh.shape[name] for name in names]))
+  if any(tensor.shape[stacked] % parts for tensor in images):
+    axes, names = None, ()
+
+  def sharding(role):
+    spec = [None] * stacked + [axes] if role != "rhs" else []
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  def local(a, b):
+    solution = _on_one_device(a, b, target, shape, geometry, stacked)
+    return lax.psum(solution, names) if target == "rhs" and names else solution
+
+  *operands, result = map(sharding, _roles(target))
+  return mesh, local, result, tuple(operands)
+
+
+_partitioned = custom_partitioning(_on_one_device, static_argnums=(2, 3, 4, 5))
+_partitioned.def_partition(_partition, sharding_rule=_sharding_rule)

@@ -1,0 +1,35 @@
+"""What a run says and writes about the machine that its bits depend on."""
+
+from okdph_jax import data
+from okdph_jax.experiment import fit
+from okdph_jax.experiment.build import build
+from okdph_jax.experiment.summary import environment, summary
+from okdph_jax.main import parse
+from okdph_jax.nn import onednn
+from okdph_jax.training import logbook
+from tests import runs
+
+
+def test_what_computes_the_convolutions_is_said_and_written(tmp_path):
+  options = runs.options(runs.arrays(tmp_path / "data.npz"))
+  config, *_ = parse(["--config=configs/digits.py", *options, "--workdir=unused"])
+  dataset = data.load(config)
+  rows = summary(config, dataset, build(config, dataset)).splitlines()
+  (row,) = (row for row in rows if row.startswith("convolutions "))
+  assert row.removeprefix("convolutions").strip() == str(onednn.choice())
+  assert environment()["convolutions"] == onednn.choice().name
+
+
+def test_a_resume_with_other_convolutions_says_so(tmp_path, monkeypatch, capsys):
+  config = {"seed": 0}
+  written = environment()
+  logbook.write_config(tmp_path, config, written)
+  fit.same_run(tmp_path, config)
+  assert capsys.readouterr().out == ""
+  monkeypatch.setattr(onednn, "choice", lambda: onednn.Choice("9.9"))
+  fit.same_run(tmp_path, config)
+  assert f"convolutions: {written['convolutions']} -> oneDNN 9.9" in capsys.readouterr().out
+  del written["convolutions"]  # as versions before wrote it: XLA's
+  logbook.write_config(tmp_path, config, written)
+  fit.same_run(tmp_path, config)
+  assert "convolutions: XLA -> oneDNN 9.9" in capsys.readouterr().out
