@@ -2,24 +2,30 @@
 
     python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128]
 
-One worker process each for JAX, PyTorch (NCHW, the release's layout) and PyTorch
-channels-last; they take turns, so that a machine that drifts drifts for all. One process
-could not give separate peaks of memory, and our huge pages would change PyTorch's.
-PyTorch's step is given its views, and `okdph_jax_ms` and `ratio` are of our step given the
-same; the whole step, views included, stands beside them. Times are the best of all rounds,
-peaks are of the whole process when its first steps are done. Run it while nothing else does.
+One worker process each for JAX, JAX with XLA's own convolutions where oneDNN's are in use,
+PyTorch (NCHW, the release's layout) and PyTorch channels-last; they take turns, so that a
+machine that drifts drifts for all. One process could not give separate peaks of memory, and our
+huge pages would change PyTorch's. PyTorch's step is given its views; ours is timed with its
+views given and with the views included. Times are the best of all rounds, in wall time and in
+CPU time of all threads, which other processes disturb less; peaks are of the whole process when
+its first steps are done. The last line is JSON. Run it while nothing else does.
 """
 
 import argparse
 import importlib.util
 import json
+import math
+import os
 import resource
 import subprocess
 import sys
 import time
 
+from tabulate import tabulate
+
 VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
-WORKERS = ("jax", "torch", "torch_channels_last")
+WORKERS = ("okdph_jax", "okdph_jax_xla", "torch", "torch_channels_last")
+STEP, WITH_VIEWS = "step, views given", "step"
 
 
 def main():
@@ -29,7 +35,9 @@ def main():
   parser.add_argument("--batch", type=int, default=128, help="images per step")
   parser.add_argument("--rounds", type=int, default=4, help="turns of each worker")
   parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+  parser.add_argument("--size", type=int, default=32, help="pixels along a side of an image")
   parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+  parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # without parts
   args = parser.parse_args()
   if args.worker:
     return work(args)
@@ -49,79 +57,114 @@ def known(parser, *networks):
 
 
 def compare(args):
-  """Lets the workers take turns and prints what they measured; the last line is JSON."""
-  names = WORKERS[:1]
-  if importlib.util.find_spec("torch"):
-    from benchmarks.torch_step import NETWORKS
-
-    names = WORKERS if args.network in NETWORKS else names
-  command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--worker"]
-  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-  workers, ready = {}, {}
-  for name in names:  # one after another: each builds, compiles and warms up alone
-    workers[name] = subprocess.Popen([*command, name], **pipes)
-    ready[name] = ask(workers[name])
-  rounds = [
-    {name: ask(worker, "go") for name, worker in workers.items()} for _ in range(args.rounds)
+  """Lets the workers take turns and prints what they measured."""
+  workers = start(args)
+  best = take_turns(workers.values(), args.rounds)
+  about = {name: worker.about for name, worker in workers.items()}
+  ours = about["okdph_jax"]
+  print(
+    f"{args.network}, {args.students} students and the hybrid, batch {args.batch}, "
+    f"{ours['devices']}, convolutions: {ours['convolutions']}"
+  )
+  rows = [
+    (
+      name,
+      part,
+      *(f"{1e3 * seconds:.0f}" for seconds in times),
+      f"{args.batch / times[0]:.0f}",
+      *((about[name]["peak_mb"], about[name].get("compile_s")) if part == STEP else ("", "")),
+    )
+    for name, parts in zip(workers, best, strict=True)
+    for part, times in parts.items()
   ]
-  for worker in workers.values():
-    worker.communicate("stop\n")
-  peak = {name: answer["peak_mb"] for name, answer in ready.items()}
-  best = {
-    name: {part: min(turn[name][part] for turn in rounds) for part in rounds[0][name]}
-    for name in names
-  }
-  ours = best["jax"]
-  ours["backward and update"] = ours["step, views given"] - ours["forward"]
-  setting = f"{args.network}, {args.students} students and the hybrid, batch {args.batch}"
-  print(f"{setting}, {ready['jax']['devices']}")
-  order = "step", "step, views given", "views", "forward", "backward and update"
-  for part in order:
-    print(f"  okdph_jax {part:20} {1e3 * ours[part]:8.0f} ms  {rate(args, ours[part])}")
-  for name in names[1:]:
-    print(f"  {name:30} {1e3 * best[name]['step']:8.0f} ms  {rate(args, best[name]['step'])}")
-  print(f"  compiled in {ready['jax']['compile_s']:.0f} s; peak memory in MB: {peak}")
-
-  def ms(name):
-    return round(1e3 * best[name]["step"], 1) if name in best else None
-
-  given = round(1e3 * ours["step, views given"], 1)
-  result = {
-    "okdph_jax_ms": given,
-    "torch_ms": ms("torch"),
-    "torch_channels_last_ms": ms("torch_channels_last"),
-    "ratio": round(given / ms("torch"), 3) if "torch" in best else None,
-    "compile_s": round(ready["jax"]["compile_s"], 1),
-    "peak_mb": peak["jax"],
-    "torch_peak_mb": peak.get("torch"),
-    "okdph_jax_with_views_ms": ms("jax"),
-  }
+  columns = "", "", "ms", "CPU ms", "images/s", "peak MB", "compiled in s"
+  print(tabulate(rows, columns, disable_numparse=True))
+  result = {"convolutions": ours["convolutions"], "compile_s": ours["compile_s"]}
+  for name, parts in zip(workers, best, strict=True):
+    wall, cpu = (round(1e3 * seconds, 1) for seconds in parts[STEP])
+    result |= {f"{name}_ms": wall, f"{name}_cpu_ms": cpu}
+    result[f"{name}_peak_mb"] = about[name]["peak_mb"]
+  result["okdph_jax_with_views_ms"] = round(1e3 * best[0][WITH_VIEWS][0], 1)
+  if "torch" in workers:
+    result["ratio"] = round(result["okdph_jax_ms"] / result["torch_ms"], 3)
+    last = result["torch_channels_last_ms"]
+    result["ratio_channels_last"] = round(result["okdph_jax_ms"] / last, 3)
+    result["ratio_channels_last_with_views"] = round(
+      result["okdph_jax_with_views_ms"] / last, 3
+    )
   print(json.dumps(result))
 
 
-def rate(args, seconds):
-  return f"{args.batch / seconds:8.0f} images/s"
+class Worker:
+  """A process of this module that builds one implementation and measures it when asked."""
+
+  def __init__(self, name, **options):
+    command = [sys.executable, "-m", "benchmarks.train_step", f"--worker={name}"]
+    for key, value in options.items():
+      command += [f"--{key}"] if value is True else [f"--{key}={value}"]
+    environment = dict(os.environ)
+    if name == "okdph_jax_xla":
+      environment["OKDPH_CONVOLUTION"] = "xla"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    self.process = subprocess.Popen(command, env=environment, **pipes)
+    self.about = self.answer()
+
+  def measure(self):
+    """{part: (seconds of wall time, of CPU time)}, the best of a turn's steps."""
+    self.process.stdin.write("go\n")
+    self.process.stdin.flush()
+    return self.answer()
+
+  def stop(self):
+    self.process.communicate("stop\n")
+
+  def answer(self):
+    answer = self.process.stdout.readline()
+    if not answer:
+      raise SystemExit(f"{' '.join(self.process.args)} ended with {self.process.wait()}")
+    return json.loads(answer)
 
 
-def ask(worker, word=""):
-  """Sends a word and waits for the line of JSON that answers it."""
-  if word:
-    worker.stdin.write(word + "\n")
-    worker.stdin.flush()
-  answer = worker.stdout.readline()
-  if not answer:
-    raise SystemExit(f"a worker ended with {worker.wait()}: {' '.join(worker.args)}")
-  return json.loads(answer)
+def start(args):
+  """{name: worker}, begun one after another: each builds, compiles and warms up alone."""
+  names = "network", "students", "batch", "steps", "size"
+  options = {name: getattr(args, name) for name in names}
+  workers = {"okdph_jax": Worker("okdph_jax", **options)}
+  names = ["okdph_jax_xla"] * workers["okdph_jax"].about["convolutions"].startswith("oneDNN")
+  if has_torch(args.network) and args.size == 32:
+    names += ["torch", "torch_channels_last"]
+  return workers | {name: Worker(name, **options) for name in names}
+
+
+def has_torch(network):
+  """Whether PyTorch is installed and `torch_step` has this network."""
+  if importlib.util.find_spec("torch") is None:
+    return False
+  from benchmarks.torch_step import NETWORKS
+
+  return network in NETWORKS
+
+
+def take_turns(workers, rounds):
+  """The best times of each worker, {part: (wall, CPU)}; ends them."""
+  turns = [[worker.measure() for worker in workers] for _ in range(rounds)]
+  for worker in workers:
+    worker.stop()
+  return [
+    {part: tuple(map(min, zip(*(turn[part] for turn in own), strict=True))) for part in own[0]}
+    for own in zip(*turns, strict=True)
+  ]
 
 
 def work(args):
   """A worker: says that it is ready, then measures at every "go"."""
-  parts, about = jax_parts(args) if args.worker == "jax" else torch_parts(args)
+  ours = args.worker.startswith("okdph_jax")
+  parts, about = jax_parts(args) if ours else torch_parts(args)
   for run in parts.values():
     run()
   print(json.dumps(about), flush=True)
   while input() == "go":
-    times = {name: min(timed(run) for _ in range(args.steps)) for name, run in parts.items()}
+    times = {name: timed(run, args.steps) for name, run in parts.items()}
     print(json.dumps(times), flush=True)
 
 
@@ -132,10 +175,14 @@ def peak_mb(run):
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def timed(run):
-  began = time.perf_counter()
-  run()
-  return time.perf_counter() - began
+def timed(run, steps):
+  """(wall, CPU) seconds, each the best of these steps."""
+  times = []
+  for _ in range(steps):
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    times.append((time.perf_counter() - wall, time.process_time() - cpu))
+  return tuple(map(min, zip(*times, strict=True)))
 
 
 def torch_parts(args):
@@ -143,7 +190,7 @@ def torch_parts(args):
 
   last = args.worker == "torch_channels_last"
   step = step_function(args.network, args.students, args.batch, last)
-  return {"step": step}, {"peak_mb": peak_mb(step)}
+  return {STEP: step}, {"peak_mb": peak_mb(step)}
 
 
 def jax_parts(args):
@@ -158,38 +205,71 @@ def jax_parts(args):
 
   from okdph_jax import views
   from okdph_jax.core import Batch, Views
+  from okdph_jax.nn import onednn
 
+  jax.config.update("jax_enable_compilation_cache", False)  # it compiles as if for the first time
   method, tx = okdph(args.network, args.students)
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
   augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
   mesh = host.mesh()
-  everywhere = NamedSharding(mesh, PartitionSpec())
   rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (args.batch, 32, 32, 3), np.uint8)
+  image = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
   label = rng.integers(0, 10, args.batch, np.int32)
   batch = jax.device_put(Batch(image, label), NamedSharding(mesh, PartitionSpec("data")))
-  key = jax.device_put(jax.random.key(0), everywhere)
+  key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
   options = {"compiler_options": host.compiler_options()}
+  look = jax.jit(augment, **options).lower(key, batch.image).compile()
+  seen = batch._replace(image=look(key, batch.image))
 
   def forward(learner, batch, key):
     return method.losses(learner, Views(*batch), 0, key)
 
-  built = compiled(method, tx, augment, batch, key)
-  whole = stepping(built.state, built.advance, batch, key)
-  peak = peak_mb(whole)
-  look = jax.jit(augment, **options).lower(key, batch.image).compile()
-  seen = batch._replace(image=look(key, batch.image))
-  views_given = compiled(method, tx, given, seen, key)
-  learner = jax.tree.map(lambda x: x.copy(), views_given.state.learner)
-  forward = jax.jit(forward, **options).lower(learner, seen, key).compile()
-  parts = {
-    "step": whole,
-    "step, views given": stepping(views_given.state, views_given.advance, seen, key),
-    "views": lambda: jax.block_until_ready(look(key, batch.image)),
-    "forward": lambda: jax.block_until_ready(forward(learner, seen, key)),
+  parts = {}
+  learner = jax.jit(method.init)(key, seen)
+  if not args.alone:
+    parts[WITH_VIEWS], *whole = prepared(method, tx, augment, batch, key)
+    ahead = jax.jit(forward, **options).lower(learner, seen, key).compile()
+    parts["views"] = lambda: jax.block_until_ready(look(key, batch.image))
+    parts["forward"] = lambda: jax.block_until_ready(ahead(learner, seen, key))
+  parts[STEP], *given_views = prepared(method, tx, given, seen, key)
+  peak, seconds = given_views if args.alone else whole
+  about = {
+    "compile_s": seconds,
+    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores",
+    "convolutions": str(onednn.choice()),
+    "multiplications": multiplications(jax.make_jaxpr(forward)(learner, seen, key).jaxpr),
+    "peak_mb": peak,
   }
-  machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores"
-  return parts, {"compile_s": built.seconds, "devices": machine, "peak_mb": peak}
+  return parts, about
+
+
+def prepared(method, tx, augment, batch, key):
+  """(a function that makes one step, peak MB after three, seconds to compile)."""
+  built = compiled(method, tx, augment, batch, key)
+  run = stepping(built.state, built.advance, batch, key)
+  return run, peak_mb(run), round(built.seconds, 1)
+
+
+def multiplications(jaxpr):
+  """Multiply-accumulates of the convolutions of a program, products with padding included."""
+  from jax.extend import core
+
+  total = 0
+  for equation in jaxpr.eqns:
+    for value in equation.params.values():
+      if isinstance(value, core.ClosedJaxpr):
+        total += multiplications(value.jaxpr)
+      elif isinstance(value, core.Jaxpr):
+        total += multiplications(value)
+    if equation.primitive.name == "convolution":
+      target, shape, stacked = (
+        equation.params[name] for name in ("target", "shape", "stacked")
+      )
+      shapes = [variable.aval.shape for variable in equation.invars]
+      lhs_rhs_out = {"out": [*shapes, shape], "lhs": [shape, *shapes]}
+      _, rhs, out = lhs_rhs_out.get(target, [shapes[0], shape, shapes[1]])
+      total += math.prod(out) * math.prod(rhs[stacked:-1])
+  return total
 
 
 def okdph(network, students):
@@ -218,6 +298,9 @@ def compiled(method, tx, augment, batch, key):
     built = compile_steps(lambda numbers: (method, tx), {}, augment, shapes, key, thread)
     built.flops.result()
   return built
+
+
+(state, step, batch, key):
 
 
 def stepping(state, step, batch, key):
