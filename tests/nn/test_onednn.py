@@ -136,7 +136,9 @@ def test_the_rest_stays_with_xla(monkeypatch):
 
 
 @built
-def test_bits_repeat_also_in_threads():
+@pytest.mark.parametrize("openmp", [1, 2])
+def test_bits_repeat_also_in_threads(openmp, monkeypatch):
+  monkeypatch.setattr(onednn, "_threads", lambda: openmp)
   geometry, shapes = GEOMETRIES["stride"]
   tensors = {role: jnp.asarray(x, jnp.float32) for role, x in random_tensors(shapes).items()}
   programs = {}
@@ -146,6 +148,10 @@ def test_bits_repeat_also_in_threads():
     program = jax.jit(partial(onednn.convolve, **options, stacked=False))
     programs[target] = partial(program, *operands)
   first = {target: np.asarray(run()) for target, run in programs.items()}
+  for target, got in first.items():
+    operands = [x for role, x in tensors.items() if role != target]
+    want = plain(*operands, target=target, shape=shapes[target], geometry=geometry)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
   again = []
 
   def repeat():
