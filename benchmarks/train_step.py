@@ -207,7 +207,7 @@ def jax_parts(args):
   from okdph_jax.core import Batch, Views
   from okdph_jax.nn import onednn
 
-  jax.config.update("jax_enable_compilation_cache", False)  # it compiles as if for the first time
+  jax.config.update("jax_enable_compilation_cache", False)  # compile times are first ones
   method, tx = okdph(args.network, args.students)
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
   augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
@@ -298,9 +298,6 @@ def compiled(method, tx, augment, batch, key):
     built = compile_steps(lambda numbers: (method, tx), {}, augment, shapes, key, thread)
     built.flops.result()
   return built
-
-
-(state, step, batch, key):
 
 
 def stepping(state, step, batch, key):

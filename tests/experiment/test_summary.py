@@ -6,7 +6,7 @@ from okdph_jax.experiment.build import build
 from okdph_jax.experiment.summary import environment, summary
 from okdph_jax.main import parse
 from okdph_jax.nn import onednn
-from okdph_jax.training import logbook
+from okdph_jax.run import Run
 from tests import runs
 
 
@@ -21,15 +21,16 @@ def test_what_computes_the_convolutions_is_said_and_written(tmp_path):
 
 
 def test_a_resume_with_other_convolutions_says_so(tmp_path, monkeypatch, capsys):
-  config = {"seed": 0}
-  written = environment()
-  logbook.write_config(tmp_path, config, written)
-  fit.same_run(tmp_path, config)
-  assert capsys.readouterr().out == ""
+  config, written = {"seed": 0, "epochs": 1}, environment()
+
+  def resume():
+    fit.same_run(Run(tmp_path), config, None)
+    return capsys.readouterr().out
+
+  Run(tmp_path).write_record(config, written)
+  assert resume() == ""
   monkeypatch.setattr(onednn, "choice", lambda: onednn.Choice("9.9"))
-  fit.same_run(tmp_path, config)
-  assert f"convolutions: {written['convolutions']} -> oneDNN 9.9" in capsys.readouterr().out
-  del written["convolutions"]  # as versions before wrote it: XLA's
-  logbook.write_config(tmp_path, config, written)
-  fit.same_run(tmp_path, config)
-  assert "convolutions: XLA -> oneDNN 9.9" in capsys.readouterr().out
+  assert f"convolutions: {written['convolutions']} -> oneDNN 9.9" in resume()
+  del written["convolutions"]  # as earlier versions wrote it: XLA's
+  Run(tmp_path).write_record(config, written)
+  assert "convolutions: XLA -> oneDNN 9.9" in resume()
