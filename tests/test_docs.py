@@ -63,6 +63,11 @@ def test_links_lead_somewhere(page):
       assert anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
+def test_the_index_lists_every_page():
+  for page in PAGES[1:]:
+    assert page.name == "README.md" or f"({page.name})" in TEXTS["docs/README.md"]
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_prose_wraps(page):
   text = re.sub(r"^(\||!\[).*$", "", without_code(TEXTS[page]), flags=re.M)
