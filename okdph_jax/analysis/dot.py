@@ -111,7 +111,7 @@ def _over_training(subject, images, seed, batch):
       "distill_update": cosine(downhill["distill"], way),
     }
 
-  steps = subject.steps(start=True)
+  steps = subject.steps()
   learners = [subject.trained(step) for step in steps]
   found = []
   for now, after in tqdm(

@@ -104,14 +104,14 @@ class Subject:
     return self.run.chosen(which)[1], self.method.networks(self.run.learner(which))
 
   def learner(self, step):
-    """The learner that was kept at a step, in `run.snapshots`, or at the start: step 0."""
-    if step == 0:
+    """The learner that was kept at a step; at 0 the start, which older runs did not keep."""
+    if step not in self.run.snapshots:
       return self._start
     with ocp.StandardCheckpointer() as checkpointer:
       return Learner(**checkpointer.restore(self.run.snapshots[step].absolute()))
 
-  def steps(self, start=True):
-    """The steps of the snapshots, and 0 for the start where it is a function of the seed.
+  def steps(self):
+    """The steps of the snapshots, with 0 before them where the start follows from the seed.
 
     Raises:
       ValueError: there are no snapshots.
@@ -121,13 +121,12 @@ class Subject:
       raise ValueError(
         f"{self.run.path} has no snapshots; train with --config.snapshots=5, one every 5 epochs"
       )
-    return [0] * (start and not self.config["init_from"]) + steps
+    computed = steps[0] > 0 and not self.config["init_from"]
+    return [0] * computed + steps
 
-  def trajectory(self, start=True):
+  def trajectory(self):
     """{step: {reader: variables}} of `steps`."""
-    return {
-      step: _on_host(self.method.networks(self.learner(step))) for step in self.steps(start)
-    }
+    return {step: _on_host(self.method.networks(self.learner(step))) for step in self.steps()}
 
   @functools.cached_property
   def experiment(self):
@@ -149,7 +148,7 @@ class Subject:
     """The learner at a step as `experiment` has it, with the teacher in its memory."""
     like = self.experiment.learner
     there = self.learner(step)
-    if step == 0 and self.config["method"]["name"] == "kd":
+    if step not in self.run.snapshots and self.config["method"]["name"] == "kd":
       there = there.replace(memory=self.learner(next(iter(self.run.snapshots))).memory)
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(there))
 
