@@ -2,13 +2,14 @@
 
     python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128]
 
-One worker process each for JAX, JAX with XLA's own convolutions where oneDNN's are in use,
-PyTorch (NCHW, the release's layout) and PyTorch channels-last; they take turns, so that a
-machine that drifts drifts for all. One process could not give separate peaks of memory, and our
-huge pages would change PyTorch's. PyTorch's step is given its views; ours is timed with its
-views given and with the views included. Times are the best of all rounds, in wall time and in
-CPU time of all threads, which other processes disturb less; peaks are of the whole process when
-its first steps are done. The last line is JSON. Run it while nothing else does.
+One worker process each for JAX, JAX with bfloat16 products and with XLA's own convolutions
+where oneDNN's are in use, PyTorch (NCHW, the release's layout) and PyTorch channels-last; they
+take turns, so that a machine that drifts drifts for all. One process could not give separate
+peaks of memory, and our huge pages would change PyTorch's. PyTorch's step is given its views;
+ours is timed with its views given and with the views included. Times are the best of all
+rounds, in wall time and in CPU time of all threads, which other processes disturb less; peaks
+are of the whole process when its first steps are done. The last line is JSON. Run it while
+nothing else does.
 """
 
 import argparse
@@ -23,8 +24,11 @@ import time
 
 from tabulate import tabulate
 
+from okdph_jax.runtime import host
+
 VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
-WORKERS = ("okdph_jax", "okdph_jax_xla", "torch", "torch_channels_last")
+CONVOLUTIONS = {"okdph_jax_bfloat16": "onednn-bfloat16", "okdph_jax_xla": "xla"}
+WORKERS = ("okdph_jax", *CONVOLUTIONS, "torch", "torch_channels_last")
 STEP, WITH_VIEWS = "step, views given", "step"
 
 
@@ -103,8 +107,8 @@ class Worker:
     for key, value in options.items():
       command += [f"--{key}"] if value is True else [f"--{key}={value}"]
     environment = dict(os.environ)
-    if name == "okdph_jax_xla":
-      environment["OKDPH_CONVOLUTION"] = "xla"
+    if name in CONVOLUTIONS:
+      environment["OKDPH_CONVOLUTION"] = CONVOLUTIONS[name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     self.process = subprocess.Popen(command, env=environment, **pipes)
     self.about = self.answer()
@@ -130,7 +134,8 @@ def start(args):
   names = "network", "students", "batch", "steps", "size"
   options = {name: getattr(args, name) for name in names}
   workers = {"okdph_jax": Worker("okdph_jax", **options)}
-  names = ["okdph_jax_xla"] * workers["okdph_jax"].about["convolutions"].startswith("oneDNN")
+  onednn = workers["okdph_jax"].about["convolutions"].startswith("oneDNN")
+  names = ["okdph_jax_bfloat16"] * (onednn and host.has_bfloat16()) + ["okdph_jax_xla"] * onednn
   if has_torch(args.network) and args.size == 32:
     names += ["torch", "torch_channels_last"]
   return workers | {name: Worker(name, **options) for name in names}
@@ -195,8 +200,6 @@ def torch_parts(args):
 
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
-  from okdph_jax.runtime import host
-
   host.use_huge_pages()
   host.configure(batch=args.batch)
   import jax

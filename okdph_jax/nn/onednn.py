@@ -70,7 +70,7 @@ def choice():
     return Choice(None)
   bfloat16 = wanted == "onednn-bfloat16"
   try:
-    if bfloat16 and not host.cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+    if bfloat16 and not host.has_bfloat16():
       raise ImportError("this CPU has no instructions for bfloat16")
     return Choice(_load(), bfloat16=bfloat16)
   except (ImportError, OSError) as error:

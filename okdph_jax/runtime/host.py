@@ -68,6 +68,11 @@ def cpu_flags():
     return frozenset()
 
 
+def has_bfloat16():
+  """Whether this CPU multiplies bfloat16 numbers."""
+  return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
 def use_huge_pages():
   """Starts this program once more with large blocks of memory on huge pages.
 
