@@ -133,8 +133,9 @@ def takes(target, geometry, lhs, rhs, dtype):
 def _slower(target, geometry, lhs, rhs):
   """Where XLA's convolution is the faster one, by `benchmarks.convolutions`."""
   *window, depth, _ = rhs
-  if any(size < reach for size, reach in zip(lhs[1:-1], window, strict=True)):
-    return True
+  reach = [(k - 1) * d + 1 for k, d in zip(window, geometry.rhs_dilation, strict=True)]
+  if any(size < r for size, r in zip(lhs[1:-1], reach, strict=True)):
+    return True  # among them all whose output is empty
   scattered = target == "lhs" and max(geometry.window_strides) > 1
   few = depth < 8 and geometry.feature_group_count == 1
   return scattered and (max(window) == 1 or few)

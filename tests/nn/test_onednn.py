@@ -131,6 +131,8 @@ def test_the_rest_stays_with_xla(monkeypatch):
   assert [takes(target, *stem) for target in TARGETS] == [True, False, True]
   small = geometry_of(4, (2, 2), 3, (16, 16))
   assert not any(takes(target, *small) for target in TARGETS)
+  empty = geometry_of(4, (4, 4), 3, (16, 16), pads=(0, 0), dilation=2)
+  assert empty[1]["out"] == (4, 0, 0, 16) and not takes("out", *empty)
 
 
 @built
