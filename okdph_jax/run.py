@@ -271,8 +271,8 @@ class Run:
     if not reader:
       validated = line.get("accuracy", {}).get("validation")
       reader = logbook.best_single(line, networks)[1] if validated else next(iter(networks))
-    if reader == "ensemble":
-      students = [network for name, network in networks.items() if name.startswith("student_")]
+    students = [network for name, network in networks.items() if name.startswith("student_")]
+    if reader == "ensemble" and len(students) > 1:
       net, networks[reader] = together(net, students)
     if reader not in networks:
       raise ValueError(

@@ -10,6 +10,7 @@ import optax
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import measure, once_per_network, reestimate, sweep
+from okdph_jax.analysis.subject import students
 
 
 @once_per_network
@@ -84,7 +85,7 @@ def analyse(
     steps = [
       steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, snapshots).round().astype(int))
     ]
-    names = [reader for reader in trajectory[steps[0]] if reader.startswith("student_")]
+    names = students(trajectory[steps[0]])
     if len(names) < 2:
       raise ValueError(
         f"{subject.run.path} trains one network; a barrier lies between two students"

@@ -226,8 +226,8 @@ def analyse(targets, *, images=1000, split="train", seed=0, batch=250, k=5, prob
   headers = (
     "network",
     "test accuracy",
-    "largest",
-    f"{k}th",
+    "eigenvalue 1",
+    f"eigenvalue {k}",
     "trace",
     "± s.e.",
     "normalised trace",

@@ -17,7 +17,7 @@ from okdph_jax.analysis.points import (
   reestimate,
   sweep,
 )
-from okdph_jax.analysis.subject import targets
+from okdph_jax.analysis.subject import students, targets
 
 
 class Plane(NamedTuple):
@@ -198,7 +198,7 @@ def analyse(
   rows = []
   for subject in subjects:
     there = subject.trajectory()
-    for reader in (r for r in there[max(there)] if r.startswith("student_")):
+    for reader in students(there[max(there)]):
       rows += [there[step][reader] for step in there]
       trajectories.append((subject, reader, list(there), slice(start, len(rows))))
       start = len(rows)
@@ -282,7 +282,7 @@ def _lines(subjects, images, look, which, value, statistics, partial_file):
   numbers, curves, rows = {}, {}, []
   for subject in subjects:
     _, networks = subject.networks(which)
-    names = [name for name in networks if name.startswith("student_")]
+    names = students(networks)
     if len(names) < 2:
       raise ValueError(f"{subject.run.path} trains one network; a line needs two students")
     stack = jax.tree.map(lambda *leaves: np.stack(leaves), *(networks[n] for n in names))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from okdph_jax.analysis.points import Images
 from okdph_jax.core import Learner
 from okdph_jax.data.batches import sharding as batches_sharding
 from okdph_jax.methods.protocol import Context
-from okdph_jax.nn import students
+from okdph_jax.nn.students import start
 from okdph_jax.run import Run
 from okdph_jax.runtime import host
 
@@ -87,7 +88,7 @@ class Subject:
   def method(self):
     """The method, to read networks from its learners; what taught them does not matter."""
     image = jax.ShapeDtypeStruct((2, *self.config["data"]["image"]), jnp.float32)
-    teacher = jax.eval_shape(lambda: students.start(self.net, jax.random.key(0), image))
+    teacher = jax.eval_shape(lambda: start(self.net, jax.random.key(0), image))
     teacher = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), teacher)
     classes, epochs = self.config["data"]["classes"], self.config["epochs"]
     context = Context(self.net, classes, self.epoch_steps, epochs, (self.net, teacher))
@@ -182,6 +183,11 @@ class Subject:
       lambda *arrays: jnp.stack(arrays), *(batch for batch, _ in part[chosen].padded(size))
     )
     return jax.device_put(stack, batches_sharding(mesh, size, axis=1))
+
+
+def students(networks):
+  """The names of the networks that descent moves: without OKDPH's hybrids and averages."""
+  return [name for name in networks if re.fullmatch(r"(student|branch|peer)_\d+|leader", name)]
 
 
 def subjects(workdirs, network=None):
