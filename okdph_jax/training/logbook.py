@@ -3,6 +3,7 @@
 Plain numbers; TensorFlow is imported where events are written.
 """
 
+import functools
 import math
 from contextlib import AbstractContextManager
 
@@ -14,7 +15,6 @@ class Logbook(AbstractContextManager):
 
   def __init__(self, run):
     self._run = run
-    self._events = _events(run.path)
 
   def append(
     self,
@@ -58,9 +58,14 @@ class Logbook(AbstractContextManager):
       self._events.flush()
     return line
 
+  @functools.cached_property
+  def _events(self):
+    """Opened for the first evaluation, not before: TensorFlow takes seconds to import."""
+    return _events(self._run.path)
+
   def __exit__(self, *_):
-    if self._events:
-      self._events.close()
+    if events := vars(self).get("_events"):  # not opened here
+      events.close()
 
 
 def best_single(line, singles):
