@@ -260,3 +260,8 @@ def test_a_refused_config_leaves_no_folder(tmp_path, trained):
   with pytest.raises(ValueError, match="resnet33"):
     fit(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_single_view_equals_as_many_as_there_are_networks():
+  assert not differing({"views": ["a", "a"]}, {"views": ("a",)})
+  assert differing({"views": ["a", "b"]}, {"views": ("a",)})

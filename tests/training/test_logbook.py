@@ -54,11 +54,6 @@ CONFIG = {
 }
 
 
-def test_a_single_view_equals_as_many_as_there_are_networks():
-  assert not logbook.differing({"views": ["a", "a"]}, {"views": ("a",)})
-  assert logbook.differing({"views": ["a", "b"]}, {"views": ("a",)})
-
-
 def test_lines_come_back_as_they_were_written(tmp_path, book):
   written = [book.append(**evaluation(step)) for step in (10, 20)]
   assert Run(tmp_path).lines == written
