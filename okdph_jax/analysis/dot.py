@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.points import mean_over
+from okdph_jax.analysis.points import mean_of_calls
 from okdph_jax.core import Views
 from okdph_jax.runtime import host
 
@@ -26,26 +26,22 @@ def cosine(a, b):
   return sum(jax.tree.leaves(dots)) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
-def term_gradients(method, augment, learner, batches, key):
-  """({"task": [], "distill": []}, their gradients) of a learner, means over batches.
+def term_gradients(method, augment, learner, key, batch):
+  """({"task": [], "distill": []}, their gradients) of a learner on one batch.
 
-  batches: a `Batch` stacked to [S, B, ...]. Training views and batch statistics, as in a step.
+  Training views and batch statistics, as in a step.
   """
+  views = Views(augment(key, batch.image), batch.label)
 
-  def one(batch):
-    views = Views(augment(key, batch.image), batch.label)
+  def terms(params):
+    found, _ = method.losses(learner.replace(params=params), views, jnp.int32(0), key)
+    return found
 
-    def terms(params):
-      found, _ = method.losses(learner.replace(params=params), views, jnp.int32(0), key)
-      return found
-
-    values, pull = jax.vjp(terms, learner.params)
-    unit, none = jax.tree.map(jnp.ones_like, values), jax.tree.map(jnp.zeros_like, values)
-    (task,) = pull(none._replace(task=unit.task))
-    (distill,) = pull(none._replace(distill=unit.distill))
-    return values._asdict(), {"task": task, "distill": distill}
-
-  return mean_over(one, batches)
+  values, pull = jax.vjp(terms, learner.params)
+  unit, none = jax.tree.map(jnp.ones_like, values), jax.tree.map(jnp.zeros_like, values)
+  (task,) = pull(none._replace(task=unit.task))
+  (distill,) = pull(none._replace(distill=unit.distill))
+  return values._asdict(), {"task": task, "distill": distill}
 
 
 def analyse(subjects, *, images=1000, seed=0, batch=128):
@@ -99,11 +95,13 @@ def _over_training(subject, images, seed, batch):
   pictures = subject.raw_images(images, seed=seed, batch=batch)
   key = jax.random.key(seed)
 
-  @functools.partial(jax.jit, compiler_options=host.compiler_options())
+  one = jax.jit(
+    functools.partial(term_gradients, experiment.method, experiment.augment),
+    compiler_options=host.compiler_options(),
+  )
+
   def measured(learner, way):
-    values, gradients = term_gradients(
-      experiment.method, experiment.augment, learner, pictures, key
-    )
+    values, gradients = mean_of_calls(functools.partial(one, learner, key), pictures)
     downhill = jax.tree.map(jnp.negative, gradients)
     return values | {
       "task_distill": cosine(gradients["task"], gradients["distill"]),

@@ -20,7 +20,7 @@ from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import (
   as_tree,
   compiled,
-  mean_over,
+  mean_of_calls,
   network_loss,
   plain_speed,
 )
@@ -52,18 +52,13 @@ class Spectrum(NamedTuple):
 
 def product(loss, params, batches=None):
   """`multiply(v) -> H v` for trees like `params`, compiled: forward over reverse."""
-  return partial(_multiply, as_tree(loss), params, batches)
+  one = partial(_multiply, as_tree(loss), params)
+  return lambda v: mean_of_calls(partial(one, v), batches)
 
 
-def _hessian_vector(loss, params, batches, v):
-  def one(*batch):
-    gradient = jax.grad(lambda p: loss(p, *batch))
-    return jax.jvp(gradient, (params,), (v,))[1]
-
-  return mean_over(one, batches)
-
-
-_multiply = compiled()(_hessian_vector)
+@compiled()
+def _multiply(loss, params, v, *batch):
+  return jax.jvp(jax.grad(lambda p: loss(p, *batch)), (params,), (v,))[1]
 
 
 def top_eigenvalues(loss, params, k=5, *, key, batches=None, iterations=100, tolerance=1e-3):
@@ -89,10 +84,11 @@ def top_eigenvalues(loss, params, k=5, *, key, batches=None, iterations=100, tol
 def trace(loss, params, *, key, batches=None, probes=50):
   """The trace by Hutchinson's estimator with Rademacher probes: `Trace`."""
   scale = [float(jnp.vdot(w, w)) / w.size for w in jax.tree.leaves(params)]
-  estimates = [
-    jax.device_get(_probe(as_tree(loss), params, batches, jax.random.fold_in(key, i)))
-    for i in range(probes)
-  ]
+  multiply = product(loss, params, batches)
+  estimates = []
+  for i in range(probes):
+    v = _signs(params, jax.random.fold_in(key, i))
+    estimates.append(jax.device_get(_dots(v, multiply(v))))
   estimates = np.asarray(estimates, np.float64)  # [probes, tensors]
   total, normalized = estimates.sum(1), estimates @ scale
 
@@ -103,15 +99,20 @@ def trace(loss, params, *, key, batches=None, probes=50):
 
 
 @compiled()
-def _probe(loss, params, batches, key):
-  """v_l^T (H v)_l of a random v of signs, for every tensor l."""
+def _signs(params, key):
+  """A tree like `params` of random signs."""
   leaves, structure = jax.tree.flatten(params)
-  v = [
+  signs = [
     jax.random.rademacher(jax.random.fold_in(key, i), w.shape, w.dtype)
     for i, w in enumerate(leaves)
   ]
-  h = _hessian_vector(loss, params, batches, jax.tree.unflatten(structure, v))
-  return [jnp.vdot(a, b) for a, b in zip(v, jax.tree.leaves(h), strict=True)]
+  return jax.tree.unflatten(structure, signs)
+
+
+@compiled()
+def _dots(a, b):
+  """The scalar product of every tensor of two trees."""
+  return [jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
 
 
 def spectral_density(loss, params, *, key, batches=None, probes=2, iterations=30):

@@ -4,6 +4,7 @@
 then the loss.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,14 @@ from tqdm import tqdm
 
 from okdph_jax.analysis import correlation, figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.points import as_tree, compiled, mean_over, network_loss
+from okdph_jax.analysis.points import (
+  as_tree,
+  compiled,
+  mean_of_calls,
+  mean_over,
+  network_loss,
+  unstacked,
+)
 
 
 class Interval(NamedTuple):
@@ -34,8 +42,7 @@ def epsilon_sharpness(loss, params, rho, *, key, batches=None, adaptive=False, s
   size on average, so that rescaled weights give the same number (Kwon et al., ICML 2021,
   arXiv:2102.11600).
   """
-  settings = dict(adaptive=adaptive, steps=steps)
-  return float(_one_ascent(as_tree(loss), params, rho, key, batches, **settings))
+  return _ascent(as_tree(loss), params, rho, key, batches, adaptive=adaptive, steps=steps)
 
 
 def m_sharpness(loss, params, rho, *, key, batches, adaptive=False, steps=20):
@@ -43,14 +50,9 @@ def m_sharpness(loss, params, rho, *, key, batches, adaptive=False, steps=20):
   arXiv:2010.01412); m is the size of a batch."""
 
   settings = dict(adaptive=adaptive, steps=steps)
-  return float(_ascents(as_tree(loss), params, rho, key, batches, **settings))
-
-
-def _mean_ascent(loss, params, rho, key, batches, **settings):
-  def own(batch):
-    return _ascent(loss, params, rho, key, jax.tree.map(lambda x: x[None], batch), **settings)
-
-  return mean_over(own, batches)
+  alone = [jax.tree.map(lambda x: x[None], batch) for batch in unstacked(batches)]
+  found = [_ascent(as_tree(loss), params, rho, key, batch, **settings) for batch in alone]
+  return sum(found) / len(found)
 
 
 def expected_sharpness(loss, params, sigma, *, key, batches=None, draws=20):
@@ -90,33 +92,45 @@ def interval(values):
 def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
   """The highest rise along the way; in u, where d = |w| u if adaptive, else d = u."""
   count = sum(w.size for w in jax.tree.leaves(params))
-  radius = rho * (jnp.sqrt(count) if adaptive else optax.tree.norm(params))
+  radius = rho * (np.sqrt(count) if adaptive else float(optax.tree.norm(params)))
   unit = jax.tree.map(jnp.abs if adaptive else jnp.ones_like, params)
+  zeros = jax.tree.map(jnp.zeros_like, params)
 
   def value_at(u):
-    moved = jax.tree.map(lambda w, s, d: w + s * d, params, unit, u)
-    return mean_over(lambda *batch: jax.value_and_grad(loss)(moved, *batch), batches)
+    return mean_of_calls(partial(_value_and_gradient, loss, params, unit, u), batches)
 
-  def along(tree, length):
-    factor = length / jnp.maximum(optax.tree.norm(tree), 1e-30)
-    return jax.tree.map(lambda x: factor * x, tree)
-
-  def step(_, carry):
-    u, best = carry
+  base, _ = value_at(zeros)
+  noise = perturbed(key, zeros, 1.0, relative=False)
+  u = _scaled(noise, 0.1 * radius)
+  values = []
+  for _ in range(steps):
     value, gradient = value_at(u)
-    direction = along(jax.tree.map(jnp.multiply, unit, gradient), 2.5 * radius / steps)
-    u = jax.tree.map(jnp.add, u, direction)
-    inside = along(u, jnp.minimum(optax.tree.norm(u), radius))
-    return inside, jnp.maximum(best, value)
-
-  base, _ = value_at(jax.tree.map(jnp.zeros_like, params))
-  noise = perturbed(key, jax.tree.map(jnp.zeros_like, params), 1.0, relative=False)
-  u, best = lax.fori_loop(0, steps, step, (along(noise, 0.1 * radius), base))
-  return jnp.maximum(best, value_at(u)[0]) - base
+    values.append(value)
+    u = _climb(u, gradient, radius, 2.5 * radius / steps)
+  values.append(value_at(u)[0])
+  return max(0.0, float(max(values) - base))
 
 
-_one_ascent = compiled(static_argnames=("adaptive", "steps"))(_ascent)
-_ascents = compiled(static_argnames=("adaptive", "steps"))(_mean_ascent)
+@compiled()
+def _value_and_gradient(loss, params, unit, u, *batch):
+  """The loss at params + unit u, and its gradient by u."""
+
+  def value(u):
+    return loss(jax.tree.map(lambda w, s, d: w + s * d, params, unit, u), *batch)
+
+  return jax.value_and_grad(value)(u)
+
+
+@compiled()
+def _climb(u, gradient, radius, step):
+  """u after a step of this length along the gradient, projected back into the ball."""
+  u = jax.tree.map(jnp.add, u, _scaled(gradient, step))
+  return _scaled(u, jnp.minimum(optax.tree.norm(u), radius))
+
+
+def _scaled(tree, length):
+  factor = length / jnp.maximum(optax.tree.norm(tree), 1e-30)
+  return jax.tree.map(lambda x: factor * x, tree)
 
 
 def analyse(
