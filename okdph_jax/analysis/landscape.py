@@ -375,7 +375,7 @@ def _draw_plane(numbers, value, classes, split):
 def _draw_random(numbers, value, classes, split):
   columns = min(len(numbers), 4)
   rows = -(-len(numbers) // columns)
-  figure, axes = figures.new(columns, rows, width=1.9, height=2.0, sharex=True, sharey=True)
+  figure, axes = figures.new(columns, rows, width=2.2, height=2.5, sharex=True, sharey=True)
   shown = {name: _shown(panel, value, classes) for name, panel in numbers.items()}
   levels = min((levels for _, levels in shown.values()), key=lambda levels: levels[0])
   for axis, (name, panel) in zip(axes.flat, numbers.items(), strict=False):
