@@ -1,4 +1,4 @@
-"""A stranger's networks: what `--config.network=tests.nets:Small` names."""
+"""A user's own networks: what `--config.network=tests.nets:Small` names."""
 
 from flax import linen as nn
 from flax import nnx

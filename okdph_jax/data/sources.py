@@ -4,7 +4,7 @@ The canonical order, to which permutations, subsets and the validation split ref
 TFDS `id` where the dataset has one, else the order of its records; a folder's files by
 their path; arrays as they are.
 
-TensorFlow is met in `catalog` only, inside functions; arrays do without it.
+Only `catalog` imports TensorFlow, inside functions; arrays, folders and digits do not need it.
 """
 
 import os

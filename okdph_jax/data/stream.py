@@ -188,7 +188,7 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
   def batch(step):
     nonlocal at, current, rest
     if step != at:
-      goes_on, at = at is not None and step == at + 1, None  # None: a failure begins anew
+      goes_on, at = at is not None and step == at + 1, None  # after a failure: start again
       rest = rest if goes_on else _ahead(following(step))
       current, at = next(rest)[0], step
     return current

@@ -147,7 +147,7 @@ def described(config):
 def check_shapes(network, method, dataset):
   """Runs init and the readers on shapes alone: (learner, names of the single readers).
 
-  A stranger's network fails here, in one line, and not in the middle of a compilation.
+  A network that does not fit fails here, in one line, and not in the middle of a compilation.
   """
   shape = (2, *dataset.image_shape)
   views = jax.ShapeDtypeStruct((method.views, *shape), jnp.float32)

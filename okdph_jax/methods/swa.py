@@ -25,7 +25,7 @@ def swa(
   nine tenths of it, and stays there; the rest of the schedule is replaced.
 
   Every reader has a second one with the averaged weights, "swa_student_0" beside "student_0";
-  before `start` the two are equal. Before an evaluation batch statistics are estimated anew,
+  before `start` the two are equal. Before an evaluation batch statistics are re-estimated,
   as the mean over the images of one pass of training views; without that pass (a learner
   read from a checkpoint) the snapshots' running statistics are averaged. The schedule, start
   and rate are OKDPH's release's; the official code has a rate of 0.01 to 0.05.

@@ -105,7 +105,7 @@ def _imported(path):
   module, _, attribute = path.partition(":")
   try:
     module = importlib.import_module(module)
-  except Exception as error:  # a stranger's module may raise anything
+  except Exception as error:  # a user's module may raise anything
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     raise ValueError(
       f"network {path!r}: {module!r} cannot be imported ({reason}); is it on PYTHONPATH?"

@@ -4,7 +4,7 @@ Mapped over kernels, `lax.conv_general_dilated` becomes a grouped convolution, w
 gradients are slow everywhere (jax-ml/jax#13800, openxla/xla#34273; some 20 times on CPU).
 Here `vmap` marks the tensors as stacked, one per network, and the lowering runs one plain
 convolution per network, in the forward pass and in both gradients. On a CPU they are oneDNN's
-where it is at hand (`onednn`), else XLA's in the form that it is fast in (`convolution_cpu`).
+where it is installed (`onednn`), else XLA's, rewritten where XLA is slow (`convolution_cpu`).
 
 A convolution is the trilinear form <conv(lhs, rhs), out>: two of the three tensors give
 the third, which is the output, the gradient of the image or the gradient of the kernel.

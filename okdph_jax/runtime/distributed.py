@@ -1,8 +1,8 @@
 """A pod: several processes, on one machine or many, that train one run on all their devices.
 
-All of them run the same program on the same batches. One leads: it alone writes and speaks.
-What only a clock or a signal can tell is agreed, so that all take the same steps. A process
-on its own leads a pod of one.
+All of them run the same program on the same batches. One of them, the leader, writes files and
+prints. Decisions that depend on a clock or a signal are shared, so that all take the same steps.
+A process on its own is the leader.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def exit_without_barrier(code):
 
 
 def is_leader():
-  """Whether this process is the one of its pod that writes and speaks; alone it is."""
+  """Whether this process writes files and prints: process 0 of a pod, or the only one."""
   return jax.process_index() == 0
 
 

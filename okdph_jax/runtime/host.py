@@ -76,7 +76,7 @@ def has_bfloat16():
 def use_huge_pages():
   """Starts this program once more with large blocks of memory on huge pages.
 
-  XLA:CPU maps its buffers anew in every step: 260,000 page faults and 0.77 s of system time
+  XLA:CPU maps its buffers again in every step: 260,000 page faults and 0.77 s of system time
   in a step of three ResNet32, against 14,000 and 0.13 s on huge pages. glibc is told in the
   environment and reads it only at the start. Call it first of all, from a `__main__` alone;
   it returns where it is done already, and on a machine without glibc.

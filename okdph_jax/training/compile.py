@@ -28,7 +28,7 @@ class Compiled(NamedTuple):
 
   state: State  # the initial one
   advance: Callable  # (state, batch, key) -> (state, metrics); state is donated
-  flops: futures.Future  # of a step of the full batch, per image; None where nobody can tell
+  flops: futures.Future  # of a step of the full batch, per image; None where JAX cannot tell
   seconds: float  # until the step of the full batch was compiled
 
 
@@ -115,7 +115,7 @@ def per_image(flops, size):
 
 
 def flops_of(traced, function, *arguments):
-  """FLOPs of a traced program, all devices together; None where nobody can tell.
+  """FLOPs of a traced program, all devices together; None where JAX cannot tell.
 
   By XLA's cost analysis of what is to be computed, before it is compiled: what a compiler
   computes twice, or hands to a library, does not change it, nor does how `convolution_cpu`

@@ -187,7 +187,7 @@ class Session:
       )
 
   def evaluate(self):
-    """Measures, writes the line and its checkpoint, and begins the sums anew."""
+    """Measures, writes the line and its checkpoint, and resets the sums."""
     accuracy, nll = self.measure(self.state.learner)
     sums = {name: float(total) for name, total in self.state.sums.items()}
     line = self.book.append(

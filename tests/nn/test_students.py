@@ -14,7 +14,7 @@ N, B = 3, 4
 
 
 class Net(nn.Module):
-  """A stranger's: stock layers, smooth, so that orders of summation do not show."""
+  """A user's network: stock layers, smooth, so that orders of summation do not show."""
 
   classes: int = 5
   dropout: float = 0.0
