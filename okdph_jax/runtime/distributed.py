@@ -1,8 +1,8 @@
 """A pod: several processes, on one machine or many, that train one run on all their devices.
 
-All of them run the same program on the same batches. One of them, the leader, writes files and
-prints. Decisions that depend on a clock or a signal are shared, so that all take the same steps.
-A process on its own is the leader.
+All of them run the same program on the same batches. One of them, the leader, writes files
+and prints. Decisions that depend on a clock or a signal are shared, so that all take the same
+steps. A process on its own is the leader.
 """
 
 import contextlib
