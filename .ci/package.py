@@ -2,9 +2,9 @@
 
     make package
 
-1. `python -m build`: the sdist from the checkout, the wheel from the sdist, both in dist/.
+1. The sdist from the checkout and the wheel from the sdist, into dist/.
 2. The wheel has `okdph_jax`, its configs and its licence, and nothing else at the top level.
-3. In a fresh environment and an empty folder, the installed wheel trains on the digits.
+3. In a fresh environment and an empty folder, `okdph train --config=digits` trains.
 4. Where the wheel has compiled code: 2 and 3 again with a wheel built without a compiler.
 """
 
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
+import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -22,10 +23,38 @@ ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 SDIST_HAS = ("LICENSE", "CHANGELOG.md", "CITATION.cff", "configs/digits.py", "tests/nets.py")
 WHEEL_HAS = ("okdph_jax/main.py", "okdph_jax/py.typed", "okdph_jax/configs/digits.py")
+EXTENSION = "okdph_jax/nn/_onednn.abi3.so"
+# The folder that a command runs in is not to provide its code, and Python may write the
+# bytecode that `--no-compile` leaves out.
+ENVIRONMENT = {
+  name: value
+  for name, value in os.environ.items()
+  if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+}
 
 
 def call(*command, **options):
-  subprocess.run([str(part) for part in command], check=True, **options)
+  """Runs a command; where it fails, its output is shown and this script ends."""
+  command = [str(part) for part in command]
+  options = {"env": ENVIRONMENT} | options
+  done = subprocess.run(
+    command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+  )
+  if done.returncode:
+    sys.exit(f"{done.stdout}\nexit code {done.returncode}: {' '.join(command)}")
+  return done.stdout
+
+
+def environment(folder, *requirements):
+  """A fresh virtual environment with these requirements; its Python."""
+  call(sys.executable, "-m", "venv", "--without-pip", folder)
+  install(folder / "bin" / "python", *requirements)
+  return folder / "bin" / "python"
+
+
+def install(python, *requirements):
+  pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-compile")
+  call(*pip, *requirements)
 
 
 def check(archive, names, needed, top_level):
@@ -43,55 +72,56 @@ def check_sdist(path):
 
 
 def check_wheel(path):
+  """Whether the wheel has compiled code; its name says so."""
+  compiled = not path.name.endswith("none-any.whl")
   names = zipfile.ZipFile(path).namelist()
   info = "-".join(path.name.split("-")[:2]) + ".dist-info"
-  check(path, names, (*WHEEL_HAS, f"{info}/licenses/LICENSE"), {"okdph_jax", info})
+  needed = (*WHEEL_HAS, f"{info}/licenses/LICENSE", *[EXTENSION] * compiled)
+  check(path, names, needed, {"okdph_jax", info})
+  return compiled
 
 
-def train(python, folder):
+def train(python, config, folder):
   """Two epochs on the digits, by the installed package, in an empty folder."""
   folder.mkdir()
-  environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-  find = "import okdph_jax, pathlib; print(pathlib.Path(okdph_jax.__file__).parent)"
-  package = subprocess.check_output(
-    [python, "-c", find], cwd=folder, env=environment, text=True
-  ).strip()
-  if not package.startswith(str(python.parent.parent)):
+  package = Path(call(python, "-c", "import okdph_jax; print(okdph_jax.__file__)", cwd=folder))
+  if not package.is_relative_to(python.parent.parent):
     sys.exit(f"okdph_jax comes from {package}, not from the installed wheel")
-  call(
-    *(python, "-m", "okdph_jax.main", f"--config={package}/configs/digits.py"),
-    *("--config.epochs=2", "--workdir=run"),
-    cwd=folder,
-    env=environment,
-  )
-  return json.loads((folder / "run" / "result.json").read_text())
+  options = (f"--config={config}", "--config.epochs=2", "--workdir=run")
+  call(python.parent / "okdph", "train", *options, cwd=folder)
+  accuracy = json.loads((folder / "run" / "result.json").read_text())["best_single"]["accuracy"]
+  if accuracy < 0.5:  # 0.1 is chance
+    sys.exit(f"{config}: an accuracy of {accuracy} after two epochs")
 
 
 def main():
+  start = time.monotonic()
   for old in DIST.glob("okdph_jax-*"):
     old.unlink()
-  call(sys.executable, "-m", "build", "--outdir", DIST, ROOT, stdout=subprocess.DEVNULL)
-  (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
-  check_sdist(sdist)
-  check_wheel(wheel)
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary).resolve()
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    call(python, "-m", "pip", "install", "--quiet", wheel)
-    train(python, folder / "first")
+    # One environment for all builds; `make install` builds in isolation.
+    builder = environment(folder / "builder", "build", *project["build-system"]["requires"])
+    build = (builder, "-m", "build", "--no-isolation", "--outdir")
+    call(*build, DIST, ROOT)
+    (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
+    check_sdist(sdist)
+    compiled = check_wheel(wheel)
+    python = environment(folder / "user", wheel)
+    train(python, "digits", folder / "first")
     print(f"{wheel.name}: installed and trained in a fresh environment")
-    if not wheel.name.endswith("none-any.whl"):
-      call(
-        *(python, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps", sdist),
-        *("--wheel-dir", DIST),
-        env=os.environ | {"CXX": "no-compiler"},
-      )
+    if compiled:
+      with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+      unpacked = folder / sdist.name.removesuffix(".tar.gz")
+      call(*build, DIST, "--wheel", unpacked, env=ENVIRONMENT | {"CXX": "no-compiler"})
       (pure,) = DIST.glob("*none-any.whl")
       check_wheel(pure)
-      call(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", pure)
-      train(python, folder / "second")
+      install(python, "--force-reinstall", "--no-deps", pure)
+      train(python, "digits:base,resnet8", folder / "second")
       print(f"{pure.name}: the same, built without a compiler")
+  print(f"make package: {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
