@@ -22,11 +22,11 @@ $(VENV)/installed: pyproject.toml $(wildcard setup.py okdph_jax/nn/*.cc)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "okdph_jax needs Python 3.11 or later; make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
 $(VENV)/parity: $(VENV)/tested
@@ -45,7 +45,8 @@ parity: $(VENV)/parity  ## installs PyTorch's CPU build and runs the tests named
 test-lowest:  ## the core tests with the lowest versions that pyproject.toml allows
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[test]"
+	CXX=no-compiler $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	  --resolution lowest-direct --editable ".[test]"
 	$(LOWEST)/bin/python -m pytest -q $(CORE)
 
 lint: $(VENV)/tested  ## formatting and linting, as CI checks them
@@ -55,7 +56,7 @@ lint: $(VENV)/tested  ## formatting and linting, as CI checks them
 bench: install  ## a training step, beside PyTorch's where that is installed
 	$(BIN)/python -m benchmarks.train_step
 
-package: $(VENV)/tested  ## builds sdist and wheel into dist/, and trains from the installed wheel
+package: $(VENV)/installed  ## builds sdist and wheel into dist/, and trains from the installed wheel
 	$(BIN)/python .ci/package.py
 
 clean:  ## removes the environments, the built packages and the demo; nothing else

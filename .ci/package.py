@@ -4,12 +4,14 @@
 
 1. The sdist from the checkout and the wheel from the sdist, into dist/.
 2. The wheel has `okdph_jax`, its configs and its licence, and nothing else at the top level.
-3. In a fresh environment and an empty folder, `okdph train --config=digits` trains.
+3. In a fresh environment and an empty folder, `okdph train --config=digits` trains, with
+   oneDNN's convolutions where the wheel has compiled code and XLA's where it has none.
 4. Where the wheel has compiled code: 2 and 3 again with a wheel built without a compiler.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -81,14 +83,16 @@ def check_wheel(path):
   return compiled
 
 
-def train(python, config, folder):
+def train(python, config, folder, convolutions):
   """Two epochs on the digits, by the installed package, in an empty folder."""
   folder.mkdir()
   package = Path(call(python, "-c", "import okdph_jax; print(okdph_jax.__file__)", cwd=folder))
   if not package.is_relative_to(python.parent.parent):
     sys.exit(f"okdph_jax comes from {package}, not from the installed wheel")
   options = (f"--config={config}", "--config.epochs=2", "--workdir=run")
-  call(python.parent / "okdph", "train", *options, cwd=folder)
+  output = call(python.parent / "okdph", "train", *options, cwd=folder)
+  if not re.search(f"^convolutions +{convolutions}", output, re.M):
+    sys.exit(f"{output}\nthe convolutions are not those of {convolutions}")
   accuracy = json.loads((folder / "run" / "result.json").read_text())["best_single"]["accuracy"]
   if accuracy < 0.5:  # 0.1 is chance
     sys.exit(f"{config}: an accuracy of {accuracy} after two epochs")
@@ -109,7 +113,7 @@ def main():
     check_sdist(sdist)
     compiled = check_wheel(wheel)
     python = environment(folder / "user", wheel)
-    train(python, "digits", folder / "first")
+    train(python, "digits", folder / "first", "oneDNN" if compiled else "XLA")
     print(f"{wheel.name}: installed and trained in a fresh environment")
     if compiled:
       with tarfile.open(sdist) as archive:
@@ -119,7 +123,7 @@ def main():
       (pure,) = DIST.glob("*none-any.whl")
       check_wheel(pure)
       install(python, "--force-reinstall", "--no-deps", pure)
-      train(python, "digits:base,resnet8", folder / "second")
+      train(python, "digits:base,resnet8", folder / "second", "XLA")
       print(f"{pure.name}: the same, built without a compiler")
   print(f"make package: {time.monotonic() - start:.0f} s")
 
