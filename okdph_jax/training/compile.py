@@ -71,7 +71,7 @@ def compile_steps(parts, numbers, augment, shapes, key, thread):
   )(key)
 
   given, step = with_arguments(parts, numbers, augment)
-  given = jax.device_put(given, place)
+  given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
   jitted = jax.jit(
     step, donate_argnums=1, out_shardings=place, compiler_options=host.compiler_options()
   )

@@ -177,8 +177,8 @@ def test_methods_on_digits_have_equal_views():
 def test_noise_in_the_test_view_is_the_release_s_setting():
   image, key = np.full((1, 32, 32, 3), 128, np.uint8), jax.random.key(0)
   config = config_of("noisy", "base")
-  clean = built(config).look(key, image)
-  both = built(config_of("noisy", "base,resnet32,cifar10,both")).look(key, image)
+  clean = built(config).test_view(key, image)
+  both = built(config_of("noisy", "base,resnet32,cifar10,both")).test_view(key, image)
   assert np.ptp(clean) == 0
   np.testing.assert_allclose(np.std(both), 1, atol=0.05)
   np.testing.assert_allclose(np.mean(both - clean), 0, atol=0.1)

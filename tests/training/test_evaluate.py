@@ -23,7 +23,7 @@ def test_every_reader_is_counted_once_over_all_images(size):
   method = okdph(Context(net, 3, 1, 1), same_init=False)
   learner = method.init(jax.random.key(0), jnp.zeros((3, 2, 6, 6, 1)))
   count = evaluate.counter(method, views.make(("plain",), (0.5,), (0.25,)))
-  batches = data.padded(images, labels, size, mesh=host.mesh())
+  batches = data.Split(images, labels).padded(size, mesh=host.mesh())
   accuracy, nll = evaluate.evaluate(count, learner, batches, jax.random.key(0))
 
   x = (images / 255 - 0.5) / 0.25
