@@ -6,8 +6,8 @@ image, `h w F` feature map, `K` classes.
 
 from typing import Any, NamedTuple
 
-import jax
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 Variables = dict[str, Any]  # of a Linen module: {"params": tree, "batch_stats": tree}
@@ -21,7 +21,7 @@ def is_traced(option: Any) -> bool:
   compile it again. Their values were checked before; 0 and 1 are never traced, so that code
   may test for them.
   """
-  return isinstance(option, jax.core.Tracer)
+  return isinstance(option, Tracer)
 
 
 class Batch(NamedTuple):

@@ -38,7 +38,7 @@ def milestone(when: float | str, *, epochs: Number, epoch_steps: int) -> Step:
 
 def milestones(
   whens: Iterable[float | str], *, epochs: int, epoch_steps: int
-) -> tuple[int, ...]:
+) -> tuple[Step, ...]:
   """Milestones as steps; ValueError where they are not in ascending order."""
   at = tuple(milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in whens)
   if sorted(at) != list(at):

@@ -67,7 +67,8 @@ def build(name, classes, options=None):
   make = _imported(name)
   if isinstance(make, type) and issubclass(make, nnx.Module):
     # The class's own signature is its metaclass's, (*args, **kwargs).
-    _check_call(name, functools.partial(make.__init__, None), options, rngs=None)
+    init = functools.partial(make.__init__, None)  # pyright: ignore[reportArgumentType]
+    _check_call(name, init, options, rngs=None)
     return nnx.bridge.ToLinen(make, kwargs={"classes": classes, **options}, metadata_fn=None)
   _check_call(name, make, options)
   net = make(classes=classes, **options)

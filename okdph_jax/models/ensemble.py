@@ -15,7 +15,7 @@ class Ensemble(nn.Module):
   def __call__(self, x, train):
     run = nn.vmap(
       lambda net, x: net(x, train),
-      in_axes=None,
+      in_axes=None,  # pyright: ignore[reportArgumentType]
       axis_size=self.size,
       variable_axes={"params": 0, "batch_stats": 0},
       split_rngs={"params": True, "dropout": True},

@@ -54,7 +54,9 @@ def use_compilation_cache():
 
 def cores():
   """How many cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  )
 
 
 @functools.cache
