@@ -12,32 +12,49 @@ Names are imported when they are first used, so that importing the package impor
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from okdph_jax import data, hybridization, methods, models, views
+  from okdph_jax.experiment.evaluation import evaluate
+  from okdph_jax.experiment.fit import fit
+  from okdph_jax.run import Run, load
+  from okdph_jax.runtime.signals import Interrupted
+  from okdph_jax.trained_network import TrainedNetwork
 
 __version__ = "0.1.0"
 
-_EXPORTS = {  # name -> where it is; a module where both are the same
+__all__ = [
+  "Interrupted",
+  "Run",
+  "TrainedNetwork",
+  "__version__",
+  "data",
+  "evaluate",
+  "fit",
+  "hybridization",
+  "load",
+  "methods",
+  "models",
+  "views",
+]
+
+_MODULE = {  # of what is not a module itself
   "fit": "experiment.fit",
   "load": "run",
   "evaluate": "experiment.evaluation",
   "Interrupted": "runtime.signals",
   "Run": "run",
   "TrainedNetwork": "trained_network",
-  "data": "data",
-  "hybridization": "hybridization",
-  "methods": "methods",
-  "models": "models",
-  "views": "views",
 }
 
-__all__ = [*_EXPORTS, "__version__"]
 
-
-def __getattr__(name):
-  if name not in _EXPORTS:
+def __getattr__(name: str) -> Any:
+  if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  module = importlib.import_module(f"{__name__}.{_EXPORTS[name]}")
-  return module if name == _EXPORTS[name] else getattr(module, name)
+  module = importlib.import_module(f"{__name__}.{_MODULE.get(name, name)}")
+  return getattr(module, name) if name in _MODULE else module
 
 
-def __dir__():
-  return sorted({*globals(), *__all__})
+def __dir__() -> list[str]:
+  return __all__

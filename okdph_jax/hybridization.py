@@ -36,6 +36,13 @@ def hybridize(stack: PyTree, weights: Float[Array, " N"]) -> PyTree:
   """The hybrid-weight model, sum_m r_m theta_m: leaves [N, ...] and r [N] -> leaves [...].
 
   Linear in the stack, so its gradient reaches student m scaled by r_m (Eq. 4).
+
+      >>> stack = {"kernel": jnp.array([[0.0, 4.0], [2.0, 8.0]])}  # two students
+      >>> hybrid = hybridize(stack, uniform(2))
+      >>> hybrid["kernel"].tolist()
+      [1.0, 6.0]
+      >>> fuse(stack, hybrid, gamma=0.5)["kernel"].tolist()
+      [[0.5, 5.0], [1.5, 7.0]]
   """
   full = jax.lax.Precision.HIGHEST  # accelerators would round the weights to ten bits
   return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1, precision=full), stack)

@@ -4,6 +4,8 @@ Reading config, metrics and result needs no JAX: reports use it where JAX is not
 docs/run-directory.md describes every file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -11,8 +13,14 @@ import json
 import os
 import re
 import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+if TYPE_CHECKING:  # they import JAX
+  from okdph_jax.core import Learner
+  from okdph_jax.trained_network import TrainedNetwork
+  from okdph_jax.training.checkpoint import Checkpoints
 
 CONFIG, METRICS, RESULT, LOCK = "config.json", "metrics.jsonl", "result.json", "lock"
 
@@ -28,30 +36,33 @@ ADDED = {"network_options": {}, "init_from": "", "teacher_network": "", "test_vi
 class Result(NamedTuple):
   """A finished run."""
 
-  run: "Run"
-  readers: dict  # {name: {"single", "last", "best", "best_epoch", "at_best_validation"}}
-  best_single: dict  # {"reader", "accuracy", "epoch", "chosen_on"}: the best single network
-  numbers: dict  # all of result.json; accuracies are fractions
+  run: Run
+  readers: dict[str, dict[str, Any]]  # {name: {"single", "last", "best", "best_epoch", ...}}
+  best_single: dict[str, Any]  # {"reader", "accuracy", "epoch", "chosen_on"}
+  numbers: dict[str, Any]  # all of result.json; accuracies are fractions
 
 
 class Run:
   """A run directory: what is in it, the lock that guards it, and its trained networks.
 
-      run = Run("runs/digits")
-      run.config["epochs"], run.lines[-1]["accuracy"]["test"], run.result["best_single"]
-      network = run.network()            # a TrainedNetwork; needs no data
+      >>> run = Run(workdir)
+      >>> run.config["method"]["name"], run.lines[-1]["epoch"]
+      ('dml', 2.0)
+      >>> accuracy = run.result["best_single"]["accuracy"]
+      >>> network = run.network("student_1")  # a TrainedNetwork; needs no data
 
-  Checkpoints are plain Orbax: `latest` and `best` are links to them, and any of the two is
-  read without this package:
+  Checkpoints are plain Orbax. `latest` and `best` are links to them, which can be read without
+  this package; every leaf of the students is [N, ...], one row for each of N students:
 
-      import orbax.checkpoint as ocp
-      state = ocp.StandardCheckpointer().restore("/absolute/path/to/runs/digits/best")
-      students = state["learner"]["params"]["students"]  # every leaf [N, ...]: N students
+      >>> import orbax.checkpoint as ocp
+      >>> state = ocp.StandardCheckpointer().restore(run.path.absolute() / "best")
+      >>> state["learner"]["params"]["students"]["stem"]["entry"]["Conv_0"]["kernel"].shape
+      (2, 3, 3, 1, 16)
 
   Opening a Run touches nothing; the folder need not exist.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir: str | os.PathLike[str]):
     self.path = Path(workdir)
 
   def __repr__(self):
@@ -60,29 +71,36 @@ class Run:
   # What was asked for, and what came out.
 
   @property
-  def record(self):
+  def record(self) -> dict[str, Any] | None:
     """config.json: {"config", "environment", "class_names", ...}, or None before the start."""
     return _read_json(self.path / CONFIG)
 
   @property
-  def config(self):
+  def config(self) -> dict[str, Any] | None:
     """The resolved config as plain data, or None before the run has started."""
-    return self.record and ADDED | self.record["config"]
-
-  @property
-  def class_names(self):
-    """The names of the classes, "0" to "K-1" in runs that have not recorded them."""
     record = self.record
-    count = record["config"]["data"]["classes"]
-    return tuple(record.get("class_names") or map(str, range(count)))
+    return record and ADDED | record["config"]
+
+  def require_config(self) -> dict[str, Any]:
+    """`config`, or a ValueError in one line where there is no run."""
+    config = self.config
+    if config is None:
+      raise ValueError(f"there is no run in {self.path}: it has no {CONFIG}")
+    return config
 
   @property
-  def planned_epochs(self):
+  def class_names(self) -> tuple[str, ...]:
+    """The names of the classes, "0" to "K-1" in runs that have not recorded them."""
+    classes = self.require_config()["data"]["classes"]
+    return tuple((self.record or {}).get("class_names") or map(str, range(classes)))
+
+  @property
+  def planned_epochs(self) -> int | None:
     """The epochs that the run was planned for, if it was extended since; else None."""
     return (self.record or {}).get("extended_from_epochs")
 
   @property
-  def lines(self):
+  def lines(self) -> list[dict[str, Any]]:
     """The evaluations in metrics.jsonl, without a last line that a kill tore.
 
     Raises:
@@ -101,23 +119,27 @@ class Run:
     return found
 
   @property
-  def result(self):
+  def result(self) -> dict[str, Any] | None:
     """result.json, which a finished run has, or None."""
     return _read_json(self.path / RESULT)
 
   @property
-  def finished(self):
+  def finished(self) -> Result | None:
     """The `Result`, or None while the run is not finished."""
     result = self.result
-    return result and Result(self, result["readers"], result["best_single"], result)
+    if result is None:
+      return None
+    return Result(self, result["readers"], result["best_single"], result)
 
   # Writing. In a pod one process writes; a file is written whole or not at all.
 
-  def write_record(self, config, environment, **more):
+  def write_record(
+    self, config: Mapping[str, Any], environment: Mapping[str, Any], **more: Any
+  ) -> None:
     """Writes config.json: the resolved config, and what else a reader of the run needs."""
     _replace(self.path / CONFIG, _pretty({"config": config, "environment": environment} | more))
 
-  def append(self, line):
+  def append(self, line: Mapping[str, Any]) -> None:
     """Adds an evaluation to metrics.jsonl."""
     if not _writes():
       return
@@ -128,22 +150,22 @@ class Run:
       file.flush()
       os.fsync(file.fileno())
 
-  def cut_after(self, step):
+  def cut_after(self, step: int) -> None:
     """Removes the evaluations later than `step`, and a torn last line."""
     kept = [line for line in self.lines if line["step"] <= step]
     _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
-  def write_result(self, result):
+  def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes result.json, which says that the run is finished."""
     _replace(self.path / RESULT, _pretty(result))
 
-  def reopen(self):
+  def reopen(self) -> None:
     """Removes result.json: the run is no longer finished."""
     if _writes():
       (self.path / RESULT).unlink(missing_ok=True)
 
   @contextlib.contextmanager
-  def locked(self):
+  def locked(self) -> Iterator[None]:
     """Holds the run for writing, from any other process; makes the folder.
 
     The operating system drops the lock when its holder ends, however it ends, so a killed
@@ -175,14 +197,14 @@ class Run:
 
   # Checkpoints, snapshots, networks.
 
-  def checkpoints(self):
+  def checkpoints(self) -> Checkpoints:
     """The run's `Checkpoints`, to save and restore states; close it."""
     from okdph_jax.training.checkpoint import Checkpoints
 
     return Checkpoints(self.path)
 
   @property
-  def snapshots(self):
+  def snapshots(self) -> dict[int, Path]:
     """{step: folder} of the kept copies of the learner, in order."""
     folders = list((self.path / "snapshots").glob("*"))
     found = {int(f.name[5:]): f for f in folders if re.fullmatch(r"step_\d+", f.name)}
@@ -192,13 +214,13 @@ class Run:
       found |= {int(f.name) * epoch_steps: f for f in old}
     return dict(sorted(found.items()))
 
-  def snapshot(self, step, learner):
+  def snapshot(self, step: int, learner: Learner) -> None:
     """Keeps a copy of the learner as of `step`, for analyses."""
     from okdph_jax.training import checkpoint
 
     checkpoint.snapshot(self.path / "snapshots" / f"step_{step}", learner)
 
-  def chosen(self, which=None):
+  def chosen(self, which: str | None = None) -> tuple[str, int]:
     """(which, step) of the checkpoint that `which` names.
 
     By default the best on validation where the run has a validation split, else the last:
@@ -224,13 +246,15 @@ class Run:
       raise ValueError(f"{self.path} has no checkpoint yet; let the run reach an evaluation")
     return which, step
 
-  def learner(self, which=None):
+  def learner(self, which: str | None = None) -> Learner:
     """The `Learner` of the checkpoint that `which` names, see `chosen`, as NumPy arrays."""
     from okdph_jax.training import checkpoint
 
     return checkpoint.learner_at(self.path, self.chosen(which)[1])
 
-  def network(self, reader=None, which=None, network=None):
+  def network(
+    self, reader: str | None = None, which: str | None = None, network: str | None = None
+  ) -> TrainedNetwork:
     """One trained network of the run, as a `TrainedNetwork`; no data are needed.
 
     reader: "student_0", "hybrid", ...; by default the single network that is best on
@@ -249,9 +273,7 @@ class Run:
     from okdph_jax.trained_network import TrainedNetwork
     from okdph_jax.training import checkpoint, logbook
 
-    config = self.config
-    if config is None:
-      raise ValueError(f"there is no run in {self.path}: it has no {CONFIG}")
+    config = self.require_config()
     name, data, names = config["network"], config["data"], self.class_names
     if ":" in name and name != network:
       raise ValueError(
@@ -262,7 +284,7 @@ class Run:
     which, step = self.chosen(which)
     net = models.build(name, len(names), config["network_options"])
     # It is only read: what taught it, and for how long an epoch was, no longer matters.
-    context = Context(net, len(names), 1, config["epochs"], teacher=(net, None))
+    context = Context(net, len(names), 1, config["epochs"], teacher=(net, {}))
     method = methods.assemble(context, config["method"], config["wrappers"])
     networks = method.networks(checkpoint.learner_at(self.path, step))
     line = max(
@@ -292,7 +314,12 @@ class Run:
     return trained
 
 
-def load(workdir, reader=None, which=None, network=None):
+def load(
+  workdir: str | os.PathLike[str],
+  reader: str | None = None,
+  which: str | None = None,
+  network: str | None = None,
+) -> TrainedNetwork:
   """A trained network of the run in `workdir`: a `TrainedNetwork`; prints which it took.
 
   Arguments as in `Run.network`: by default the best single network on validation or, without
@@ -312,13 +339,14 @@ def load(workdir, reader=None, which=None, network=None):
   return found
 
 
-def named(text, option):
+def named(text: str, option: str) -> tuple[Run, str | None, str | None]:
   """(run, reader or None, which or None) of "DIR[:READER][@WHICH]"; the run is finished.
 
   Raises:
     ValueError: in one line that names `option`.
   """
-  folder, reader, which = re.fullmatch(r"(.+?)(?::(\w+))?(?:@([\w-]+))?", text).groups()
+  match = re.fullmatch(r"(.+?)(?::(\w+))?(?:@([\w-]+))?", text)
+  folder, reader, which = match.groups() if match else (text, None, None)
   run = Run(folder)
   if not run.path.is_dir():
     raise ValueError(f"{option}={text}: there is no folder {folder}")
@@ -333,7 +361,7 @@ def named(text, option):
 # Comparing configs.
 
 
-def differing(old, new):
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """["key: old -> new", ...] of two configs: empty where one run may go on as the other.
 
   Keys are flattened ("data.fraction"); those of `MAY_DIFFER` are ignored, and tuples equal
@@ -355,7 +383,7 @@ def differing(old, new):
   ]
 
 
-def flat(config):
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
   """{"data": {"name": x}} -> {"data.name": x}; values as JSON gives them back."""
   return dict(_items(json.loads(json.dumps(config))))
 
@@ -419,7 +447,7 @@ def _whole_lines(path):
   return text[: text.rfind(b"\n") + 1]
 
 
-def _lock(folder):
+def _lock(folder: Path) -> TextIO:
   """The open file that holds the lock of `folder`."""
   path = folder / LOCK
   while True:

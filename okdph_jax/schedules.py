@@ -60,7 +60,7 @@ def multistep(
   return schedule
 
 
-def held(schedule, last):
+def held(schedule: optax.Schedule, last: int) -> optax.Schedule:
   """The schedule up to step `last`, and its rate there ever after."""
   return lambda step: schedule(jnp.minimum(step, last))
 

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from okdph_jax import views
+from okdph_jax.core import Variables
 from okdph_jax.nn import students
 
 LARGEST_BATCH = 256  # images; more are taken in parts
@@ -16,19 +19,26 @@ LARGEST_BATCH = 256  # images; more are taken in parts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-  """A Linen module, its variables, and what they need of their data.
+  """A trained Linen module with what it needs of its data: images in, logits out.
 
-  `net(images)` takes uint8 images [B, H, W, C] as they lie in the dataset; it normalises them
-  as the run's test view does. It compiles once per batch size, and batches are padded to a
-  power of two, so that few sizes occur.
+      >>> network  # of okdph_jax.load(workdir)
+      <student_0 of the resnet8 in ..., step 4 (last): images 8x8x1, 3 classes>
+      >>> network(images).shape, network.probabilities(images).shape
+      ((16, 3), (16, 3))
+      >>> network.predict(images[:2])
+      ['...', '...']
+
+  `images` are uint8, as they are in the dataset; they are normalised as in the run's own
+  evaluations. It compiles once per batch size, and batches are padded to a power of two, so
+  that few sizes occur.
   """
 
-  module: Any  # a Linen module: module(x [B, H, W, C], train) -> logits [B, K]
-  variables: dict  # {"params": ..., "batch_stats": ...}
-  class_names: tuple  # K strings
-  image_shape: tuple  # (H, W, C)
-  mean: tuple  # per channel, of x / 255
-  std: tuple
+  module: nn.Module  # module(x [B, H, W, C], train) -> logits [B, K]
+  variables: Variables
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, ...]  # (H, W, C)
+  mean: tuple[float, ...]  # per channel, of x / 255
+  std: tuple[float, ...]
   test_view: str
   origin: str  # which network of which run, and at which step
 
@@ -36,12 +46,12 @@ class TrainedNetwork:
     return f"<{self.origin}: {self.about}>"
 
   @property
-  def about(self):
+  def about(self) -> str:
     shape = "x".join(map(str, self.image_shape))
     return f"images {shape}, {len(self.class_names)} classes"
 
-  def __call__(self, images):
-    """Logits, float32 [B, K], of uint8 images [B, H, W, C]."""
+  def __call__(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
+    """The logits."""
     images = self._checked(images)
     starts = range(0, len(images), LARGEST_BATCH)
     parts = [images[start : start + LARGEST_BATCH] for start in starts]
@@ -52,26 +62,31 @@ class TrainedNetwork:
     rows = [np.asarray(z)[: len(part)] for z, part in zip(logits, parts, strict=True)]
     return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *rows])
 
-  def probabilities(self, images):
-    """Softmax of the logits, float32 [B, K]."""
+  def probabilities(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
+    """Softmax of the logits."""
     logits = self(images)
     odds = np.exp(logits - logits.max(-1, keepdims=True))
     return odds / odds.sum(-1, keepdims=True)
 
-  def predict(self, images):
-    """The most probable class's name for each image, a list of B strings."""
+  def predict(self, images: UInt8[np.ndarray, "B H W C"]) -> list[str]:
+    """The name of the most probable class of each image."""
     return [self.class_names[k] for k in self(images).argmax(-1)]
 
-  def apply(self, variables, images, key=None):
-    """The pure function behind it, for `jit`, `grad` and export: no checks, no padding.
+  def apply(
+    self,
+    variables: Variables,
+    images: UInt8[Array, "B H W C"],
+    key: Key[Array, ""] | None = None,
+  ) -> Float[Array, "B K"]:
+    """The logits as a pure function for `jit`, `grad` and export: no checks, no padding.
 
-    images: uint8 [B, H, W, C]. `key` feeds a test view that draws, such as a noisy one.
+    `key` is for a test view that is random, such as a noisy one.
     """
     key = jax.random.key(0) if key is None else key
     look = views.make((self.test_view,), self.mean, self.std)
     return students.run(self.module, variables, look(key, images)[0])[0]
 
-  def check(self):
+  def check(self) -> None:
     """Runs it on shapes alone; ValueError, in one line, where variables do not fit."""
     images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.uint8)
     try:
@@ -93,7 +108,7 @@ class TrainedNetwork:
   def _on_device(self):
     return jax.device_put(self.variables)
 
-  def _checked(self, images):
+  def _checked(self, images: Any) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
       shape = ", ".join(map(str, ("B", *self.image_shape)))

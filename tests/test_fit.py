@@ -5,6 +5,7 @@ import doctest
 import json
 import shutil
 import signal
+import sys
 import threading
 
 import jax
@@ -13,8 +14,8 @@ import pytest
 
 import okdph_jax
 from okdph_jax import data
-from okdph_jax import run as run_module
 from okdph_jax.experiment import fit as fit_module
+from okdph_jax.experiment.config import load_config
 from okdph_jax.experiment.fit import fit
 from okdph_jax.main import main, parse
 from okdph_jax.run import Run
@@ -284,20 +285,50 @@ def test_fit_runs_outside_the_main_thread_and_leaves_signals_alone(trained, tmp_
 # The public names.
 
 
-def test_the_examples_of_the_public_functions_run(images, tmp_path):
+@pytest.fixture(scope="module")
+def example(images, tmp_path_factory):
+  """What the examples of the public names use: a config, images, and the config's run."""
   asked = config(images, "--config.network=resnet8")
-  values = dict(config=asked, workdir=tmp_path / "run", images=np.load(images)["test_images"])
+  workdir = tmp_path_factory.mktemp("examples") / "run"
+  fit(asked, workdir)
+  return {
+    "config": asked,
+    "workdir": workdir,
+    "images": np.load(images)["test_images"],
+    "network": okdph_jax.load(workdir, "student_0"),
+    "load_config": load_config,
+  }
+
+
+EXAMPLES = [  # a public name's own docstring, or that of a module's main function
+  okdph_jax.fit,
+  okdph_jax.load,
+  okdph_jax.evaluate,
+  okdph_jax.Run,
+  okdph_jax.TrainedNetwork,
+  okdph_jax.data.load,
+  okdph_jax.hybridization.hybridize,
+  okdph_jax.methods.assemble,
+  okdph_jax.models.build,
+  okdph_jax.views.make,
+  load_config,
+]
+
+
+@pytest.mark.parametrize("public", EXAMPLES, ids=lambda public: public.__qualname__)
+def test_the_examples_of_the_public_names_run(public, example, tmp_path):
+  if public is fit:  # trains itself
+    example = example | {"workdir": tmp_path / "run"}
+  module = vars(sys.modules[public.__module__])
   flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-  for function, module in ((fit, fit_module), (okdph_jax.load, run_module)):
-    finder = doctest.DocTestFinder(recurse=False)
-    (test,) = finder.find(function, globs=vars(module) | values)
-    assert test.examples
-    assert doctest.DocTestRunner(optionflags=flags).run(test).failed == 0
+  (test,) = doctest.DocTestFinder(recurse=False).find(public, globs=module | example)
+  assert test.examples
+  assert doctest.DocTestRunner(optionflags=flags).run(test).failed == 0
 
 
 def test_the_public_names():
-  for name in set(okdph_jax.__all__) - {"evaluate"}:  # which follows
+  assert dir(okdph_jax) == sorted(okdph_jax.__all__)
+  for name in okdph_jax.__all__:
     assert getattr(okdph_jax, name) is not None
-  assert json.dumps(okdph_jax.__version__) and "load" in dir(okdph_jax)
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     okdph_jax.lod  # noqa: B018

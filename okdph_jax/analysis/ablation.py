@@ -6,10 +6,13 @@ own design.
 docs/flatness.md has the commands that train what is compared here.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from okdph_jax.analysis import figures, hessian, sharpness
@@ -20,18 +23,19 @@ from okdph_jax.analysis.points import (
   network_loss,
   once_per_network,
 )
+from okdph_jax.analysis.subject import Target
 from okdph_jax.nn.students import run
 
 
-def margins(logits, label):
-  """The label's logit minus the largest other: [..., K], int [...] -> [...]."""
+def margins(logits: Float[Array, "*B K"], label: Int[Array, "*B"]) -> Float[Array, "*B"]:
+  """The label's logit minus the largest other."""
   own = jnp.take_along_axis(logits, label[..., None], -1)[..., 0]
   others = jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, logits)
   return own - others.max(-1)
 
 
-def entropy(logits):
-  """Of the softmax, in nats: [..., K] -> [...]."""
+def entropy(logits: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+  """Of the softmax, in nats."""
   log_p = jax.nn.log_softmax(logits)
   return -(jnp.exp(log_p) * log_p).sum(-1)
 
@@ -54,7 +58,9 @@ def _measured(net):
   return measured
 
 
-def analyse(targets, *, images=1000, seed=0, batch=250):
+def analyse(
+  targets: Sequence[Target], *, images: int = 1000, seed: int = 0, batch: int = 250
+) -> Finding:
   """Accuracy, loss, norm, margins, entropy and flatness of every network: `Finding`.
 
   Margins and entropies are medians over training images; agreement is with the network before,

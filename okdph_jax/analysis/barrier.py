@@ -1,16 +1,22 @@
 """Distance and barrier between the students of a run over its training."""
 
 import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
+from jaxtyping import Float
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.points import measure, once_per_network, reestimate, sweep
-from okdph_jax.analysis.subject import students
+from okdph_jax.analysis.points import Images, measure, once_per_network, reestimate, sweep
+from okdph_jax.analysis.subject import Subject, students
+from okdph_jax.core import Variables
 
 
 @once_per_network
@@ -19,7 +25,7 @@ def _between(net):
     networks, images = context
     first = jax.tree.map(lambda x: x[point["i"]], networks)
     second = jax.tree.map(lambda x: x[point["j"]], networks)
-    mixed = optax.incremental_update(second, first, point["t"])
+    mixed: Any = optax.incremental_update(second, first, point["t"])
     found = {}
     for mode, variables in (
       ("mixed", mixed),
@@ -32,10 +38,19 @@ def _between(net):
   return value
 
 
-def between(net, networks, pairs, images, *, points=11, partial_file=None, title=""):
-  """Loss and accuracy on the lines between networks: ({name: [pairs, points]}, points/s).
+def between(
+  net: nn.Module,
+  networks: Variables,
+  pairs: Sequence[tuple[int, int]],
+  images: Images,
+  *,
+  points: int = 11,
+  partial_file: str | os.PathLike[str] | None = None,
+  title: str = "",
+) -> tuple[dict[str, Float[np.ndarray, "pairs points"]], float]:
+  """Loss and accuracy on the lines between networks, and how many points per second.
 
-  networks: a stack of variables [R, ...]; pairs: indices [(i, j), ...]. "mixed_loss" with the
+  networks: a stack of variables [R, ...]; pairs: indices of two of them. "mixed_loss" with the
   batch statistics interpolated like the parameters, "reestimated_loss" with those of the
   images at that point; accuracies likewise.
   """
@@ -47,16 +62,16 @@ def between(net, networks, pairs, images, *, points=11, partial_file=None, title
   return {name: value.reshape(len(i), points) for name, value in values.items()}, speed
 
 
-def height(losses):
+def height(losses: Float[np.ndarray, " P"]) -> float:
   """Height of the barrier on a line: how far a loss rises above the straight line of its ends.
 
-  losses: at equidistant points [P], both ends among them (Entezari et al., ICLR 2022,
+  losses: at equidistant points, both ends among them (Entezari et al., ICLR 2022,
   arXiv:2110.06296). Zero where there is no bump, however different the ends.
   """
   return float(np.max(losses - np.linspace(losses[0], losses[-1], len(losses))))
 
 
-def distance(a, b):
+def distance(a: Variables, b: Variables) -> float:
   """|a - b| over all parameters of two networks."""
   return float(
     optax.tree.norm(jax.tree.map(lambda x, y: jnp.asarray(x) - y, a["params"], b["params"]))
@@ -64,16 +79,16 @@ def distance(a, b):
 
 
 def analyse(
-  subjects,
+  subjects: Sequence[Subject],
   *,
-  images=1000,
-  split="train",
-  seed=0,
-  batch=250,
-  points=11,
-  snapshots=20,
-  partial_file=None,
-):
+  images: int = 1000,
+  split: str = "train",
+  seed: int = 0,
+  batch: int = 250,
+  points: int = 11,
+  snapshots: int = 20,
+  partial_file: str | os.PathLike[str] | None = None,
+) -> Finding:
   """Distance and barrier between every two students of each run over training: `Finding`.
 
   snapshots: at most so many, evenly spaced.

@@ -1,11 +1,16 @@
 """Does a measure go with the accuracy? Rank correlation over networks, with its interval."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from okdph_jax.analysis import figures
+from okdph_jax.analysis.figures import Panels
 
 LEAST = 5  # networks; fewer say nothing
 
@@ -19,17 +24,26 @@ class Correlation(NamedTuple):
   n: int
 
 
-def spearman(x, y, *, seed=0, resamples=2000):
+def spearman(
+  x: ArrayLike, y: ArrayLike, *, seed: int = 0, resamples: int = 2000
+) -> Correlation:
   """`Correlation` of x [n] and y [n]; resamples in which one is constant are left out."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+  def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    found: Any = stats.spearmanr(x, y)
+    return float(found.statistic)
+
   draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
   varied = [d for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
-  found = [stats.spearmanr(x[d], y[d]).statistic for d in varied]
+  found = [rank_correlation(x[d], y[d]) for d in varied]
   low, high = np.quantile(found, [0.025, 0.975])
-  return Correlation(float(stats.spearmanr(x, y).statistic), float(low), float(high), len(x))
+  return Correlation(rank_correlation(x, y), float(low), float(high), len(x))
 
 
-def with_accuracy(numbers, measures):
+def with_accuracy(
+  numbers: Mapping[str, Mapping[str, Any]], measures: Iterable[str]
+) -> dict[str, Correlation]:
   """{measure: Correlation} with the test accuracy; empty for fewer than five networks.
 
   numbers: {network: {"test_accuracy": ..., measure: ...}}.
@@ -40,7 +54,7 @@ def with_accuracy(numbers, measures):
   return {m: spearman([row[m] for row in numbers.values()], accuracy) for m in measures}
 
 
-def note(correlations):
+def note(correlations: Mapping[str, Correlation]) -> str:
   """The correlations in one line."""
   listed = (
     f"{measure.replace('_', ' ')} {c.rho:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
@@ -54,10 +68,15 @@ def note(correlations):
 
 
 @figures.styled
-def scatter(panels, rows, groups, correlations):
+def scatter(
+  panels: Panels,
+  rows: Mapping[str, Mapping[str, Any]],
+  groups: Mapping[str, str],
+  correlations: Mapping[str, Correlation],
+) -> Figure:
   """Test accuracy against measures, a point per network, a colour per group.
 
-  panels: as in `figures.lines`. rows: {network: {measure: value}}; groups: {network: name}.
+  rows: {network: {measure: value}}; groups: {network: name}.
   """
   figure, axes = figures.new(len(panels), width=2.4, height=2.5, sharey=True)
   names = list(dict.fromkeys(groups.values()))

@@ -6,28 +6,35 @@ to test is that distillation by plain SGD ends at a higher task loss, and that D
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import mean_of_calls
-from okdph_jax.core import Views
+from okdph_jax.analysis.subject import Subject
+from okdph_jax.core import Batch, Learner, Views
+from okdph_jax.methods.protocol import Method
 from okdph_jax.runtime import host
+from okdph_jax.training.step import Augment
 
 
-def cosine(a, b):
+def cosine(a: PyTree, b: PyTree) -> Float[Array, ""]:
   """The cosine of two trees as vectors; NaN where one of them is zero."""
   dots = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
   return sum(jax.tree.leaves(dots)) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
-def term_gradients(method, augment, learner, key, batch):
-  """({"task": [], "distill": []}, their gradients) of a learner on one batch.
+def term_gradients(
+  method: Method, augment: Augment, learner: Learner, key: Key[Array, ""], batch: Batch
+) -> tuple[dict[str, Float[Array, ""]], dict[str, PyTree]]:
+  """The terms "task" and "distill" of a learner's loss on one batch, and their gradients.
 
   Training views and batch statistics, as in a step.
   """
@@ -44,7 +51,9 @@ def term_gradients(method, augment, learner, key, batch):
   return values._asdict(), {"task": task, "distill": distill}
 
 
-def analyse(subjects, *, images=1000, seed=0, batch=128):
+def analyse(
+  subjects: Sequence[Subject], *, images: int = 1000, seed: int = 0, batch: int = 128
+) -> Finding:
   """Both losses, their trade-off, and cosines between gradients and updates: `Finding`.
 
   At every snapshot: the cosine of the two gradients, and of each (downhill) with the way to the

@@ -1,8 +1,12 @@
 """Figures fit for a paper: sizes in inches, colours that a colour-blind reader tells apart."""
 
 import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = (  # Okabe and Ito's palette, its yellow left out: it is lost on white
@@ -16,7 +20,7 @@ COLORS = (  # Okabe and Ito's palette, its yellow left out: it is lost on white
 )
 MARKERS = "osD^vP*X"
 COLORMAP = "cividis"
-STYLE = {
+STYLE: dict[Any, Any] = {
   "font.size": 8,
   "axes.titlesize": 8,
   "axes.labelsize": 8,
@@ -35,49 +39,60 @@ STYLE = {
   "svg.hashsalt": "okdph",  # the same figure is the same file
 }
 
+Panels = Mapping[str, tuple[str, bool]]  # {measure: (label of the axis, is it logarithmic)}
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def styled(draw):
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
   """A function that draws, with our style while it does."""
 
   @functools.wraps(draw)
-  def drawn(*args, **kwargs):
+  def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
     with matplotlib.rc_context(STYLE):
       return draw(*args, **kwargs)
 
   return drawn
 
 
-def new(columns=1, rows=1, *, width=3.4, height=2.6, **kwargs):
+def new(
+  columns: int = 1, rows: int = 1, *, width: float = 3.4, height: float = 2.6, **kwargs: Any
+) -> tuple[Figure, Any]:
   """(figure, axes [rows, columns]) of panels of this size in inches."""
   figure = Figure((width * columns, height * rows), layout="constrained")
   return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 @styled
-def save(figure, path):
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
   """Writes PATH.png and PATH.svg, without a date, so that equal figures are equal files."""
   figure.savefig(f"{path}.png", dpi=200, metadata={"Software": None})
   figure.savefig(f"{path}.svg", metadata={"Date": None})
 
 
-def color(i):
+def color(i: int) -> str:
   return COLORS[i % len(COLORS)]
 
 
-def marker(i):
+def marker(i: int) -> str:
   return MARKERS[i % len(MARKERS)]
 
 
-def legend(axes, **kwargs):
+def legend(axes: Axes, **kwargs: Any) -> None:
   """A legend beside the axes, where it hides nothing."""
   axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **kwargs)
 
 
 @styled
-def lines(panels, curves, *, xlabel, log_x=False):
+def lines(
+  panels: Panels,
+  curves: Mapping[str, Mapping[str, Any]],
+  *,
+  xlabel: str,
+  log_x: bool = False,
+) -> Figure:
   """Curves with error bars in panels.
 
-  panels: {measure: (label of the y axis, is it logarithmic)}.
   curves: {name: {"x": [...], measure: [...], "MEASURE_error": [...] or absent}}.
   """
   figure, axes = new(len(panels), width=2.7)
@@ -103,10 +118,10 @@ def lines(panels, curves, *, xlabel, log_x=False):
 
 
 @styled
-def dots(panels, rows):
+def dots(panels: Panels, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
   """A dot and an error bar for each network, in panels beside each other.
 
-  panels: as in `lines`. rows: {name: {measure: value, "MEASURE_error": value or absent}}.
+  rows: {name: {measure: value, "MEASURE_error": value or absent}}.
   """
   names = list(rows)
   figure, axes = new(len(panels), width=2.2, height=0.8 + 0.18 * len(names), sharey=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from okdph_jax.analysis import figures
@@ -15,18 +16,18 @@ from okdph_jax.analysis import figures
 class Finding(NamedTuple):
   """What `analyse` of every module returns."""
 
-  headers: tuple
-  rows: list  # of the table, a tuple per row
-  numbers: dict  # all of it, for JSON: what is in the table and what the figure draws
-  figure: Any  # a matplotlib Figure
-  notes: tuple = ()  # lines below the table
+  headers: tuple[str, ...]
+  rows: list[tuple[Any, ...]]  # of the table
+  numbers: dict[str, Any]  # for JSON: what is in the table and what the figure draws
+  figure: Figure
+  notes: tuple[str, ...] = ()  # lines below the table
 
-  def table(self):
+  def table(self) -> str:
     text = tabulate(self.rows, self.headers, floatfmt=".4g", missingval="-")
     return "\n".join((text, *self.notes))
 
 
-def write(finding, directory, name, **about):
+def write(finding: Finding, directory: str | os.PathLike[str], name: str, **about: Any) -> None:
   """Writes DIRECTORY/NAME.json, .png and .svg; the JSON holds `about` beside the numbers."""
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def write(finding, directory, name, **about):
   figures.save(finding.figure, directory / name)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   """NumPy and named tuples as JSON has them; what is no number becomes null."""
   if hasattr(value, "_asdict"):
     value = value._asdict()

@@ -5,14 +5,16 @@ then the loss. Products are float32 on the device; everything else is float64 on
 """
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Float64, Key, PyTree
 from tqdm import tqdm
 
 from okdph_jax.analysis import figures
@@ -24,13 +26,14 @@ from okdph_jax.analysis.points import (
   network_loss,
   plain_speed,
 )
+from okdph_jax.analysis.subject import Target
 
 
 class Eigenvalues(NamedTuple):
   """The largest eigenvalues, descending, and how they were found."""
 
-  values: np.ndarray  # float64 [k]
-  residuals: np.ndarray  # float64 [k]: |H v - value v| of the unit eigenvector v
+  values: Float64[np.ndarray, " k"]
+  residuals: Float64[np.ndarray, " k"]  # |H v - value v| of the unit eigenvector v
   products: int  # Hessian-vector products that it took
 
 
@@ -46,11 +49,13 @@ class Trace(NamedTuple):
 class Spectrum(NamedTuple):
   """Stochastic Lanczos quadrature: every probe's eigenvalues and their weights."""
 
-  nodes: np.ndarray  # float64 [probes, m]
-  weights: np.ndarray  # float64 [probes, m], each row summing to one
+  nodes: Float64[np.ndarray, "probes m"]
+  weights: Float64[np.ndarray, "probes m"]  # each row sums to one
 
 
-def product(loss, params, batches=None):
+def product(
+  loss: Callable[..., Any], params: PyTree, batches: PyTree | None = None
+) -> Callable[[PyTree], PyTree]:
   """`multiply(v) -> H v` for trees like `params`, compiled: forward over reverse."""
   one = partial(_multiply, as_tree(loss), params)
   return lambda v: mean_of_calls(partial(one, v), batches)
@@ -61,7 +66,16 @@ def _multiply(loss, params, v, *batch):
   return jax.jvp(jax.grad(lambda p: loss(p, *batch)), (params,), (v,))[1]
 
 
-def top_eigenvalues(loss, params, k=5, *, key, batches=None, iterations=100, tolerance=1e-3):
+def top_eigenvalues(
+  loss: Callable[..., Any],
+  params: PyTree,
+  k: int = 5,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  iterations: int = 100,
+  tolerance: float = 1e-3,
+) -> Eigenvalues:
   """The k largest eigenvalues, by Lanczos with full re-orthogonalisation: `Eigenvalues`.
 
   Ends once the residuals of all k are below `tolerance` times the largest eigenvalue, or after
@@ -81,7 +95,14 @@ def top_eigenvalues(loss, params, k=5, *, key, batches=None, iterations=100, tol
   return Eigenvalues(values[order], residuals[order], len(alpha))
 
 
-def trace(loss, params, *, key, batches=None, probes=50):
+def trace(
+  loss: Callable[..., Any],
+  params: PyTree,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  probes: int = 50,
+) -> Trace:
   """The trace by Hutchinson's estimator with Rademacher probes: `Trace`."""
   scale = [float(jnp.vdot(w, w)) / w.size for w in jax.tree.leaves(params)]
   multiply = product(loss, params, batches)
@@ -115,7 +136,15 @@ def _dots(a, b):
   return [jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
 
 
-def spectral_density(loss, params, *, key, batches=None, probes=2, iterations=30):
+def spectral_density(
+  loss: Callable[..., Any],
+  params: PyTree,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  probes: int = 2,
+  iterations: int = 30,
+) -> Spectrum:
   """The spectrum by stochastic Lanczos quadrature: `Spectrum` (Ghorbani et al., ICML 2019,
   arXiv:1901.10159)."""
   flat, _ = ravel_pytree(params)
@@ -132,17 +161,23 @@ def spectral_density(loss, params, *, key, batches=None, probes=2, iterations=30
   return Spectrum(nodes, weights)
 
 
-def density(spectrum, x, width):
-  """The spectral density at x [n], every node a Gaussian of standard deviation `width`: [n]."""
+def density(
+  spectrum: Spectrum, x: Float[np.ndarray, " n"], width: float
+) -> Float64[np.ndarray, " n"]:
+  """The spectral density at x, every node a Gaussian of standard deviation `width`."""
   distance = (x[:, None] - spectrum.nodes.reshape(1, -1)) / width
   bells = np.exp(-(distance**2) / 2) / (width * np.sqrt(2 * np.pi))
   return bells @ spectrum.weights.reshape(-1) / len(spectrum.weights)
 
 
-def lanczos(multiply, start, iterations):
-  """Yields (alpha [m], beta [m]) of the tridiagonal matrix after m = 1, 2, ... products.
+def lanczos(
+  multiply: Callable[[np.ndarray], np.ndarray],
+  start: Float64[np.ndarray, " d"],
+  iterations: int,
+) -> Iterator[tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]]:
+  """Yields (alpha, beta) of the tridiagonal matrix after m = 1, 2, ... products.
 
-  `multiply` maps float64 vectors [d] on the host. Full re-orthogonalisation, twice; the basis
+  `multiply` maps float64 vectors on the host. Full re-orthogonalisation, twice; the basis
   is kept in float32. Ends early in an invariant subspace.
   """
   basis = [(start / np.linalg.norm(start)).astype(np.float32)]
@@ -180,7 +215,16 @@ def _flat_product(loss, params, batches):
   return flat
 
 
-def analyse(targets, *, images=1000, split="train", seed=0, batch=250, k=5, probes=50):
+def analyse(
+  targets: Sequence[Target],
+  *,
+  images: int = 1000,
+  split: str = "train",
+  seed: int = 0,
+  batch: int = 250,
+  k: int = 5,
+  probes: int = 50,
+) -> Finding:
   """Top eigenvalues, trace and spectrum of the cross-entropy of every network: `Finding`.
 
   On `images` of each run, without augmentation, batch statistics as trained. For a distilled

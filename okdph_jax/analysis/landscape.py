@@ -1,35 +1,41 @@
 """Loss on a plane of parameter space, and on the line between two networks."""
 
 import itertools
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Float64, Key
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.barrier import between, distance, height
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import (
+  Images,
   measure,
   once_per_network,
   plain_speed,
   reestimate,
   sweep,
 )
-from okdph_jax.analysis.subject import students, targets
+from okdph_jax.analysis.subject import Subject, students, targets
+from okdph_jax.core import Variables
 
 
 class Plane(NamedTuple):
   """origin + a directions[0] + b directions[1], for variables {"params", "batch_stats"}."""
 
-  origin: Any  # variables
-  directions: Any  # variables with a leading axis 2; their parameters are unit vectors for PCA
-  scores: np.ndarray  # float64 [R, 2], the snapshots' coordinates
-  explained: np.ndarray  # float64 [2], their share of the snapshots' variance
+  origin: Variables
+  directions: Variables  # with a leading axis 2; their parameters are unit vectors for PCA
+  scores: Float64[np.ndarray, "R 2"]  # the snapshots' coordinates
+  explained: Float64[np.ndarray, " 2"]  # their share of the snapshots' variance
 
 
-def pca_plane(snapshots):
+def pca_plane(snapshots: Variables) -> Plane:
   """The plane of the two principal components of R snapshots: a stack of variables [R, ...].
 
   The components are those of the parameters, mean-centred and not scaled, so coordinates are
@@ -66,7 +72,7 @@ def pca_plane(snapshots):
   )
 
 
-def random_plane(key, variables):
+def random_plane(key: Key[Array, ""], variables: Variables) -> Plane:
   """Two random directions through a network, filter-normalised.
 
   Every filter of a direction (all that feeds one output) is scaled to the norm of the
@@ -94,7 +100,7 @@ def _filter_normalized(key, leaf):
   return noise * (own / size)
 
 
-def at(origin, directions, point):
+def at(origin: Variables, directions: Variables, point: Float[Array, " 2"]) -> Variables:
   """The variables origin + sum_j point_j directions_j."""
 
   def move(path, leaf, steps):
@@ -104,8 +110,10 @@ def at(origin, directions, point):
   return jax.tree_util.tree_map_with_path(move, origin, directions)
 
 
-def grid(scores, points, margin=0.2):
-  """Coordinates (x [n], y [n]) of a square grid around `scores` [R, 2], with a margin."""
+def grid(
+  scores: Float[np.ndarray, "R 2"], points: int, margin: float = 0.2
+) -> tuple[Float[np.ndarray, " n"], ...]:
+  """Coordinates (x, y) of a square grid around `scores`, with a margin."""
   low, high = scores.min(0), scores.max(0)
   reach = (high - low).max() * (0.5 + margin)
   return tuple(np.linspace(c - reach, c + reach, points) for c in (low + high) / 2)
@@ -136,10 +144,20 @@ def _measured(net, variables, images, statistics):
   return measure(net, variables, images)
 
 
-def evaluate(net, plane, x, y, images, *, statistics=None, snapshots=None, **how):
-  """Loss and accuracy at x [n] by y [m] of a plane: ({name: [m, n]}, points per second).
+def evaluate(
+  net: nn.Module,
+  plane: Plane,
+  x: Float[np.ndarray, " n"],
+  y: Float[np.ndarray, " m"],
+  images: Images,
+  *,
+  statistics: Float[Array, "S B H W C"] | None = None,
+  snapshots: Variables | None = None,
+  **how: Any,
+) -> tuple[dict[str, Float[np.ndarray, "m n"]], float]:
+  """Loss and accuracy at x by y of a plane, and how many points per second.
 
-  statistics: images [S, B, H, W, C] for new batch statistics at every point; None takes those
+  statistics: images for new batch statistics at every point; None takes those
   that the plane has. snapshots: the stack that the plane was fitted on; each point then lies in
   the parallel plane through the nearest of them and has its batch statistics, as in the figures
   of OKDPH's release. how: `sweep`'s partial_file and title.
@@ -159,22 +177,22 @@ def evaluate(net, plane, x, y, images, *, statistics=None, snapshots=None, **how
 
 
 def analyse(
-  subjects,
+  subjects: Sequence[Subject],
   *,
-  plane="pca",
-  readers=(),
-  which=None,
-  size=41,
-  images=1000,
-  split="train",
-  seed=0,
-  batch=250,
-  statistics="reestimated",
-  statistics_images=500,
-  value="loss",
-  reach=1.0,
-  partial_file=None,
-):
+  plane: str = "pca",
+  readers: Sequence[str] = (),
+  which: str | None = None,
+  size: int = 41,
+  images: int = 1000,
+  split: str = "train",
+  seed: int = 0,
+  batch: int = 250,
+  statistics: str = "reestimated",
+  statistics_images: int = 500,
+  value: str = "loss",
+  reach: float = 1.0,
+  partial_file: str | os.PathLike[str] | None = None,
+) -> Finding:
   """Loss or error around the networks of the runs: `Finding`.
 
   plane: "pca", one plane through the mean of all students' snapshots of all runs; "nearest",

@@ -1,12 +1,19 @@
 """Accuracy of a trained network against Gaussian noise on its input (the paper's Eq. 9)."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float64, Key
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import Images, mean_over, measure, once_per_network, sweep
+from okdph_jax.analysis.subject import Target
+from okdph_jax.core import Variables
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
 
@@ -27,8 +34,15 @@ def _under_noise(net):
   return value
 
 
-def under_noise(net, variables, images, strengths, *, key):
-  """Loss and accuracy where normalised images carry N(0, strength^2): {name: float64 [P]}.
+def under_noise(
+  net: nn.Module,
+  variables: Variables,
+  images: Images,
+  strengths: ArrayLike,
+  *,
+  key: Key[Array, ""],
+) -> dict[str, Float64[np.ndarray, " P"]]:
+  """Loss and accuracy with noise N(0, strength^2) on normalised images, at P strengths.
 
   The same draw at every strength, and for every network with the same key.
   """
@@ -36,7 +50,15 @@ def under_noise(net, variables, images, strengths, *, key):
   return sweep(_under_noise(net), (variables, images, key), strengths, per_device=1)[0]
 
 
-def analyse(targets, *, images=1000, split="test", seed=0, batch=250, strengths=STRENGTHS):
+def analyse(
+  targets: Sequence[Target],
+  *,
+  images: int = 1000,
+  split: str = "test",
+  seed: int = 0,
+  batch: int = 250,
+  strengths: Sequence[float] = STRENGTHS,
+) -> Finding:
   """Accuracy of every network under noise of growing strength: `Finding`."""
   rows, numbers, curves = [], {}, {}
   key = jax.random.key(seed)

@@ -6,7 +6,8 @@ the norm of the weights, and is no evidence of flatness. `sigma_search` is.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.tree_util import Partial
+from jaxtyping import Array, Float, Key, PyTree
 from scipy import optimize
 from tqdm import tqdm
 
@@ -27,6 +29,7 @@ from okdph_jax.analysis.points import (
   network_loss,
 )
 from okdph_jax.analysis.sharpness import perturbed
+from okdph_jax.analysis.subject import Subject
 
 WARNING = (
   "kl_table grows with the number and the norm of the weights alone: no training loss and no "
@@ -55,7 +58,7 @@ class Sigma(NamedTuple):
   inverse_square: float  # 1 / sigma^2: large means sharp
 
 
-def kl(params, start, variance, prior_variance):
+def kl(params: PyTree, start: PyTree, variance: PyTree, prior_variance: Any) -> Any:
   """KL(N(params, diag variance) || N(start, prior_variance I)) in nats.
 
       1/2 [sum s / lambda + |w - w0|^2 / lambda - d + d ln lambda - sum ln s]
@@ -70,7 +73,7 @@ def kl(params, start, variance, prior_variance):
   return total
 
 
-def kl_table(params, start=None):
+def kl_table(params: PyTree, start: PyTree | None = None) -> float:
   """The KL that Table S5 fits: lambda = e^-6 and log-std |w|, s = exp(2 |w|), in float64.
 
   start: the prior's mean w0; None is zero. About 198.2 per parameter, plus
@@ -87,14 +90,14 @@ def kl_table(params, start=None):
   return float(total)
 
 
-def complexity(kl, prior_variance, m):
+def complexity(kl: Any, prior_variance: Any, m: int) -> Float[Array, ""]:
   """The right-hand side of kl(train error || error) <= ... for m images (Dziugaite and Roy,
   UAI 2017, arXiv:1703.11008), a union over the priors lambda = c exp(-j / b) included."""
   union = 2 * jnp.log(PRECISION * jnp.log(SCALE / prior_variance))
   return (kl + union + math.log(math.pi**2 * m / (6 * DELTA))) / (m - 1)
 
 
-def inverse_kl(q, c):
+def inverse_kl(q: float, c: float) -> float:
   """The largest p with KL(Bernoulli(q) || Bernoulli(p)) <= c."""
   if c <= 0 or q >= 1:
     return q
@@ -104,10 +107,24 @@ def inverse_kl(q, c):
     return first + (1 - q) * (math.log1p(-q) - math.log1p(-p)) - c
 
   highest = 1 - 1e-12
-  return highest if excess(highest) < 0 else optimize.brentq(excess, max(q, 1e-300), highest)
+  if excess(highest) < 0:
+    return highest
+  root: Any = optimize.brentq(excess, max(q, 1e-300), highest)
+  return root
 
 
-def dziugaite_roy(loss, error, params, start, m, *, key, batches, steps=0, draws=200):
+def dziugaite_roy(
+  loss: Callable[..., Any],
+  error: Callable[..., Any],
+  params: PyTree,
+  start: PyTree,
+  m: int,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree,
+  steps: int = 0,
+  draws: int = 200,
+) -> Bound:
   """The bound for Q = N(w, diag s) and P = N(w0, lambda I): `Bound`.
 
   From s = (2 |w|)^2 and lambda = e^-6, `steps` of RMSprop over w, ln s and ln lambda reduce the
@@ -157,7 +174,7 @@ def _optimized(loss, error, q, start, batches, key, *, m, steps, draws):
     prior = jnp.minimum(jnp.exp(q["log_prior"]), 0.99 * SCALE)
     return loss(draw(q, key), batch) + jnp.sqrt(complexity(divergence(q), prior, m) / 2)
 
-  def step(carry, i):
+  def step(carry, i) -> Any:
     q, state = carry
     batch = jax.tree.map(lambda x: x[i % count], batches)
     gradient = jax.grad(objective)(q, jax.random.fold_in(key, i), batch)
@@ -177,8 +194,16 @@ def _optimized(loss, error, q, start, batches, key, *, m, steps, draws):
 
 
 def sigma_search(
-  accuracy, params, *, key, batches=None, relative=False, drop=0.1, draws=10, steps=15
-):
+  accuracy: Callable[..., Any],
+  params: PyTree,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  relative: bool = False,
+  drop: float = 0.1,
+  draws: int = 10,
+  steps: int = 15,
+) -> Sigma:
   """The largest sigma in [0, 2] whose noise costs `drop` of the accuracy: `Sigma`.
 
   By bisection over the mean of `draws` networks w + N(0, sigma^2), or where `relative`
@@ -211,7 +236,16 @@ def _noisy(accuracy, params, batches, sigma, keys, *, relative):
   return lax.map(one, keys).mean()
 
 
-def analyse(subjects, *, readers=(), images=1000, seed=0, batch=250, points=6, steps=0):
+def analyse(
+  subjects: Sequence[Subject],
+  *,
+  readers: Sequence[str] = (),
+  images: int = 1000,
+  seed: int = 0,
+  batch: int = 250,
+  points: int = 6,
+  steps: int = 0,
+) -> Finding:
   """The three quantities over training, from snapshots, for one network of each run: `Finding`.
 
   readers: the first of them that a run has, else its first network. points: snapshots, evenly

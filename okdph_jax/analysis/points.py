@@ -4,17 +4,21 @@ import functools
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
+from jaxtyping import Array, Float, Float64, Int, PyTree
 from tqdm import tqdm
 
+from okdph_jax.core import Variables
 from okdph_jax.losses import accuracy, cross_entropy
 from okdph_jax.methods.swa import batch_norm_momentum
 from okdph_jax.nn.students import run
@@ -22,15 +26,17 @@ from okdph_jax.runtime import host
 
 SAVE_EVERY = 20.0  # seconds between two saves of an unfinished sweep
 
+T = TypeVar("T")
+
 
 class Images(NamedTuple):
   """Normalised images in S batches of one size, on which a network is measured."""
 
-  image: jax.Array  # float32 [S, B, H, W, C]
-  label: jax.Array  # int32 [S, B]
+  image: Float[Array, "S B H W C"]
+  label: Int[Array, "S B"]
 
 
-def compiled(**options):
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   """`jax.jit` with the compiler options of the host, asked for at the first call."""
 
   def decorate(function):
@@ -43,7 +49,7 @@ def compiled(**options):
   return decorate
 
 
-def once_per_network(build):
+def once_per_network(build: Callable[[nn.Module], T]) -> Callable[[nn.Module], T]:
   """`build(net)`, called once for equal networks, so that they share one compilation."""
   cached = functools.cache(build)
 
@@ -74,22 +80,22 @@ def _network_accuracy(net):
   return rate
 
 
-def network_loss(net, batch_stats):
+def network_loss(net: nn.Module, batch_stats: PyTree) -> Partial:
   """`loss(params, batch: Images)`: the cross-entropy of a network whose statistics stay."""
   return Partial(_network_loss(net), batch_stats)
 
 
-def network_accuracy(net, batch_stats):
+def network_accuracy(net: nn.Module, batch_stats: PyTree) -> Partial:
   """`accuracy(params, batch: Images)` of a network whose statistics stay."""
   return Partial(_network_accuracy(net), batch_stats)
 
 
-def as_tree(function):
+def as_tree(function: Callable[..., Any]) -> Partial:
   """A function that compiled functions take as an argument; equal ones compile once."""
   return function if isinstance(function, Partial) else Partial(function)
 
 
-def mean_over(function, batches):
+def mean_over(function: Callable[..., PyTree], batches: PyTree | None) -> PyTree:
   """The mean of `function(batch)`, a tree, over batches stacked on a first axis [S, ...].
 
   One batch at a time: the memory is that of one. With `batches=None` it is `function()`.
@@ -107,7 +113,7 @@ def mean_over(function, batches):
   return jax.tree.map(lambda x: x / count, total)
 
 
-def mean_of_calls(function, batches):
+def mean_of_calls(function: Callable[..., PyTree], batches: PyTree | None) -> PyTree:
   """As `mean_over`, by one call of a compiled `function` for each batch.
 
   For gradients: in a loop of XLA:CPU's, those of convolutions are some twenty times slower.
@@ -118,13 +124,13 @@ def mean_of_calls(function, batches):
   return jax.tree.map(lambda *xs: sum(xs) / len(results), *results)
 
 
-def unstacked(batches):
+def unstacked(batches: PyTree) -> list[PyTree]:
   """The batches one by one."""
   leaves, structure = jax.tree.flatten(batches)
   return [jax.tree.unflatten(structure, parts) for parts in zip(*leaves, strict=True)]
 
 
-def measure(net, variables, images):
+def measure(net: nn.Module, variables: Variables, images: Images) -> dict[str, Array]:
   """Cross-entropy in nats and accuracy of one network: {"loss": [], "accuracy": []}."""
 
   def one(batch):
@@ -137,8 +143,10 @@ def measure(net, variables, images):
   return mean_over(one, images)
 
 
-def reestimate(net, variables, image):
-  """The network with batch statistics of its own: the mean over batches [S, B, H, W, C]."""
+def reestimate(
+  net: nn.Module, variables: Variables, image: Float[Array, "S B H W C"]
+) -> Variables:
+  """The network with new batch statistics: the mean over the batches."""
   if not variables["batch_stats"]:
     return variables
 
@@ -155,8 +163,16 @@ def reestimate(net, variables, image):
   return variables | {"batch_stats": stats}
 
 
-def sweep(function, context, points, *, per_device=4, partial_file=None, title=""):
-  """`function(context, point) -> {name: []}` at every point: ({name: float64 [P]}, speed).
+def sweep(
+  function: Callable[[Any, Any], dict[str, Array]],
+  context: PyTree,
+  points: PyTree,
+  *,
+  per_device: int = 4,
+  partial_file: str | os.PathLike[str] | None = None,
+  title: str = "",
+) -> tuple[dict[str, Float64[np.ndarray, " P"]], float]:
+  """`function(context, point)` at every point, and the speed.
 
   points: a tree of arrays [P, ...]. The points are split over all devices, and each device
   takes its own one after another: the memory is that of one point per device, whatever P.
@@ -217,7 +233,9 @@ def _evaluation(net):
   return compiled()(functools.partial(measure, net))
 
 
-def plain_speed(net, variables, images, seconds=2.0):
+def plain_speed(
+  net: nn.Module, variables: Variables, images: Images, seconds: float = 2.0
+) -> float:
   """Images per second of plain evaluation; every batch lies as `images` does on the devices."""
   mesh = host.mesh()
   variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))

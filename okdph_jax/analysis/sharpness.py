@@ -4,14 +4,17 @@
 then the loss.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Array, Key, PyTree
+from numpy.typing import ArrayLike
 from scipy import stats
 from tqdm import tqdm
 
@@ -25,6 +28,7 @@ from okdph_jax.analysis.points import (
   network_loss,
   unstacked,
 )
+from okdph_jax.analysis.subject import Target
 
 
 class Interval(NamedTuple):
@@ -35,7 +39,16 @@ class Interval(NamedTuple):
   high: float
 
 
-def epsilon_sharpness(loss, params, rho, *, key, batches=None, adaptive=False, steps=20):
+def epsilon_sharpness(
+  loss: Callable[..., Any],
+  params: PyTree,
+  rho: float,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  adaptive: bool = False,
+  steps: int = 20,
+) -> float:
   """max L(w + d) - L(w) over |d| <= rho |w|, by projected gradient ascent from a random d.
 
   adaptive: over |d / |w|| <= rho sqrt(n), n parameters: every weight moves by rho of its own
@@ -45,7 +58,16 @@ def epsilon_sharpness(loss, params, rho, *, key, batches=None, adaptive=False, s
   return _ascent(as_tree(loss), params, rho, key, batches, adaptive=adaptive, steps=steps)
 
 
-def m_sharpness(loss, params, rho, *, key, batches, adaptive=False, steps=20):
+def m_sharpness(
+  loss: Callable[..., Any],
+  params: PyTree,
+  rho: float,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree,
+  adaptive: bool = False,
+  steps: int = 20,
+) -> float:
   """The mean over batches of each batch's own epsilon-sharpness (Foret et al., ICLR 2021,
   arXiv:2010.01412); m is the size of a batch."""
 
@@ -55,7 +77,15 @@ def m_sharpness(loss, params, rho, *, key, batches, adaptive=False, steps=20):
   return sum(found) / len(found)
 
 
-def expected_sharpness(loss, params, sigma, *, key, batches=None, draws=20):
+def expected_sharpness(
+  loss: Callable[..., Any],
+  params: PyTree,
+  sigma: float,
+  *,
+  key: Key[Array, ""],
+  batches: PyTree | None = None,
+  draws: int = 20,
+) -> Interval:
   """mean L(w + d) - L(w) with d ~ N(0, sigma^2 |w|^2), element by element: `Interval`."""
 
   keys = jax.random.split(key, draws)
@@ -71,7 +101,7 @@ def _rises(loss, params, sigma, batches, keys):
   return lax.map(lambda key: value(perturbed(key, params, sigma, relative=True)) - base, keys)
 
 
-def perturbed(key, params, sigma, *, relative):
+def perturbed(key: Key[Array, ""], params: PyTree, sigma: Any, *, relative: bool) -> PyTree:
   """params + N(0, sigma^2), or where `relative` N(0, sigma^2 |w|^2), element by element."""
   leaves, structure = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
@@ -82,7 +112,7 @@ def perturbed(key, params, sigma, *, relative):
   return jax.tree.unflatten(structure, moved)
 
 
-def interval(values):
+def interval(values: ArrayLike) -> Interval:
   """The mean of independent values and its 95 % interval by Student's t."""
   values = np.asarray(values, np.float64)
   half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
@@ -134,16 +164,16 @@ def _scaled(tree, length):
 
 
 def analyse(
-  targets,
+  targets: Sequence[Target],
   *,
-  images=1000,
-  split="train",
-  seed=0,
-  batch=250,
-  rho=(0.01, 0.05),
-  sigma=0.1,
-  draws=20,
-):
+  images: int = 1000,
+  split: str = "train",
+  seed: int = 0,
+  batch: int = 250,
+  rho: Sequence[float] = (0.01, 0.05),
+  sigma: float = 0.1,
+  draws: int = 20,
+) -> Finding:
   """Sharpness of the cross-entropy of every network: `Finding`.
 
   On `images` of each run, without augmentation, batch statistics as trained. m-sharpness takes
@@ -159,7 +189,7 @@ def analyse(
       "weight_norm": float(optax.tree.norm(params)),
     }
     for radius in rho:
-      ball = dict(key=key, batches=pictures)
+      ball = dict[str, Any](key=key, batches=pictures)
       found[f"epsilon_{radius:g}"] = epsilon_sharpness(loss, params, radius, **ball)
       found[f"adaptive_{radius:g}"] = epsilon_sharpness(
         loss, params, radius, adaptive=True, **ball

@@ -3,22 +3,27 @@
 import functools
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import linen as nn
 
 from okdph_jax import data, methods, models, views
 from okdph_jax.analysis.points import Images
-from okdph_jax.core import Learner
+from okdph_jax.core import Batch, Learner, Variables
 from okdph_jax.data.batches import sharding as batches_sharding
-from okdph_jax.methods.protocol import Context
+from okdph_jax.methods.protocol import Context, Method
 from okdph_jax.nn.students import start
 from okdph_jax.run import Run
 from okdph_jax.runtime import host
+
+if TYPE_CHECKING:
+  from okdph_jax.experiment.build import Experiment
 
 
 class Target(NamedTuple):
@@ -27,15 +32,15 @@ class Target(NamedTuple):
   name: str
   subject: "Subject"
   reader: str
-  variables: dict
+  variables: Variables
   step: int
 
   @property
-  def net(self):
+  def net(self) -> nn.Module:
     return self.subject.net
 
   @property
-  def group(self):
+  def group(self) -> str:
     """Method and wrappers, with the options that name a variant of it: a figure's colour."""
     config = self.subject.config
     wrappers = [wrapper["name"] for wrapper in config["wrappers"]]
@@ -46,7 +51,7 @@ class Target(NamedTuple):
     return f"{name}, {students} students" if students > 1 else name
 
   @property
-  def test_accuracy(self):
+  def test_accuracy(self) -> float | None:
     """At the run's last evaluation up to `step`, a fraction; None before the first."""
     lines = [line for line in self.subject.lines if line["step"] <= self.step]
     return lines[-1]["accuracy"]["test"][self.reader] if lines else None
@@ -55,12 +60,16 @@ class Target(NamedTuple):
 class Subject:
   """A run, finished or not, and its name in tables and figures."""
 
-  def __init__(self, workdir, *, name=None, network=None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    network: str | None = None,
+  ):
     self.run = Run(workdir)
     self.name = name or Path(workdir).name or Path(workdir).resolve().name
-    self.config = self.run.config
-    if self.config is None:
-      raise ValueError(f"there is no run in {workdir}: it has no config.json")
+    self.config = self.run.require_config()
     own = self.config["network"]
     if ":" in own and own != network:
       raise ValueError(
@@ -69,23 +78,23 @@ class Subject:
       )
 
   @functools.cached_property
-  def lines(self):
+  def lines(self) -> list[dict[str, Any]]:
     return self.run.lines
 
   @functools.cached_property
-  def dataset(self):
+  def dataset(self) -> data.Dataset:
     from ml_collections import ConfigDict
 
     return data.load(ConfigDict(self.config))
 
   @functools.cached_property
-  def net(self):
+  def net(self) -> nn.Module:
     return models.build(
       self.config["network"], self.config["data"]["classes"], self.config["network_options"]
     )
 
   @functools.cached_property
-  def method(self):
+  def method(self) -> Method:
     """The method, to read networks from its learners; what taught them does not matter."""
     image = jax.ShapeDtypeStruct((2, *self.config["data"]["image"]), jnp.float32)
     teacher = jax.eval_shape(lambda: start(self.net, jax.random.key(0), image))
@@ -95,23 +104,23 @@ class Subject:
     return methods.assemble(context, self.config["method"], self.config["wrappers"])
 
   @functools.cached_property
-  def epoch_steps(self):
+  def epoch_steps(self) -> int:
     if not self.lines:
       raise ValueError(f"{self.run.path} has no evaluation yet; let the run reach one")
     return round(self.lines[-1]["step"] / self.lines[-1]["epoch"])
 
-  def networks(self, which=None):
+  def networks(self, which: str | None = None) -> tuple[int, dict[str, Variables]]:
     """(step, {reader: variables}) of a checkpoint, by default as `Run.chosen` says."""
     return self.run.chosen(which)[1], self.method.networks(self.run.learner(which))
 
-  def learner(self, step):
+  def learner(self, step: int) -> Learner:
     """The learner that was kept at a step; at 0 the start, which older runs did not keep."""
     if step not in self.run.snapshots:
       return self._start
     with ocp.StandardCheckpointer() as checkpointer:
       return Learner(**checkpointer.restore(self.run.snapshots[step].absolute()))
 
-  def steps(self):
+  def steps(self) -> list[int]:
     """The steps of the snapshots, with 0 before them where the start follows from the seed.
 
     Raises:
@@ -125,14 +134,16 @@ class Subject:
     computed = steps[0] > 0 and not self.config["init_from"]
     return [0] * computed + steps
 
-  def trajectory(self):
+  def trajectory(self) -> dict[int, dict[str, Variables]]:
     """{step: {reader: variables}} of `steps`."""
     return {step: _on_host(self.method.networks(self.learner(step))) for step in self.steps()}
 
   @functools.cached_property
-  def experiment(self):
-    """The run's experiment, its teacher included. A kd that weights a term with 0 weights it
-    with 1 here: what its gradient would be is asked."""
+  def experiment(self) -> "Experiment":
+    """The run's experiment, its teacher included.
+
+    Where kd gives one of its terms the weight 0, it has 1 here, so that it has a gradient.
+    """
     from ml_collections import ConfigDict
 
     from okdph_jax.experiment.build import build
@@ -145,7 +156,7 @@ class Subject:
         config.method[weight] = config.method[weight] or 1.0
     return build(config, self.dataset)
 
-  def trained(self, step):
+  def trained(self, step: int) -> Learner:
     """The learner at a step as `experiment` has it, with the teacher in its memory."""
     like = self.experiment.learner
     there = self.learner(step)
@@ -160,7 +171,9 @@ class Subject:
     shape = (self.method.views, 2, *self.config["data"]["image"])
     return jax.jit(self.method.init)(key, jnp.zeros(shape, jnp.float32))
 
-  def images(self, count, *, split="train", seed=0, batch=250):
+  def images(
+    self, count: int, *, split: str = "train", seed: int = 0, batch: int = 250
+  ) -> Images:
     """`Images` of one split, drawn by the seed without replacement, without augmentation.
 
     At most `count`, and a whole number of batches of at most `batch`, each of them split over
@@ -171,7 +184,9 @@ class Subject:
     normalised = jax.jit(lambda image: plain(jax.random.key(0), image)[0])
     return Images(jnp.stack([normalised(image) for image in raw.image]), raw.label)
 
-  def raw_images(self, count, *, split="train", seed=0, batch=250):
+  def raw_images(
+    self, count: int, *, split: str = "train", seed: int = 0, batch: int = 250
+  ) -> Batch:
     """The same as they lie in the dataset: a `Batch` of uint8 [S, B, H, W, C]."""
     part, mesh = getattr(self.dataset, split), host.mesh()
     count = min(count, len(part))
@@ -185,12 +200,14 @@ class Subject:
     return jax.device_put(stack, batches_sharding(mesh, size, axis=1))
 
 
-def students(networks):
+def students(networks: Iterable[str]) -> list[str]:
   """The names of the networks that descent moves: without OKDPH's hybrids and averages."""
   return [name for name in networks if re.fullmatch(r"(student|branch|peer)_\d+|leader", name)]
 
 
-def subjects(workdirs, network=None):
+def subjects(
+  workdirs: Iterable[str | os.PathLike[str]], network: str | None = None
+) -> list[Subject]:
   """The runs in these folders; a folder of generations gives one for each.
 
   network: the dotted path of the runs' own network; one of ours needs none.
@@ -210,7 +227,9 @@ def subjects(workdirs, network=None):
   return found
 
 
-def targets(subjects, readers=(), which=None):
+def targets(
+  subjects: Iterable[Subject], readers: Sequence[str] = (), which: str | None = None
+) -> list[Target]:
   """The single networks of the runs as `Target`s: those named in `readers`, else all.
 
   Raises:

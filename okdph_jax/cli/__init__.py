@@ -10,6 +10,7 @@ Exit codes, of every command:
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from okdph_jax.cli.arguments import command
 from okdph_jax.errors import nearest
@@ -41,16 +42,16 @@ exit codes:
 """
 
 
-def help_text():
+def help_text() -> str:
   """What the product is, on one screen."""
   width = max(map(len, COMMANDS))
   lines = "\n".join(f"  {name:{width}}  {does}" for name, does in COMMANDS.items())
-  codes = __doc__.split("of every command:\n\n")[1].rstrip().replace("    ", "  ", 1)
+  codes = (__doc__ or "").split("of every command:\n\n")[-1].rstrip().replace("    ", "  ", 1)
   return HELP.format(commands=lines, codes=codes.replace("\n    ", "\n  "))
 
 
 @command
-def dispatch(arguments):
+def dispatch(arguments: list[str]) -> int:
   """Runs the command that `arguments` begin with; the exit code."""
   name, *rest = arguments or ["--help"]
   if name in ("-h", "--help", "help"):
@@ -68,7 +69,7 @@ def dispatch(arguments):
   return import_module(f"okdph_jax.cli.{name}").main(rest)
 
 
-def main():
+def main() -> NoReturn:
   """The program `okdph`: ends this process with the exit code."""
   arguments = sys.argv[1:]
   if arguments[:1] == ["train"]:

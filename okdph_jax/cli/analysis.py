@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from okdph_jax.cli.arguments import Parser, command
 from okdph_jax.errors import nearest
@@ -33,7 +35,7 @@ SNAPSHOTS = ("landscape", "pac_bayes", "barrier", "dot")  # these read the cours
 
 
 @command
-def main(arguments):
+def main(arguments: list[str]) -> int:
   name, *rest = arguments or ["--help"]
   if name in ("-h", "--help"):
     width = max(map(len, ANALYSES))
@@ -52,10 +54,16 @@ def main(arguments):
   return 0
 
 
-def parser(name):
+def parser(name: str) -> Parser:
   parser = Parser(f"analysis {name}", ANALYSES[name][0].upper() + ANALYSES[name][1:] + ".")
 
-  def add(option, kind=str, default=None, about="", **more):
+  def add(
+    option: str,
+    kind: Callable[[str], Any] = str,
+    default: Any = None,
+    about: str = "",
+    **more: Any,
+  ):
     about += "" if default is None else " (%(default)s)"
     parser.add_argument(option, type=kind, default=default, help=about, **more)
 
@@ -75,7 +83,7 @@ def parser(name):
   return parser
 
 
-def count(text):
+def count(text: str) -> int:
   value = int(text)
   if value < 1:
     raise argparse.ArgumentTypeError(f"{value} is less than 1")
@@ -122,34 +130,39 @@ _OPTIONS = {
 }
 
 
-def run(name, workdir, readers=None, out=None, network=None, which=None, **settings):
-  """Runs one analysis and writes its files; what there is to print."""
-  from absl import logging
-
+def run(
+  name: str,
+  workdir: list[str],
+  readers: str | None = None,
+  out: str | None = None,
+  network: str | None = None,
+  which: str | None = None,
+  **settings: Any,
+) -> str:
+  """Runs one analysis and writes its files; returns what to print."""
   from okdph_jax.analysis import finding, subject
   from okdph_jax.experiment.summary import environment
   from okdph_jax.runtime import host
 
-  logging.set_verbosity(logging.ERROR)  # Orbax says that it only reads
   host.configure()
   analyse = importlib.import_module(f"okdph_jax.analysis.{name}").analyse
-  readers = tuple(readers.split(",")) if readers else ()
+  chosen = tuple(readers.split(",")) if readers else ()
   runs = subject.subjects(workdir, network)
   directory = Path(out) if out else runs[0].run.path / "analysis"
-  more = {}
+  more: dict[str, Any] = {}
   if name in ("landscape", "barrier"):
     more["partial_file"] = directory / f"{name}.partial.npz"
   if name in ("landscape", "pac_bayes"):
-    more["readers"] = readers
+    more["readers"] = chosen
   if name == "landscape":
     more["which"] = which
-  analysed = runs if name in SNAPSHOTS else subject.targets(runs, readers, which)
+  analysed = runs if name in SNAPSHOTS else subject.targets(runs, chosen, which)
   found = analyse(analysed, **settings, **more)
   finding.write(
     found,
     directory,
     name,
-    settings={"readers": readers, "which": which} | settings,
+    settings={"readers": chosen, "which": which} | settings,
     environment=environment(),
     runs=[{"workdir": str(r.run.path), "name": r.name, "config": r.config} for r in runs],
   )

@@ -4,6 +4,8 @@ import argparse
 import functools
 import re
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from okdph_jax.errors import nearest, one_line
 
@@ -11,7 +13,7 @@ from okdph_jax.errors import nearest, one_line
 class Parser(argparse.ArgumentParser):
   """argparse, with one line for what is wrong and the nearest option for an unknown one."""
 
-  def __init__(self, name, description):
+  def __init__(self, name: str, description: str):
     super().__init__(
       prog=f"okdph {name}",
       description=description,
@@ -19,8 +21,8 @@ class Parser(argparse.ArgumentParser):
       allow_abbrev=False,
     )
 
-  def parse(self, arguments):
-    """The options as a namespace; ValueError, in one line, for what is none."""
+  def parse(self, arguments: list[str]) -> argparse.Namespace:
+    """The options as a namespace; ValueError, in one line, for an unknown one."""
     found, rest = self.parse_known_args(arguments)
     if rest:
       known = [*self._option_string_actions, "--config"]
@@ -30,11 +32,13 @@ class Parser(argparse.ArgumentParser):
       )
     return found
 
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     raise ValueError(f"{message}; {self.prog} --help has all options")
 
 
-def split_options(arguments, group="config"):
+def split_options(
+  arguments: list[str], group: str = "config"
+) -> tuple[str | None, list[tuple[str, str]], list[str]]:
   """(spec or None, [(name, text), ...], the other arguments) of a command line.
 
   "--config=X" and "--config X" give the spec, "--config.epochs=3", "--config.epochs 3" an
@@ -60,15 +64,15 @@ def split_options(arguments, group="config"):
   return spec, list(options.items()), rest
 
 
-def command(main):
-  """Makes of `main(arguments) -> exit code` one that says errors in one line."""
+def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
+  """Decorates `main(arguments) -> exit code`: errors are printed in one line."""
 
   @functools.wraps(main)
-  def run(arguments=None):
+  def run(arguments: list[str] | None = None) -> int:
     try:
       return main(sys.argv[1:] if arguments is None else list(arguments))
     except SystemExit as end:  # argparse's --help
-      return end.code or 0
+      return int(end.code or 0)
     except BrokenPipeError:  # `okdph ... | head`
       sys.stderr.close()
       return 0

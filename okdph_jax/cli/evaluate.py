@@ -3,8 +3,12 @@
 import csv
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from okdph_jax.cli.arguments import Parser, command, split_options
+
+if TYPE_CHECKING:  # JAX comes with it
+  from okdph_jax.experiment.evaluation import Evaluation
 
 DESCRIPTION = """\
 Accuracy, cross-entropy, expected calibration error (15 bins; Guo et al., arXiv:1706.04599),
@@ -19,7 +23,7 @@ Writes DIR/evaluation/READER.json, READER.csv (the confusion matrix) and READER.
 
 
 @command
-def main(arguments):
+def main(arguments: list[str]) -> int:
   _, changes, rest = split_options(arguments, "data")
   parser = Parser("evaluate", DESCRIPTION)
   parser.add_argument("--workdir", metavar="DIR", help="of the run")
@@ -32,14 +36,12 @@ def main(arguments):
   if not flags.workdir:
     raise ValueError("--workdir=DIR is needed: okdph evaluate --workdir=runs/digits")
 
-  from absl import logging
   from tabulate import tabulate
 
   from okdph_jax.experiment.config import changed_data
   from okdph_jax.experiment.evaluation import evaluate_all
   from okdph_jax.report import confusion
 
-  logging.set_verbosity(logging.ERROR)  # Orbax says that it only reads
   found = evaluate_all(
     flags.workdir,
     which=flags.which,
@@ -74,7 +76,7 @@ def main(arguments):
   return 0
 
 
-def write(evaluation, path):
+def write(evaluation: "Evaluation", path: Path) -> None:
   """PATH.json with everything, PATH.csv with the confusion matrix."""
   entries = evaluation._asdict() | {
     "per_class": [None if x != x else x for x in evaluation.per_class.tolist()],

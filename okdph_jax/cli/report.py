@@ -14,7 +14,7 @@ Tables and curves of finished runs.
 
 
 @command
-def main(arguments):
+def main(arguments: list[str]) -> int:
   """Prints what is asked for; returns the exit code: 2 where there is nothing to show."""
   if arguments[:1] == ["curves"]:
     return _curves(arguments[1:])

@@ -3,10 +3,15 @@
 `python -m okdph_jax.main` is the same command. docs/configs.md has the configs and options.
 """
 
+import argparse
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from okdph_jax.cli.arguments import Parser, command, split_options
 from okdph_jax.errors import one_line
+
+if TYPE_CHECKING:  # a misspelt flag needs no config
+  from ml_collections import ConfigDict
 
 DESCRIPTION = """\
 Trains what a config says. The same command goes on with a run that was stopped, and ends
@@ -17,7 +22,7 @@ with the same bits.
 """
 
 
-def parser():
+def parser() -> Parser:
   parser = Parser("train", DESCRIPTION)
   parser.add_argument(
     "--config",
@@ -32,7 +37,7 @@ def parser():
   return parser
 
 
-def parse(arguments):
+def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
   """(config, flags); flags.workdir is the default folder where none is given.
 
   Raises:
@@ -54,7 +59,7 @@ def parse(arguments):
   return config, flags
 
 
-def show_help(arguments):
+def show_help(arguments: list[str]) -> None:
   """The options, with the values of the --config if there is one."""
   from okdph_jax.experiment import options
 
@@ -76,7 +81,7 @@ def show_help(arguments):
 
 
 @command
-def main(arguments):
+def main(arguments: list[str]) -> int:
   """Trains; the exit code."""
   if {"-h", "--help", "--helpfull"} & set(arguments):
     show_help([a for a in arguments if a not in ("-h", "--help", "--helpfull")])
@@ -90,7 +95,7 @@ def main(arguments):
   return train(config, flags)
 
 
-def train(config, flags):
+def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
   from okdph_jax.experiment.fit import fit  # JAX comes with it: a misspelt flag needs no JAX
   from okdph_jax.runtime import distributed
   from okdph_jax.runtime.signals import Interrupted
@@ -114,7 +119,7 @@ def train(config, flags):
   return 1
 
 
-def at_run_time(error, pod):
+def at_run_time(error: RuntimeError, pod: bool) -> str | None:
   """What an error of XLA means, in one line; None where it means a mistake of ours."""
   if type(error).__name__ != "JaxRuntimeError":
     return None
@@ -128,7 +133,7 @@ def at_run_time(error, pod):
   return None
 
 
-def program(arguments):
+def program(arguments: list[str]) -> NoReturn:
   """Trains and ends this process with the exit code."""
   if not {"-h", "--help", "--print-config"} & set(arguments):
     from okdph_jax.runtime import host

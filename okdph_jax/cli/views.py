@@ -1,6 +1,11 @@
 """`okdph views`: a picture of what each network sees."""
 
+from typing import TYPE_CHECKING
+
 from okdph_jax.cli.arguments import Parser, command, split_options
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 ROWS = 8
 DESCRIPTION = """\
@@ -12,7 +17,7 @@ original, then a column per view.
 
 
 @command
-def main(arguments):
+def main(arguments: list[str]) -> int:
   spec, overrides, rest = split_options(arguments)
   parser = Parser("views", DESCRIPTION)
   parser.add_argument(
@@ -31,7 +36,7 @@ def main(arguments):
   return 0
 
 
-def draw(config, path):
+def draw(config: "ConfigDict", path: str) -> None:
   """Writes the picture of `config`'s views of its first training images to `path`."""
   import jax
   import matplotlib
@@ -43,7 +48,8 @@ def draw(config, path):
   images = dataset.train.first(ROWS)
   augment = views.make(config.views, dataset.mean, dataset.std)
   seen = np.asarray(jax.jit(augment)(jax.random.key(config.seed), images))
-  seen = (seen * np.float32(dataset.std) + np.float32(dataset.mean)).clip(0, 1)
+  mean, std = np.asarray((dataset.mean, dataset.std), np.float32)
+  seen = (seen * std + mean).clip(0, 1)
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt  # after `use`: else it looks for a screen

@@ -1,6 +1,9 @@
 """Arrays of images and labels in an .npz file."""
 
+from __future__ import annotations
+
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,8 +12,11 @@ from okdph_jax.data.source import VALIDATION, Source, option, test_part
 from okdph_jax.data.split import Split
 from okdph_jax.errors import one_line
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
-def read(data):
+
+def read(data: ConfigDict) -> Source:
   """The .npz file `data.dir`: for each split NAME the arrays NAME_images and NAME_labels.
 
   Images are uint8, [N, H, W, C] or [N, H, W]; labels are integers from 0. The names of the

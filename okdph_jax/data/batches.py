@@ -6,34 +6,36 @@ last, short batch is kept (391 steps for 50,000 images in batches of 128).
 """
 
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Bool, Int, Int32, UInt8
 
 from okdph_jax.core import Batch
 from okdph_jax.runtime import host
 
 
-def epoch_steps(size, batch_size):
+def epoch_steps(size: int, batch_size: int) -> int:
   """Steps in an epoch over `size` images; the last batch may be short."""
   return -(-size // batch_size)
 
 
 @functools.lru_cache(maxsize=4)
-def permutation(seed, epoch, size):
-  """The order of one epoch: int32 [size]. seed: from 0 to 2**32 - 1."""
+def permutation(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " size"]:
+  """The order of one epoch. seed: from 0 to 2**32 - 1."""
   return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
-def indices(seed, step, size, batch_size):
-  """Which images make up the batch of `step`: int32 [b], b <= batch_size."""
+def indices(seed: int, step: int, size: int, batch_size: int) -> Int32[np.ndarray, " B"]:
+  """Which images make up the batch of `step`; the last batch of an epoch may be short."""
   epoch, position = divmod(int(step), epoch_steps(size, batch_size))
   return permutation(seed, epoch, size)[position * batch_size : (position + 1) * batch_size]
 
 
-def sharding(mesh, batch_size, *, axis=0):
+def sharding(mesh: Mesh, batch_size: int, *, axis: int = 0) -> NamedSharding:
   """The sharding of a batch: split along `axis` if the mesh's "data" divides it, else whole."""
   split = batch_size % mesh.shape["data"] == 0
   return NamedSharding(
@@ -41,30 +43,36 @@ def sharding(mesh, batch_size, *, axis=0):
   )
 
 
-def local(sharding, batch_size):
-  """The positions of a batch that this process's devices hold: int [b]; all, but in a pod."""
+def local(sharding: Sharding, batch_size: int) -> Int[np.ndarray, " b"]:
+  """The positions of a batch that this process's devices hold; all of them, but in a pod."""
   mine = np.zeros(batch_size, bool)
-  for (part,) in sharding.addressable_devices_indices_map((batch_size,)).values():
+  for part in sharding.addressable_devices_indices_map((batch_size,)).values():
     mine[part] = True
   return np.flatnonzero(mine)
 
 
-def on_device(images, labels, *, seed, batch_size, mesh=None):
+def on_device(
+  images: UInt8[np.ndarray, "N H W C"],
+  labels: Int[np.ndarray, " N"],
+  *,
+  seed: int,
+  batch_size: int,
+  mesh: Mesh | None = None,
+) -> Callable[[int], Batch]:
   """Puts a training set on the devices, once, and returns `batch(step) -> Batch`.
 
-  images: uint8 [N, H, W, C]. labels: int32 [N]. mesh: devices along "data", each of which
-  holds the whole set; by default the first. Batches are gathered there, so that only their
-  indices cross from the host.
+  mesh: devices along "data", each of which holds the whole set; by default the first. Batches
+  are gathered there, so that only their indices cross from the host.
   """
-  size, mesh = len(labels), mesh or host.mesh(1)
-  whole = Batch(np.asarray(images), np.asarray(labels, np.int32))
-  whole = host.place(whole, NamedSharding(mesh, PartitionSpec()))
+  size, devices = len(labels), mesh or host.mesh(1)
+  whole = np.asarray(images), np.asarray(labels, np.int32)
+  whole = Batch(*host.place(whole, NamedSharding(devices, PartitionSpec())))
 
   @functools.cache  # one per shape: the full batch and the short one
   def gather(count):
     return jax.jit(
       lambda whole, chosen: jax.tree.map(lambda x: jnp.take(x, chosen, axis=0), whole),
-      out_shardings=sharding(mesh, count),
+      out_shardings=sharding(devices, count),
     )
 
   def batch(step):
@@ -74,20 +82,27 @@ def on_device(images, labels, *, seed, batch_size, mesh=None):
   return batch
 
 
-def padded(images, labels, batch_size, *, mesh=None):
-  """Every image once, in order, in batches of one shape: yields (Batch, mask bool [B]).
+def padded(
+  images: UInt8[np.ndarray, "N H W C"],
+  labels: Int[np.ndarray, " N"],
+  batch_size: int,
+  *,
+  mesh: Mesh | None = None,
+) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
+  """Every image once, in order, in batches of one shape: yields (Batch, mask).
 
   The last batch is filled up with zeros, and the mask is false there, so that one
   compilation serves an evaluation.
   """
   placed = sharding(mesh or host.mesh(1), batch_size)
   for start in range(0, len(labels), batch_size):
-    part = Batch(images[start : start + batch_size], labels[start : start + batch_size])
-    count = len(part.label)
-    part = jax.tree.map(lambda x: _fill(x, batch_size), part)
-    yield host.place((part, np.arange(batch_size) < count), placed)
+    part = slice(start, start + batch_size)
+    mask = np.arange(batch_size) < len(labels[part])
+    arrays = _fill(images[part], batch_size), _fill(labels[part], batch_size), mask
+    image, label, mask = host.place(arrays, placed)
+    yield Batch(image, label), mask
 
 
-def _fill(array, count):
+def _fill(array: np.ndarray, count: int) -> np.ndarray:
   missing = [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1)
   return np.pad(array, missing)

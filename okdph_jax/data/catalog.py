@@ -4,13 +4,17 @@ TensorFlow and TFDS are imported inside functions: everything but datasets by na
 without them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import pathlib
 import sys
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 
 from okdph_jax.data.pictures import stacked
 from okdph_jax.data.source import Source, option, skips_corrupt, streamed
@@ -19,8 +23,13 @@ from okdph_jax.data.stream import UNKNOWN, Shards
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.runtime import host
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
-def read(data):
+Builder = Any  # a tfds.core.DatasetBuilder
+
+
+def read(data: ConfigDict) -> Source:
   """A dataset of images with labels by its TFDS name, prepared first if need be."""
   image, label = supervised(find(data.name, data.dir), data.name)
   builder = prepared(data.name, data.dir)
@@ -50,7 +59,7 @@ def read(data):
   return Source(str(builder.data_path), names, load(data.train), load(data.test))
 
 
-def find(name, directory=None):
+def find(name: str, directory: str | None = None) -> Builder:
   """The TFDS builder of that name, prepared or not."""
   tfds = tensorflow_datasets()
   options = {"data_dir": str(pathlib.Path(directory).expanduser())} if directory else {}
@@ -66,7 +75,7 @@ def find(name, directory=None):
     raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None
 
 
-def prepared(name, directory=None):
+def prepared(name: str, directory: str | None = None) -> Builder:
   """The TFDS builder of that name; prepares the dataset first if need be."""
   builder = find(name, directory)
   if _is_prepared(builder):
@@ -109,7 +118,7 @@ def _reach(builder):
       raise ConnectionError(f"no answer from {url}") from None
 
 
-def supervised(builder, name):
+def supervised(builder: Builder, name: str) -> tuple[str, str]:
   """The names of the image feature and of the label feature."""
   tfds = tensorflow_datasets()
   features = builder.info.features
@@ -131,12 +140,19 @@ def supervised(builder, name):
 class Records(NamedTuple):
   """The records of a split in canonical order."""
 
-  names: list
+  names: list[str]
   images: np.ndarray  # of bytes, or uint8 [N, H, W, C]
-  labels: np.ndarray  # int32
+  labels: Int32[np.ndarray, " N"]
 
 
-def records(builder, split, image, label, name=None, decode=False):
+def records(
+  builder: Builder,
+  split: str,
+  image: str,
+  label: str,
+  name: str | None = None,
+  decode: bool = False,
+) -> Records:
   """All `Records` of a split. image, label, name: the features' names; sorted by the last."""
   tfds = tensorflow_datasets()
   columns = dict(image=image, label=label) | ({"name": name} if name else {})
@@ -166,7 +182,7 @@ def records(builder, split, image, label, name=None, decode=False):
 
 
 @contextlib.contextmanager
-def reading(builder, split):
+def reading(builder: Builder, split: str) -> Iterator[None]:
   """Turns errors of TFDS and TensorFlow into one line that names the split."""
   import tensorflow as tf
 
@@ -179,7 +195,7 @@ def reading(builder, split):
     ) from None
 
 
-def tensorflow_datasets():
+def tensorflow_datasets() -> Any:
   """The module tensorflow_datasets, with TensorFlow silent and kept off JAX's accelerators."""
   try:
     with host.silent():

@@ -5,16 +5,27 @@ TFDS `id` where the dataset has one, else the order of its records; a folder's f
 their path; arrays and digits as they are.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from okdph_jax.data import arrays, catalog, digits, folder
-from okdph_jax.data.source import VALIDATION, option, test_part
+from okdph_jax.data.source import VALIDATION, Source, option, test_part
 from okdph_jax.data.split import SEED, Split
 from okdph_jax.data.stream import UNKNOWN
 
-SOURCES = {"arrays": arrays.read, "folder": folder.read, "digits": digits.read}  # else TFDS
+if TYPE_CHECKING:  # arrays, folders and digits are read without ml_collections
+  from ml_collections import ConfigDict
+
+SOURCES: dict[str, Callable[[ConfigDict], Source]] = {  # else TFDS
+  "arrays": arrays.read,
+  "folder": folder.read,
+  "digits": digits.read,
+}
 
 # Mean and standard deviation per channel of x / 255 as in the paper's release; other datasets
 # are measured. CIFAR-10's std is the mean of the images' own, the value in common use.
@@ -33,28 +44,28 @@ class Dataset(NamedTuple):
   train: Split
   validation: Split | None
   test: Split
-  class_names: tuple
-  mean: tuple  # per channel, of x / 255
-  std: tuple
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]  # per channel, of x / 255
+  std: tuple[float, ...]
   normalisation: str  # where mean and std come from
   distinct: int  # training images without the repetitions of a draw with replacement
 
   @property
-  def classes(self):
+  def classes(self) -> int:
     return len(self.class_names)
 
   @property
-  def image_shape(self):
+  def image_shape(self) -> tuple[int, ...]:
     """(H, W, C)."""
     return self.train.image_shape
 
-  def fingerprint(self):
+  def fingerprint(self) -> dict[str, dict[str, Any]]:
     """{split: {"images", "digest"}}: equal where the images and labels of a split are."""
     splits = {"train": self.train, VALIDATION: self.validation, "test": self.test}
     return {name: split.fingerprint() for name, split in splits.items() if split}
 
   @property
-  def summary(self):
+  def summary(self) -> str:
     """What was read, in one line."""
     counts = [f"{len(self.train):,} training"]
     if self.distinct != len(self.train):
@@ -69,7 +80,7 @@ class Dataset(NamedTuple):
     )
 
 
-def load(config):
+def load(config: ConfigDict) -> Dataset:
   """Reads what `config.data` names and returns its `Dataset`.
 
   config.data: `name` ("digits", "folder", "arrays", or a TFDS name), `dir`, `train` and
@@ -79,8 +90,12 @@ def load(config):
   where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded images; a
   larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image).
 
+      >>> digits = load(load_config("digits"))
+      >>> len(digits.train), len(digits.test), digits.image_shape, digits.classes
+      (1442, 355, (8, 8, 1), 10)
+
   Raises:
-    ValueError: in one line, for whatever a user can cause.
+    ValueError: in one line, for data that are missing, wrong, or do not fit the options.
   """
   data = config.data
   _check(data)
@@ -88,6 +103,7 @@ def load(config):
   if part := test_part(data):
     kept, drawn = draw_test(source.train.labels, part)
     source = source._replace(train=source.train[kept], test=source.train[drawn])
+  assert source.test is not None  # else it was drawn
   _check_source(source)
   train, classes = source.train, len(source.class_names)
   if data.validation and source.validation:
@@ -175,7 +191,9 @@ def _check_source(source):
 # What is trained on.
 
 
-def draw_test(labels, part):
+def draw_test(
+  labels: Int32[np.ndarray, " N"], part: float
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
   """Which images train and which test: two ascending int arrays.
 
   Of each class the part `part`, at least one image, is drawn to test, without replacement
@@ -194,7 +212,9 @@ def draw_test(labels, part):
   return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def hold_out(size, validation):
+def hold_out(
+  size: int, validation: int
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
   """Which of `size` images train and which validate: two ascending int arrays.
 
   A uniform draw without replacement, the same for every `config.seed`: so runs differ in
@@ -204,7 +224,9 @@ def hold_out(size, validation):
   return np.sort(order[validation:]), np.sort(order[:validation])
 
 
-def subset(labels, classes, fraction, replacement):
+def subset(
+  labels: Int32[np.ndarray, " N"], classes: int, fraction: float, replacement: bool
+) -> Int[np.ndarray, " n"]:
   """Indices of `fraction` of each class's images.
 
   Class by class in order of first appearance, from one legacy NumPy generator. With
@@ -237,7 +259,7 @@ def _by_appearance(labels):
   return values[np.argsort(first)]
 
 
-def normalisation(name, train):
+def normalisation(name: str, train: Split) -> tuple[tuple[float, ...], tuple[float, ...], str]:
   """(mean, std, where they come from) per channel of x / 255."""
   known = name.split(":")[0]
   if known in NORMALISATION:

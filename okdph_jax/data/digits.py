@@ -1,15 +1,23 @@
 """scikit-learn's handwritten digits: real images that need no network and no TensorFlow."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+from jaxtyping import Int, Int32
 
 from okdph_jax.data.pictures import resized
 from okdph_jax.data.source import Source, option, test_part
 from okdph_jax.data.split import Split
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
 EVERY = 5  # every fifth image of each class tests
 
 
-def read(data):
+def read(data: ConfigDict) -> Source:
   """1,797 digits of 13 writers, uint8 [8, 8, 1], from `sklearn.datasets.load_digits`.
 
   Of each class every fifth image, in scikit-learn's order, is for testing (355 images), the
@@ -25,7 +33,7 @@ def read(data):
       raise ValueError(
         f"data.name='digits' has the splits 'train' and 'test', but no {asked!r}"
       )
-  bunch = load_digits()
+  bunch: Any = load_digits()
   images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
   images = resized(images, option(data, "image_size"))
   labels = bunch.target.astype(np.int32)
@@ -38,7 +46,7 @@ def read(data):
   return Source("scikit-learn", tuple(map(str, range(10))), split(data.train), test)
 
 
-def members(labels, split):
+def members(labels: Int32[np.ndarray, " N"], split: str) -> Int[np.ndarray, " n"]:
   """Indices of the images of one split, ascending."""
   fifth = np.zeros(len(labels), bool)
   for label in np.unique(labels):

@@ -1,7 +1,10 @@
 """Image files in folders, one folder per class."""
 
+from __future__ import annotations
+
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,8 +13,11 @@ from okdph_jax.data.source import VALIDATION, Source, option, skips_corrupt, str
 from okdph_jax.data.split import Split
 from okdph_jax.data.stream import Files
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
-def read(data):
+
+def read(data: ConfigDict) -> Source:
   """DIR/train/CLASS/*, DIR/test/CLASS/* and, where it is there, DIR/validation/CLASS/*.
 
   `data.train` and `data.test` name the folders; "." is DIR itself. Every file of a format

@@ -5,9 +5,12 @@ import functools
 import io
 import math
 import pathlib
+from collections.abc import Iterable, Sequence
 from concurrent import futures
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from okdph_jax.errors import one_line
@@ -19,20 +22,20 @@ BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
 
 
 @functools.cache
-def formats():
+def formats() -> tuple[str, ...]:
   """Pillow's names of the formats that are read."""
   Image.init()
   return tuple(name for name in Image.ID if name not in UNREAD)
 
 
 @functools.cache
-def suffixes():
+def suffixes() -> frozenset[str]:
   """The file names' endings of these formats, in lower case with their dot."""
   known = formats()
   return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
-def decode(name, encoded, channels):
+def decode(name: str, encoded: bytes | pathlib.Path, channels: int) -> Image.Image:
   """An encoded image, as bytes or a path, as a Pillow image of 1 or 3 channels of 8 bits.
 
   Upright by its EXIF orientation, on white where it is transparent; 16 bits are scaled to 8.
@@ -70,7 +73,7 @@ def _opaque(image):
   return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def is_grey(path):
+def is_grey(path: pathlib.Path) -> bool:
   """Whether a file has one channel; one that cannot be opened is for `decode` to name."""
   try:
     with Image.open(path, formats=formats()) as image:
@@ -79,8 +82,15 @@ def is_grey(path):
     return True
 
 
-def stacked(names, encoded, labels, size, channels, skip_corrupt=False):
-  """Decoded images, uint8 [N, H, W, C], and their labels.
+def stacked(
+  names: Sequence[Any],
+  encoded: Iterable[Any],
+  labels: Int32[np.ndarray, " N"],
+  size: int | None,
+  channels: int,
+  skip_corrupt: bool = False,
+) -> tuple[UInt8[np.ndarray, "n H W C"], Int32[np.ndarray, " n"]]:
+  """Decoded images and their labels. encoded: bytes or paths.
 
   With a `size` each becomes a `square`; without, all must have one size. A corrupt one raises
   its ValueError, or is left out and reported.
@@ -98,24 +108,26 @@ def stacked(names, encoded, labels, size, channels, skip_corrupt=False):
 
   with futures.ThreadPoolExecutor(host.cores()) as pool:
     images = list(pool.map(picture, names, encoded))
-  kept = [i for i, image in enumerate(images) if image is not None]
-  if not kept:
+  read = {i: image for i, image in enumerate(images) if image is not None}
+  if not read:
     raise ValueError(f"every one of {len(images)} images is corrupt, {names[0]} the first")
-  first = kept[0]
-  for i in kept:
-    if images[i].shape != images[first].shape:
-      sizes = ["x".join(map(str, images[j].shape[1::-1])) for j in (i, first)]
+  first = next(iter(read))
+  for i, image in read.items():
+    if image.shape != read[first].shape:
+      sizes = ["x".join(map(str, read[j].shape[1::-1])) for j in (i, first)]
       raise ValueError(
         f"images differ in size: {names[i]} is {sizes[0]}, {names[first]} is {sizes[1]}; set "
         "data.image_size, e.g. to 64"
       )
-  if len(kept) < len(images):
-    print(f"corrupt images left out: {len(images) - len(kept)} of {len(images)}", flush=True)
-  return np.stack([images[i] for i in kept]), np.asarray(labels)[kept]
+  if len(read) < len(images):
+    print(f"corrupt images left out: {len(images) - len(read)} of {len(images)}", flush=True)
+  return np.stack(list(read.values())), np.asarray(labels)[list(read)]
 
 
-def resized(images, size):
-  """Arrays as `square`s: uint8 [N, H, W, C] -> [N, size, size, C]; size None: as they are."""
+def resized(
+  images: UInt8[np.ndarray, "N H W C"], size: int | None
+) -> UInt8[np.ndarray, "N h w C"]:
+  """Images as `square`s of side `size`; None: as they are."""
   if size is None or images.shape[1:3] == (size, size):
     return images
   images = images[..., 0] if images.shape[-1] == 1 else images  # as Pillow has them
@@ -123,18 +135,17 @@ def resized(images, size):
     return np.stack(list(pool.map(lambda x: pixels(square(Image.fromarray(x), size)), images)))
 
 
-def pixels(image):
-  """uint8 [H, W, C]."""
+def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
   array = np.asarray(image)
   return array if array.ndim == 3 else array[..., None]
 
 
-def square(image, size):
+def square(image: Image.Image, size: int) -> Image.Image:
   """The shorter side resized to `size`, then the central square."""
   return ImageOps.fit(image, (size, size), BILINEAR)
 
 
-def evaluation_crop(image, size):
+def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
   """The shorter side resized to 256/224 of `size`, then the central square of `size`."""
   width, height = image.size
   scale = round(size * 256 / 224) / min(width, height)
@@ -143,7 +154,9 @@ def evaluation_crop(image, size):
   return image.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(generator, image, size):
+def random_resized_crop(
+  generator: np.random.Generator, image: Image.Image, size: int
+) -> Image.Image:
   """A random part of the image, resized to a square of `size`.
 
   Szegedy et al., CVPR 2015, arXiv:1409.4842, as torchvision has it.
@@ -151,7 +164,9 @@ def random_resized_crop(generator, image, size):
   return image.crop(random_box(generator, *image.size)).resize((size, size), BILINEAR)
 
 
-def random_box(generator, width, height):
+def random_box(
+  generator: np.random.Generator, width: int, height: int
+) -> tuple[int, int, int, int]:
   """(left, top, right, bottom): area U(0.08, 1), aspect ratio log-uniform in 3/4 to 4/3.
 
   After 10 boxes that do not fit, the largest central one within these ratios.

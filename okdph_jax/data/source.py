@@ -1,11 +1,17 @@
 """What each source of images gives: its splits and the names of its classes."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 
 from okdph_jax.data.split import Split, StreamedSplit
-from okdph_jax.data.stream import Pictures
+from okdph_jax.data.stream import Pictures, Store
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 VALIDATION = "validation"  # the split that validates, where arrays or a folder have it
 
@@ -14,7 +20,7 @@ class Source(NamedTuple):
   """The splits of a source, in canonical order."""
 
   place: str  # where they were read
-  class_names: tuple
+  class_names: tuple[str, ...]
   train: Split
   test: Split | None  # None: `data.test` is a percentage, to be drawn from `train`
   validation: Split | None = None
@@ -23,17 +29,17 @@ class Source(NamedTuple):
 _DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop"}
 
 
-def option(data, name):
+def option(data: ConfigDict, name: str) -> Any:
   """An option of `config.data` that may be absent or None, then its default."""
   given = getattr(data, name, None)
   return _DEFAULTS[name] if given is None else given
 
 
-def skips_corrupt(data):
+def skips_corrupt(data: ConfigDict) -> bool:
   return option(data, "corrupt") == "skip"
 
 
-def test_part(data):
+def test_part(data: ConfigDict) -> float | None:
   """The part of the training images to test on where `data.test` is "20%", else None."""
   if not data.test.endswith("%"):
     return None
@@ -46,7 +52,13 @@ def test_part(data):
   return part
 
 
-def streamed(data, store, labels, size, channels):
+def streamed(
+  data: ConfigDict,
+  store: Store,
+  labels: Int32[np.ndarray, " N"],
+  size: int | None,
+  channels: int,
+) -> StreamedSplit:
   """The `StreamedSplit` of all images in a store."""
   if size is None:
     raise ValueError(

@@ -2,13 +2,18 @@
 
 import dataclasses
 import hashlib
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int32, UInt8
 
 from okdph_jax.core import Batch
 from okdph_jax.data import batches, stream
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, a channel
 
 SEED = 42  # of subsets, validation and samples: the same images for every run and method
 
@@ -17,43 +22,45 @@ SEED = 42  # of subsets, validation and samples: the same images for every run a
 class Split:
   """Images and their labels in canonical order, in memory."""
 
-  images: Any  # uint8 [N, H, W, C]
-  labels: np.ndarray  # int32 [N]
+  images: UInt8[np.ndarray, "N H W C"]
+  labels: Int32[np.ndarray, " N"]
 
   streamed = False
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, chosen):
+  def __getitem__(self, chosen: slice | np.ndarray) -> Self:
     """The split of the chosen images: a slice, indices or a mask."""
     return type(self)(self.images[chosen], self.labels[chosen])
 
   @property
-  def image_shape(self):
+  def image_shape(self) -> tuple[int, ...]:
     """(H, W, C)."""
     return self.images.shape[1:]
 
-  def first(self, count):
-    """The first images as evaluation sees them: uint8 [count, H, W, C]."""
+  def first(self, count: int) -> UInt8[np.ndarray, "N H W C"]:
+    """The first images as evaluation sees them."""
     return self.images[:count]
 
-  def normalisation(self):
+  def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """(mean, std, what they were measured on) per channel of x / 255."""
     return *moments(self.images), "the training split"
 
-  def fingerprint(self):
+  def fingerprint(self) -> dict[str, Any]:
     """{"images": count, "digest": hexadecimal} of the images and labels in their order."""
     digest = hashlib.sha256()
     for part in (*self._identity(), np.asarray(self.labels, "<i4")):
-      digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+      digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return {"images": len(self), "digest": digest.hexdigest()[:16]}
 
-  def _identity(self):
+  def _identity(self) -> tuple[np.ndarray, ...]:
     """Arrays that tell the images from others."""
     return np.asarray(self.image_shape, "<i4"), self.images
 
-  def batches(self, *, seed, batch_size, views=1, mesh=None):
+  def batches(
+    self, *, seed: int, batch_size: int, views: int = 1, mesh: Mesh | None = None
+  ) -> Callable[[int], Batch]:
     """`batch(step) -> Batch` for training: image uint8 [B, H, W, C], the same for all views.
 
     The batch is a function of (seed, step), so that a resumed run goes on with the batches
@@ -64,36 +71,42 @@ class Split:
       self.images, self.labels, seed=seed, batch_size=batch_size, mesh=mesh
     )
 
-  def padded(self, batch_size, *, mesh=None):
-    """For evaluation, every image once in batches of one shape: (Batch, mask bool [B])."""
+  def padded(
+    self, batch_size: int, *, mesh: Mesh | None = None
+  ) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
+    """For evaluation, every image once in batches of one shape: (Batch, mask)."""
     return batches.padded(self.images, self.labels, batch_size, mesh=mesh)
 
-  def shapes(self, *, batch_size, views=1, mesh):
+  def shapes(self, *, batch_size: int, views: int = 1, mesh: Mesh) -> dict[int, Batch]:
     """The shapes of the batches for training: {B: Batch}, the full batch, then a short one."""
     full, crops = min(batch_size, len(self)), (views,) if self.streamed else ()
     sizes = full, len(self) % full or full
     return {size: self._batch_shapes(size, mesh, crops) for size in sizes}
 
-  def padded_shapes(self, batch_size, *, mesh):
+  def padded_shapes(self, batch_size: int, *, mesh: Mesh) -> tuple[Batch, Any]:
     """The shapes of what `padded` yields."""
     place = batches.sharding(mesh, batch_size)
     mask = jax.ShapeDtypeStruct((batch_size,), bool, sharding=place)
     return self._batch_shapes(batch_size, mesh), mask
 
-  def _batch_shapes(self, size, mesh, crops=()):
+  def _batch_shapes(self, size: int, mesh: Mesh, crops: tuple[int, ...] = ()) -> Batch:
     place = batches.sharding(mesh, size, axis=len(crops))
+    shape: Any = jax.ShapeDtypeStruct  # stands for an array
     return Batch(
-      jax.ShapeDtypeStruct((*crops, size, *self.image_shape), np.uint8, sharding=place),
-      jax.ShapeDtypeStruct((size,), np.int32, sharding=batches.sharding(mesh, size)),
+      shape((*crops, size, *self.image_shape), np.uint8, sharding=place),
+      shape((size,), np.int32, sharding=batches.sharding(mesh, size)),
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class StreamedSplit(Split):
-  """A split whose images are `stream.Pictures`: decoded on the host as the steps need them.
+  """A split whose images are decoded on the host as the steps need them.
 
   A batch for training has image uint8 [V, B, S, S, C], a random crop for each view. Labels
   that TFDS's records hold are `stream.UNKNOWN` here, and known in the batches.
   """
+
+  images: stream.Pictures
 
   streamed = True
 
@@ -115,8 +128,8 @@ class StreamedSplit(Split):
     return stream.padded_stream(self.images, batch_size, mesh=mesh)
 
 
-def moments(images):
-  """(mean, standard deviation) per channel of x / 255, of uint8 [N, H, W, C]."""
+def moments(images: UInt8[np.ndarray, "N H W C"]) -> Moments:
+  """(mean, standard deviation) per channel of x / 255."""
   channels, count = images.shape[-1], images.size / images.shape[-1]
   total, square = np.zeros(channels), np.zeros(channels)
   for start in range(0, len(images), 1024):  # the whole in float64 would be 8 times as large

@@ -15,10 +15,14 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, Int32, UInt8
+from PIL.Image import Image
 
 from okdph_jax.core import Batch
 from okdph_jax.data.batches import epoch_steps, local, permutation, sharding
@@ -31,40 +35,6 @@ SHUFFLED = 4096  # records that wait in TFDS's shuffle buffer: half a gigabyte o
 UNKNOWN = -1  # the label of a record that has not been read
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-  """Encoded images [N, S, S, C]: what a `StreamedSplit` has in place of an array."""
-
-  store: Any  # Files or Shards
-  chosen: np.ndarray  # int [N]: which of the store's images, in canonical order
-  size: int  # S
-  channels: int  # C
-  skip_corrupt: bool = False  # else a corrupt image stops the run
-  skipped: list = dataclasses.field(default_factory=list)  # their error messages
-
-  def __len__(self):
-    return len(self.chosen)
-
-  def __getitem__(self, indices):
-    return dataclasses.replace(self, chosen=self.chosen[indices])
-
-  @property
-  def shape(self):
-    return len(self), self.size, self.size, self.channels
-
-  def read(self, entry):
-    """An entry as a Pillow image, decoded."""
-    return decode(entry.name, entry.encoded, self.channels)
-
-  def evaluation(self, entry):
-    """uint8 [S, S, C], cropped for evaluation."""
-    return pixels(evaluation_crop(self.read(entry), self.size))
-
-  def crop(self, image, seed):
-    """uint8 [S, S, C], a random crop, a function of the image and `seed`."""
-    return pixels(random_resized_crop(np.random.default_rng(seed), image, self.size))
-
-
 class Entry(NamedTuple):
   """One image that is due."""
 
@@ -73,14 +43,66 @@ class Entry(NamedTuple):
   encoded: bytes | pathlib.Path
 
 
+class Store(Protocol):
+  """Where encoded images come from: `Files` or `Shards`."""
+
+  def identity(self, chosen: Int[np.ndarray, " N"]) -> Iterable[str]:
+    """Lines that tell the chosen images from others, without decoding them."""
+    ...
+
+  def batches(
+    self,
+    chosen: Int[np.ndarray, " N"],
+    batch_size: int,
+    order: tuple[int, int] | None = None,
+    start: int = 0,
+  ) -> Iterator[list[Entry]]:
+    """Lists of entries, from image `start` of the epoch `order` = (seed, epoch) on."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """Encoded images [N, S, S, C]: what a `StreamedSplit` has in place of an array."""
+
+  store: Store
+  chosen: Int[np.ndarray, " N"]  # which of the store's images, in canonical order
+  size: int  # S
+  channels: int  # C
+  skip_corrupt: bool = False  # else a corrupt image stops the run
+  skipped: list[str] = dataclasses.field(default_factory=list)  # their error messages
+
+  def __len__(self) -> int:
+    return len(self.chosen)
+
+  def __getitem__(self, indices: slice | np.ndarray) -> "Pictures":
+    return dataclasses.replace(self, chosen=self.chosen[indices])
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    return len(self), self.size, self.size, self.channels
+
+  def read(self, entry: Entry) -> Image:
+    """An entry, decoded."""
+    return decode(entry.name, entry.encoded, self.channels)
+
+  def evaluation(self, entry: Entry) -> UInt8[np.ndarray, "S S C"]:
+    """An entry, cropped for evaluation."""
+    return pixels(evaluation_crop(self.read(entry), self.size))
+
+  def crop(self, image: Image, seed: tuple[int, ...]) -> UInt8[np.ndarray, "S S C"]:
+    """A random crop, a function of the image and `seed`."""
+    return pixels(random_resized_crop(np.random.default_rng(seed), image, self.size))
+
+
 class Files(NamedTuple):
   """Images in files: random access is cheap, so an epoch is a full permutation."""
 
-  paths: tuple
-  labels: np.ndarray
+  paths: tuple[pathlib.Path, ...]
+  labels: Int32[np.ndarray, " N"]
 
   def identity(self, chosen):
-    """Lines that tell the chosen images from others, undecoded: their names and sizes."""
+    """Of each image its name and size."""
 
     def line(i):
       path = self.paths[i]
@@ -90,7 +112,6 @@ class Files(NamedTuple):
       return list(pool.map(line, chosen))
 
   def batches(self, chosen, batch_size, order=None, start=0):
-    """Lists of entries, from image `start` of the epoch `order` = (seed, epoch) on."""
     if order is not None:
       chosen = chosen[permutation(*order, len(chosen))]
     for first in range(start, len(chosen), batch_size):
@@ -111,7 +132,7 @@ class Shards(NamedTuple):
   label: str
 
   def identity(self, chosen):
-    """Lines that tell the chosen records from others, unread: shards, their sizes, places."""
+    """The shards with their sizes, and the records' places in them."""
     import tensorflow as tf
 
     for part in self.builder.info.splits[self.split].file_instructions:
@@ -120,14 +141,14 @@ class Shards(NamedTuple):
     yield ",".join(map(str, chosen))
 
   def batches(self, chosen, batch_size, order=None, start=0):
-    """As `Files.batches`; `chosen` has no index twice."""
+    """`chosen` has no index twice."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
     parts = self.builder.info.splits[self.split].file_instructions
     sizes = np.array([part.take for part in parts])
     first = np.cumsum(sizes) - sizes  # the index of each shard's first record
-    generator = None if order is None else np.random.default_rng(order)
+    generator = np.random.default_rng(order or 0)
     sequence = np.arange(len(parts)) if order is None else generator.permutation(len(parts))
 
     def records(file, skip, take, index):
@@ -139,7 +160,7 @@ class Shards(NamedTuple):
       return index, example[self.label], example[self.image]
 
     columns = [part.filename for part in parts], [part.skip for part in parts], sizes, first
-    due = tf.data.Dataset.from_tensor_slices(tuple(np.array(c)[sequence] for c in columns))
+    due: Any = tf.data.Dataset.from_tensor_slices(tuple(np.array(c)[sequence] for c in columns))
     due = due.interleave(records, cycle_length=1 if order is None else 16, block_length=16)
     if len(chosen) < sizes.sum():
       wanted = tf.constant(np.isin(np.arange(sizes.sum()), chosen))
@@ -164,7 +185,9 @@ class Shards(NamedTuple):
     return Entry(place, int(label), encoded)
 
 
-def stream(pictures, *, seed, batch_size, views, mesh=None):
+def stream(
+  pictures: Pictures, *, seed: int, batch_size: int, views: int, mesh: Mesh | None = None
+) -> Callable[[int], Batch]:
   """Returns `batch(step) -> Batch` with image uint8 [V, B, S, S, C], one crop per view.
 
   Steps may be asked for in any order; the ones after the last are prepared in advance.
@@ -183,7 +206,9 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
       yield from pictures.store.batches(pictures.chosen, batch_size, order, start)
       position = 0
 
-  at, current, rest = None, None, None
+  at: int | None = None
+  current: Any = None
+  rest: Iterator[Any] = iter(())
 
   def batch(step):
     nonlocal at, current, rest
@@ -196,8 +221,10 @@ def stream(pictures, *, seed, batch_size, views, mesh=None):
   return batch
 
 
-def padded_stream(pictures, batch_size, *, mesh=None):
-  """Every image once, cropped for evaluation: (Batch, mask bool [B]), as `batches.padded`.
+def padded_stream(
+  pictures: Pictures, batch_size: int, *, mesh: Mesh | None = None
+) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
+  """Every image once, cropped for evaluation, as `batches.padded`.
 
   The mask is also False where a corrupt image was skipped.
   """
@@ -206,10 +233,12 @@ def padded_stream(pictures, batch_size, *, mesh=None):
   yield from _ahead(preparer.submit(entries, pad_to=batch_size) for entries in store)
 
 
-def sample(pictures, count, order=None):
+def sample(
+  pictures: Pictures, count: int, order: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "N S S C"]:
   """The first `count` images of an `order` (seed, epoch), or of the canonical one.
 
-  Cropped for evaluation, uint8 [N, S, S, C]; corrupt ones are left for the run to report.
+  Cropped for evaluation; corrupt ones are left for the run to report.
   """
   entries = next(pictures.store.batches(pictures.chosen, count, order))
 
@@ -249,7 +278,7 @@ class _Preparer:
 
     def fill(i, entry):
       labels[i] = entry.label
-      if views is None:
+      if views is None or seeds is None:
         image[0, i] = pictures.evaluation(entry)
         return
       decoded = pictures.read(entry)

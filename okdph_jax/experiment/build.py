@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from okdph_jax import data, models, schedules, views
 from okdph_jax.core import Learner
@@ -13,28 +16,33 @@ from okdph_jax.errors import nearest
 from okdph_jax.experiment.config import check_names, check_type
 from okdph_jax.experiment.teacher import pretrained, teacher
 from okdph_jax.methods import METHODS, WRAPPERS, assemble
-from okdph_jax.methods.protocol import Context, Method
+from okdph_jax.methods.protocol import Context, Method, Schedule
+from okdph_jax.training.step import Augment
+
+Numbers = dict[str, Any]  # rates, weights and decays, which may be traced
 
 
 class Experiment(NamedTuple):
   """A config and its data, as functions and numbers."""
 
-  net: Any
+  net: nn.Module
   method: Method
   learner: Learner  # shapes alone
-  single: tuple  # names of the readers that are one network
-  schedule: Callable  # step -> learning rate
-  numbers: dict  # the config's rates, weights and decays, as `parts` takes them
-  parts: Callable  # numbers, which may be traced -> (method, optax optimizer)
-  augment: Callable  # the training views
-  test_view: Callable  # likewise, of what is evaluated
+  single: tuple[str, ...]  # names of the readers that are one network
+  schedule: Schedule
+  numbers: Numbers
+  parts: Callable[[Numbers], tuple[Method, optax.GradientTransformation]]
+  augment: Augment  # the training views
+  test_view: Augment
   epoch_steps: int
   steps: int
   teacher: str | None  # where it comes from, in one line
   start: str | None  # likewise, of the variables that it starts from
 
 
-def build(config, dataset, planned_epochs=None):
+def build(
+  config: ConfigDict, dataset: data.Dataset, planned_epochs: int | None = None
+) -> Experiment:
   """The experiment of a checked config; ValueError, in one line, where it cannot be.
 
   planned_epochs: what schedules refer to where a run of so many was extended since.
@@ -54,8 +62,8 @@ def build(config, dataset, planned_epochs=None):
   )
   numbers = hyperparameters(config, epochs, epoch_steps)
 
-  def schedule_of(method, numbers):
-    rates = schedules.multistep(numbers["learning_rate"], numbers["milestones"])
+  def schedule_of(method: Method, numbers: Numbers) -> Any:
+    rates: Any = schedules.multistep(numbers["learning_rate"], numbers["milestones"])
     rates = method.schedule(rates)
     return schedules.held(rates, planned_epochs * epoch_steps - 1) if planned_epochs else rates
 
@@ -97,7 +105,7 @@ def build(config, dataset, planned_epochs=None):
   )
 
 
-def hyperparameters(config, epochs, epoch_steps):
+def hyperparameters(config: ConfigDict, epochs: int, epoch_steps: int) -> Numbers:
   """The numbers of a config that may change without changing the program of a step."""
   return {
     "learning_rate": config.learning_rate,
@@ -116,7 +124,7 @@ def _floats(options):
   return {name: value for name, value in options.items() if isinstance(value, float)}
 
 
-def check_options(config):
+def check_options(config: ConfigDict) -> None:
   """A ValueError, in one line, for options that the method or a wrapper does not have."""
   _check_call(METHODS, "method", dict(config.method))
   for options in config.wrappers:
@@ -139,13 +147,15 @@ def _check_call(table, kind, options):
       check_type(f"{kind} {name}'s {option}", value, wanted)
 
 
-def described(config):
+def described(config: ConfigDict) -> str:
   students = config.method.get("students", 1)
   return config.method.name + (f" with {students} students" if students > 1 else "")
 
 
-def check_shapes(network, method, dataset):
-  """Runs init and the readers on shapes alone: (learner, names of the single readers).
+def check_shapes(
+  network: str, method: Method, dataset: data.Dataset
+) -> tuple[Learner, tuple[str, ...]]:
+  """Runs init and the readers on shapes alone: (learner, names of the single networks).
 
   A network that does not fit fails here, in one line, and not in the middle of a compilation.
   """
@@ -154,15 +164,16 @@ def check_shapes(network, method, dataset):
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   try:
     learner = jax.eval_shape(method.init, jax.random.key(0), views)
-    single = jax.eval_shape(method.predict, learner, image)
-    more = jax.eval_shape(method.ensembles, learner, image)
+    single = jax.eval_shape(method.networks, learner)
+    logits = jax.eval_shape(method.predict, learner, image)
+    logits |= jax.eval_shape(method.ensembles, learner, image)
   except Exception as error:  # whatever a network may raise
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(f"network {network!r} fails on images {list(shape)}: {reason}") from error
-  for name, logits in (single | more).items():
-    if logits.shape != (2, dataset.classes):
+  for name, row in logits.items():
+    if row.shape != (2, dataset.classes):
       raise ValueError(
-        f"network {network!r} gives {name} {list(logits.shape)} for images {list(shape)}; "
+        f"network {network!r} gives {name} {list(row.shape)} for images {list(shape)}; "
         f"logits [2, {dataset.classes}] are needed"
       )
   return learner, tuple(single)

@@ -5,13 +5,13 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
@@ -19,14 +19,15 @@ from okdph_jax.experiment.options import BY_NAME, OPTIONS
 PACKAGE = Path(__file__).parents[1]
 GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
 OPEN = tuple(f"{name}." for name in GROUPS if name != "data")  # names of a builder, a network
+Overrides = Sequence[tuple[str, str]]  # ("method.omega", "0.5"), ...
 
 
-def default():
+def default() -> ConfigDict:
   """The default config: every option of `OPTIONS`, and the method's name alone."""
   return _with_defaults(ml_collections.ConfigDict())
 
 
-def complete(config):
+def complete(config: ConfigDict) -> ConfigDict:
   """Adds what a config leaves out: options as by default, and those of its method."""
   with config.unlocked():
     _with_defaults(config)
@@ -62,14 +63,14 @@ def _place(config, name):
   return config, name
 
 
-def method_options(name):
+def method_options(name: str) -> dict[str, Any]:
   """{option: default} of a method; nothing where there is no such method."""
   from okdph_jax.methods import METHODS  # imports JAX
 
   return defaults(METHODS[name]) if name in METHODS else {}
 
 
-def defaults(builder):
+def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
   """A method's or wrapper's options with their defaults."""
   parameters = inspect.signature(builder).parameters.values()
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -82,16 +83,17 @@ class ConfigFile(NamedTuple):
   """A config file and the argument that it was named with."""
 
   name: str  # "cifar10"
-  get_config: Callable  # argument -> ConfigDict
-  template: dict  # the argument's parts and their defaults: the file's ARGUMENT, or {}
+  get_config: Callable[..., ConfigDict]  # of the argument, if there is one
+  template: dict[str, Any]  # the argument's parts and defaults: the file's ARGUMENT, or {}
   argument: str
 
-  def parts(self):
+  def parts(self) -> dict[str, str]:
     """The argument's parts by name, those that were given."""
     values = [value.strip() for value in self.argument.split(",")]
     return {k: v for k, v in zip(self.template, values, strict=False) if v}
 
-  def config(self):
+  def config(self) -> ConfigDict:
+    """The file's config, complete; ValueError, in one line, where the file fails."""
     try:
       config = self.get_config(self.argument) if self.argument else self.get_config()
     except ValueError:
@@ -108,7 +110,7 @@ class ConfigFile(NamedTuple):
     return complete(config)
 
 
-def load_config(spec, overrides=()):
+def load_config(spec: ConfigDict | str, overrides: Overrides = ()) -> ConfigDict:
   """The config that `spec` names, with options changed.
 
   spec: a ConfigDict; a file, "configs/cifar10.py:okdph,resnet32"; or a name,
@@ -135,8 +137,8 @@ def load_config(spec, overrides=()):
   return override(config, overrides)
 
 
-def following(file, overrides):
-  """The file with the argument that a changed method, or number of students, asks for."""
+def following(file: ConfigFile, overrides: Overrides) -> ConfigFile:
+  """The file with the argument that fits another method, or number of students."""
   given, parts = dict(overrides), file.parts()
   name, students = given.get("method.name"), given.get("method.students")
   config = file.config()
@@ -151,7 +153,7 @@ def following(file, overrides):
   return file._replace(argument=",".join(parts.get(part, "") for part in file.template))
 
 
-def find(spec):
+def find(spec: str) -> ConfigFile:
   """The `ConfigFile` of a file, or of a name."""
   path, _, argument = spec.partition(":")
   asked, stem = Path(path), Path(path).stem
@@ -169,6 +171,7 @@ def find(spec):
     raise ValueError(f"no config file {path}{near} (there are {', '.join(there)})")
   try:
     module_spec = importlib.util.spec_from_file_location(f"config_{stem}", file)
+    assert module_spec and module_spec.loader  # a file NAME.py has them
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     get_config = module.get_config
@@ -177,7 +180,7 @@ def find(spec):
   return ConfigFile(stem, get_config, getattr(module, "ARGUMENT", {}), argument)
 
 
-def check_override_names(overrides):
+def check_override_names(overrides: Overrides) -> None:
   """Refuses unknown options before anything is loaded; a method's are checked later."""
   for name, _ in overrides:
     if name in GROUPS:
@@ -186,7 +189,7 @@ def check_override_names(overrides):
       raise ValueError(f"the config has no option {name!r}{nearest(name, BY_NAME)}")
 
 
-def override(config, overrides):
+def override(config: ConfigDict, overrides: Overrides) -> ConfigDict:
   """`config` with the options of `overrides`, (name, text) pairs, changed."""
   known = [f"method.{name}" for name in config.method]
   for name, _ in overrides:
@@ -213,7 +216,7 @@ def override(config, overrides):
   return holder.value
 
 
-def changed_data(changes):
+def changed_data(changes: Overrides) -> dict[str, Any]:
   """{option: value} of `config.data` from (name, text) pairs, each of its option's type."""
   check_override_names([(f"data.{name}", text) for name, text in changes])
   config = override(default(), [(f"data.{name}", text) for name, text in changes])
@@ -227,7 +230,7 @@ def _literal(text):
     return text
 
 
-def run_name(spec, overrides=()):
+def run_name(spec: str, overrides: Overrides = ()) -> str:
   """A readable folder for the run: "cifar10-okdph-resnet32-seed42-epochs60".
 
   It names the config's parts, the seed, and the options that differ from the config's own;
@@ -257,7 +260,7 @@ def run_name(spec, overrides=()):
   return re.sub(r"[^\w.+-]+", "_", "-".join([*parts, *text]))
 
 
-def flat(config):
+def flat(config: ConfigDict) -> dict[str, Any]:
   """{"data.name": value, ...} of a config."""
   items = {}
   for name, value in config.items():
@@ -271,10 +274,10 @@ def flat(config):
 # Checking.
 
 
-def check(config):
-  """A ValueError, in one line, for a config that says too much or nonsense.
+def check(config: ConfigDict) -> None:
+  """A ValueError, in one line, for an unknown option or one whose value is not allowed.
 
-  Options that it leaves out are added to it.
+  Missing options are added to the config, with their defaults.
   """
   _check_groups(config)
   complete(config)
@@ -339,15 +342,18 @@ def _check_sequences(config):
       raise ValueError(f"config.milestones has {when}; each must lie in [0, 1e6]")
 
 
-def check_names(given, known, where):
+def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
   """Refuses names in `given` that are not `known`."""
   for name in sorted(set(given) - set(known)):
     hint = nearest(name, known)
     raise ValueError(f"{where} has no option {name!r}{hint} (there are {', '.join(known)})")
 
 
-def check_type(name, value, kind):
-  """Refuses a value of another type; a whole number is a float too, True is no number."""
+def check_type(name: str, value: Any, kind: Any) -> None:
+  """Refuses a value of another type; a whole number is a float too, True is no number.
+
+  kind: a type, or a union of types.
+  """
   if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
     if not (kind is float and type(value) is int):
       wanted = getattr(kind, "__name__", str(kind))

@@ -1,10 +1,13 @@
-"""What a trained network is worth on a dataset: accuracy, calibration, confusion."""
+"""Evaluates a trained network on a dataset: accuracy, calibration, confusion."""
 
-from typing import NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from okdph_jax import data as datasets
 from okdph_jax import methods, models, views
@@ -23,18 +26,36 @@ class Evaluation(NamedTuple):
   reader: str  # "student_0", "hybrid", ...
   checkpoint: str  # "last, step 460"
   dataset: str  # "digits, test: 355 images"
-  class_names: tuple  # K strings
+  class_names: tuple[str, ...]
   accuracy: float  # the fraction of images whose class has the highest logit
   cross_entropy: float  # mean of -log p(label), in nats
   calibration_error: float  # expected calibration error, see `calibration_error`
-  per_class: np.ndarray  # float [K], accuracy on the images of each class; NaN where none
-  confusion: np.ndarray  # int [K, K]: images of class (row) taken for class (column)
+  per_class: Float[np.ndarray, " K"]  # accuracy on the images of each class; NaN where none
+  confusion: Int[np.ndarray, "K K"]  # images of class (row) predicted as class (column)
 
 
-def evaluate(workdir, reader=None, *, which=None, data=None, split="test", network=None):
-  """The `Evaluation` of one reader; see `evaluate_all` for the arguments.
+def evaluate(
+  workdir: str | os.PathLike[str],
+  reader: str | None = None,
+  *,
+  which: str | None = None,
+  data: Mapping[str, Any] | None = None,
+  split: str = "test",
+  network: str | None = None,
+) -> Evaluation:
+  """Evaluates one reader of a run on a dataset, by default on the test set of the run.
 
-  reader: "student_0", "hybrid", "ensemble", ...; by default that of `load(workdir)`.
+  reader: "student_0", "hybrid", "ensemble", ...; by default that of `load(workdir)`. The
+  other arguments are those of `evaluate_all`.
+
+      >>> found = evaluate(workdir, "student_0")
+      >>> found.dataset, int(found.confusion.sum())
+      ('arrays, test: 16 images', 16)
+      >>> 0 <= found.accuracy <= 1
+      True
+
+  Raises:
+    ValueError: in one line, for a run, a reader or a dataset that does not fit.
   """
   reader = reader or Run(workdir).network(None, which, network).origin.split()[0]
   found = evaluate_all(workdir, which=which, data=data, split=split, network=network)
@@ -45,7 +66,14 @@ def evaluate(workdir, reader=None, *, which=None, data=None, split="test", netwo
   return found[reader]
 
 
-def evaluate_all(workdir, *, which=None, data=None, split="test", network=None):
+def evaluate_all(
+  workdir: str | os.PathLike[str],
+  *,
+  which: str | None = None,
+  data: Mapping[str, Any] | None = None,
+  split: str = "test",
+  network: str | None = None,
+) -> dict[str, Evaluation]:
   """{reader: `Evaluation`} of a run, with ensembles.
 
   which: the checkpoint, see `Run.chosen`. data: options of `config.data` that differ from the
@@ -59,10 +87,10 @@ def evaluate_all(workdir, *, which=None, data=None, split="test", network=None):
   run = Run(workdir)
   which, step = run.chosen(which)
   run.network(None, which, network)  # refuses what cannot be read
-  config, names = run.config, run.class_names
+  config, names = run.require_config(), run.class_names
   dataset, images = _images(config, data, split, run)
   net = models.build(config["network"], len(names), config["network_options"])
-  context = Context(net, len(names), 1, config["epochs"], teacher=(net, None))
+  context = Context(net, len(names), 1, config["epochs"], teacher=(net, {}))
   method = methods.assemble(context, config["method"], config["wrappers"])
   normal = config["data"]["normalisation"]
   look = views.make((config["test_view"],), normal["mean"], normal["std"])
@@ -76,7 +104,7 @@ def evaluate_all(workdir, *, which=None, data=None, split="test", network=None):
   size = -(-min(EVALUATION_BATCH, len(images)) // mesh.size) * mesh.size
   key = jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 2)
   key, _ = jax.random.split(key)  # as in training: a noisy test view draws the same noise
-  rows, labels = {}, []
+  rows, labels = {}, []  # rows: {reader: [logits of each batch]}
   for i, (batch, mask) in enumerate(images.padded(size, mesh=mesh)):
     kept = np.asarray(mask)
     labels.append(np.asarray(batch.label)[kept])
@@ -115,8 +143,15 @@ def _images(config, changes, split, run):
   return dataset, images[split]
 
 
-def measure(logits, labels, class_names, reader="", checkpoint="", dataset=""):
-  """The `Evaluation` of logits [N, K] for labels int [N]; a pure function of NumPy arrays."""
+def measure(
+  logits: Float[np.ndarray, "N K"],
+  labels: Int[np.ndarray, " N"],
+  class_names: Sequence[str],
+  reader: str = "",
+  checkpoint: str = "",
+  dataset: str = "",
+) -> Evaluation:
+  """The `Evaluation` of logits; a pure function."""
   from sklearn.metrics import confusion_matrix
 
   logits = np.asarray(logits, np.float64)
@@ -138,12 +173,14 @@ def measure(logits, labels, class_names, reader="", checkpoint="", dataset=""):
   )
 
 
-def calibration_error(confidence, right, bins=BINS):
+def calibration_error(
+  confidence: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"], bins: int = BINS
+) -> float:
   """Expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599), in [0, 1].
 
       sum_b n_b / n |mean(right in b) - mean(confidence in b)|
 
-  over bins (i / bins, (i + 1) / bins] of the confidence [N], the highest probability.
+  over bins (i / bins, (i + 1) / bins] of the confidence, the highest probability.
   """
   bin_of = np.ceil(np.asarray(confidence) * bins).clip(1, bins).astype(int) - 1
   gaps = np.bincount(bin_of, np.asarray(right, float) - confidence, bins)

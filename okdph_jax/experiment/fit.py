@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -11,14 +13,14 @@ from okdph_jax import data
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
-from okdph_jax.run import Run, differing
+from okdph_jax.run import Result, Run, differing
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import interruptible
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import train
 
 
-def fit(config, workdir):
+def fit(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> Result:
   """Trains what `config` says in the folder `workdir`, or goes on with it: the `Result`.
 
   config: a ConfigDict, a file "configs/cifar10.py:okdph,resnet32", or a name
@@ -46,7 +48,9 @@ def fit(config, workdir):
   return result
 
 
-def generations(config, workdir):
+def generations(
+  config: ConfigDict, workdir: str | os.PathLike[str]
+) -> Iterator[tuple[ConfigDict, str | os.PathLike[str]]]:
   """The runs, (config, folder), of a config: one, or as many as there are generations.
 
   Self-distillation (Born-Again Networks, Furlanello et al., ICML 2018, arXiv:1805.04770):
@@ -67,7 +71,7 @@ def generations(config, workdir):
     yield one, os.path.join(workdir, f"generation_{k}")
 
 
-def run_one(config, run, interrupted):
+def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Result:
   """One run, from its beginning or its latest checkpoint: its `Result`."""
   if finished := already_finished(config, run):
     print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
@@ -106,10 +110,10 @@ def run_one(config, run, interrupted):
     with distributed.leader_first():  # another generation reads it
       run.write_result(result)
   print(f"{closing(result)}\nthe run is in {run.path}")
-  return run.finished
+  return Result(run, result["readers"], result["best_single"], result)
 
 
-def already_finished(config, run):
+def already_finished(config: ConfigDict, run: Run) -> Result | None:
   """The `Result` of a run that has finished with this very config, or None; reads no data."""
   finished = run.finished
   if not finished:
@@ -119,7 +123,7 @@ def already_finished(config, run):
   return None if differing(there | {"data": as_asked}, asked) else finished
 
 
-def planned_epochs(config, run):
+def planned_epochs(config: ConfigDict, run: Run) -> int | None:
   """The epochs that a run was planned for which this config extends or has extended."""
   if run.planned_epochs or not run.result:
     return run.planned_epochs
@@ -127,14 +131,15 @@ def planned_epochs(config, run):
   return epochs if config.epochs > epochs else None
 
 
-def same_run(run, resolved, planned):
+def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
   """Refuses a folder that holds a run of another config; nothing in it is touched.
 
   More epochs are no other config where the run has finished: that extends it.
   """
-  if run.record is None:
+  record = run.record
+  if record is None:
     return
-  there, was, here = run.config, run.record["environment"], environment()
+  there, was, here = run.require_config(), record["environment"], environment()
   if planned and run.result and resolved["epochs"] > there["epochs"]:
     there["epochs"] = resolved["epochs"]
   if different := differing(there, resolved):
@@ -148,7 +153,7 @@ def same_run(run, resolved, planned):
     print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
 
 
-def same_data(run, fingerprint):
+def same_data(run: Run, fingerprint: dict[str, dict[str, Any]]) -> None:
   """Refuses other images or labels than the run began with; a run may not know them."""
   there = (run.record or {}).get("fingerprint")
   if there is None or there == fingerprint:
@@ -168,7 +173,7 @@ def same_data(run, fingerprint):
   )
 
 
-def closing(result):
+def closing(result: dict[str, Any]) -> str:
   """The table that a finished run ends with."""
   rows = [
     (

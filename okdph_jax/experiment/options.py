@@ -4,6 +4,7 @@
 and wrappers are the keyword arguments of their builders, see `okdph_jax.methods`.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -15,11 +16,11 @@ class Option(NamedTuple):
   name: str  # "data.fraction"
   kind: type  # int, float, str, bool or tuple; dict for a group with names of its own
   default: Any  # None: the option may be left out
-  bounds: str | tuple  # an interval such as "(0, 1]", the values that there are, or ""
+  bounds: str | tuple[str, ...]  # an interval such as "(0, 1]", the possible values, or ""
   meaning: str
   source: str = ""  # of the default; "" is ours
 
-  def admits(self, value):
+  def admits(self, value: Any) -> bool:
     """Whether a value of the right type is within the bounds; NaN never is."""
     if not self.bounds:
       return True
@@ -101,7 +102,7 @@ BY_NAME = {option.name: option for option in OPTIONS}
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
 
-def table(values=None, tablefmt="github"):
+def table(values: Mapping[str, Any] | None = None, tablefmt: str = "github") -> str:
   """The options as a table; `values` {name: value} replaces the defaults."""
 
   def shown(value):

@@ -6,8 +6,15 @@ Table 6. The recipe (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 ep
 150 and 225) is the paper's section 4.1 and the release's.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from okdph_jax.errors import nearest
 from okdph_jax.experiment.options import DEFAULTS
+
+if TYPE_CHECKING:  # reports need no ml_collections
+  from ml_collections import ConfigDict
 
 
 def cell(omega, beta, gamma, fuse_every):
@@ -15,7 +22,7 @@ def cell(omega, beta, gamma, fuse_every):
 
 
 # Table 6: (dataset, network, students).
-CLEAN = {
+CLEAN: dict[tuple[str, str, Any], dict[str, Any]] = {
   ("cifar10", "resnet32", 2): cell(0.8, 0.8, 0.5, "1 epoch"),
   ("cifar10", "resnet110", 2): cell(0.8, 0.8, 0.5, "5 steps"),
   ("cifar10", "vgg16", 2): cell(0.3, 0.3, 1.0, "1 epoch"),
@@ -37,7 +44,7 @@ CLEAN = {
 }
 
 # Table 7: (dataset, network, setting), two students.
-HARD = {
+HARD: dict[tuple[str, str, Any], dict[str, Any]] = {
   ("cifar10", "resnet32", "noisy"): cell(0.8, 0.8, 0.5, "5 steps"),
   ("cifar10", "resnet32", 0.1): cell(1.0, 0.5, 1.0, "5 steps"),
   ("cifar10", "resnet32", 0.01): cell(1.0, 0.5, 0.5, "5 steps"),
@@ -108,14 +115,14 @@ RELEASE = {
 }
 
 
-def release_wrapper(name, dataset):
+def release_wrapper(name: str, dataset: str) -> dict[str, Any]:
   """The wrapper around `base` behind the release's rows "sam" and "swa"."""
   if name == "sam":  # ASAM by default, with SAM's radii, those of the datasets exchanged
     return dict(name="asam", rho={"cifar10": 0.1, "cifar100": 0.05}[dataset], eta=0.0)
   return dict(name="swa", start=241, learning_rate=0.001)
 
 
-def okdph_views(dataset, students):
+def okdph_views(dataset: str, students: int) -> tuple[str, ...]:
   """One per student, the hybrid's last (two students: the main text, section 4.1)."""
   first = PLAIN_VIEW.get(dataset, "hflip")
   views = {
@@ -135,7 +142,9 @@ def okdph_views(dataset, students):
   return views[students]
 
 
-def row(name, network, dataset, setting=None, **options):
+def row(
+  name: str, network: str, dataset: str, setting: str | float | None = None, **options: Any
+) -> tuple[dict[str, Any], tuple[dict[str, Any], ...], tuple[str, ...]]:
   """One row of the paper's tables: (`config.method`, `config.wrappers`, `config.views`).
 
   A method or wrapper comes with every option that it has; `options` are the method's.
@@ -165,7 +174,14 @@ def row(name, network, dataset, setting=None, **options):
   return method | options, wrappers, (PLAIN_VIEW.get(dataset, "hflip"),)  # for all networks
 
 
-def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **options):
+def recipe(
+  dataset: str,
+  method: str = "okdph",
+  network: str = "resnet32",
+  *,
+  setting: str | float | None = None,
+  **options: Any,
+) -> ConfigDict:
   """The whole configuration of one CIFAR cell.
 
   setting: "noisy", or a fraction of the training set: Table 7's cell. options: the method's.
@@ -181,7 +197,7 @@ def recipe(dataset, method="okdph", network="resnet32", *, setting=None, **optio
   return config
 
 
-def split(argument, **parts):
+def split(argument: str | None, **parts: Any) -> dict[str, Any]:
   """The parts of a config's argument, "dml,vgg16" -> {"method": "dml", "network": "vgg16"}.
 
   parts: {name: default} in order. A tuple has all the values that there are, the first is the

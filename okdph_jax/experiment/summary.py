@@ -3,20 +3,26 @@
 import importlib.metadata
 import os
 import platform
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from okdph_jax import models
-from okdph_jax.experiment.build import described
+from okdph_jax.data import Dataset
+from okdph_jax.experiment.build import Experiment, described
 from okdph_jax.experiment.teacher import data_signature
 from okdph_jax.nn import onednn
 from okdph_jax.runtime import host
 
 
-def resolve(config, workdir, dataset=None):
+def resolve(
+  config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
+) -> dict[str, Any]:
   """The config as plain data, with what was measured of the data: what config.json keeps."""
   resolved = config.to_dict()
   if dataset:
@@ -27,7 +33,7 @@ def resolve(config, workdir, dataset=None):
   return resolved
 
 
-def environment():
+def environment() -> dict[str, Any]:
   """What the bits of a run depend on besides its config."""
   names = ("okdph_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
@@ -40,14 +46,14 @@ def environment():
   }
 
 
-def parameters(experiment, dataset):
+def parameters(experiment: Experiment, dataset: Dataset) -> tuple[int, int]:
   """How many numbers descent moves, and how many the one network has that is deployed."""
   leaves = jax.tree.leaves(experiment.learner.params)
   trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
   return trained, models.parameters(experiment.net, dataset.image_shape)
 
 
-def summary(config, dataset, experiment):
+def summary(config: ConfigDict, dataset: Dataset, experiment: Experiment) -> str:
   """What a run says before it starts: machine, data, method, network."""
   here = environment()
   versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
@@ -77,7 +83,7 @@ def summary(config, dataset, experiment):
   return tabulate(rows, tablefmt="plain") + "\n" + parameter_table(experiment.net, image_shape)
 
 
-def parameter_table(net, image_shape):
+def parameter_table(net: nn.Module, image_shape: tuple[int, ...]) -> str:
   """One network's parameters by part."""
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   variables = jax.eval_shape(

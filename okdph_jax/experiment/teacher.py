@@ -1,13 +1,19 @@
 """Networks of finished runs: the teacher, and what a run starts from."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
 
+from okdph_jax.data import Dataset
 from okdph_jax.models.pretrained import Pretrained
 from okdph_jax.run import differing, named
+from okdph_jax.trained_network import TrainedNetwork
 
 
-def data_signature(dataset):
+def data_signature(dataset: Dataset) -> dict[str, Any]:
   """What a network has to know of its data."""
   return {
     "classes": dataset.classes,
@@ -16,7 +22,7 @@ def data_signature(dataset):
   }
 
 
-def teacher(config, dataset):
+def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
   """The `TrainedNetwork` that `config.teacher` names; None where it names none.
 
   "DIR[:READER][@WHICH]" of a finished run, see `Run.network`. ValueError, in one line, where
@@ -25,19 +31,20 @@ def teacher(config, dataset):
   if not config.teacher:
     return None
   run, reader, which = named(config.teacher, "config.teacher")
-  there = {name: run.config["data"].get(name) for name in data_signature(dataset)}
+  data = run.require_config()["data"]
+  there = {name: data.get(name) for name in data_signature(dataset)}
   if different := differing(there, data_signature(dataset)):
     raise ValueError(
       f"the teacher in {run.path} was trained on other data ({'; '.join(different)}); "
       "choose one that was trained on these"
     )
-  theirs = run.record.get("fingerprint", {}).get("train")
+  theirs = (run.record or {}).get("fingerprint", {}).get("train")
   if theirs and theirs != dataset.train.fingerprint():
     print(f"the teacher in {run.path} was trained on other images or labels than these")
   return run.network(reader, which, config.teacher_network or config.network)
 
 
-def pretrained(config, net, dataset):
+def pretrained(config: ConfigDict, net: nn.Module, dataset: Dataset) -> tuple[Any, str | None]:
   """(`net` as it starts from `config.init_from`, what of it does so in one line)."""
   if not config.init_from:
     return net, None

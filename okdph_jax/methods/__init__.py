@@ -1,5 +1,8 @@
 """The methods and wrappers by name: the table of contents."""
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 from okdph_jax.methods.base import base
 from okdph_jax.methods.dml import dml
 from okdph_jax.methods.dot import dot
@@ -13,11 +16,12 @@ from okdph_jax.methods.okddip import okddip
 from okdph_jax.methods.okdph import okdph
 from okdph_jax.methods.one import one
 from okdph_jax.methods.pcl import pcl
+from okdph_jax.methods.protocol import Context, Method
 from okdph_jax.methods.sam import asam, sam
 from okdph_jax.methods.swa import swa
 from okdph_jax.methods.weighted import weighted
 
-METHODS = {  # name -> builder(context, **options)
+METHODS: dict[str, Callable[..., Method]] = {  # name -> builder(context, **options)
   "base": base,
   "kd": kd,
   "dml": dml,
@@ -31,7 +35,7 @@ METHODS = {  # name -> builder(context, **options)
   "okdph": okdph,
 }
 
-WRAPPERS = {  # name -> wrapper(method, context, **options)
+WRAPPERS: dict[str, Callable[..., Method]] = {  # name -> wrapper(method, context, **options)
   "sam": sam,
   "asam": asam,
   "swa": swa,
@@ -41,10 +45,19 @@ WRAPPERS = {  # name -> wrapper(method, context, **options)
 }
 
 
-def assemble(context, method, wrappers=()):
+def assemble(
+  context: Context, method: Mapping[str, Any], wrappers: Iterable[Mapping[str, Any]] = ()
+) -> Method:
   """The method that `config.method` names, with `config.wrappers` around it.
 
   method: {"name": ..., option: value, ...}; wrappers: such dicts, the innermost first.
+
+      >>> from okdph_jax import models
+      >>> net = models.build("resnet8", classes=10)
+      >>> context = Context(net, classes=10, epoch_steps=391, epochs=60)
+      >>> method = assemble(context, {"name": "okdph", "students": 2}, [{"name": "sam"}])
+      >>> method.views  # one augmentation for each student and one for the hybrid
+      3
   """
   name, options = _apart(method)
   built = METHODS[name](context, **options)

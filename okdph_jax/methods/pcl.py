@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.lax import stop_gradient
+from jaxtyping import PyTree
 
 from okdph_jax.core import Learner, Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
@@ -106,11 +107,11 @@ def pcl(
   )
 
 
-def peers(part):
+def peers(part: dict[str, PyTree]) -> dict[str, PyTree]:
   """Stem and branches of `params` or `stats`, without the ensemble, which is not averaged."""
   return part | {"shared": {"stem": part["shared"]["stem"]}}
 
 
-def mean_network(learner):
+def mean_network(learner: Learner) -> Learner:
   """The averaged peers as a learner of their own."""
   return Learner(**learner.memory["mean"], memory={})

@@ -133,7 +133,7 @@ def plain_optimizer(
   return rule(schedule, momentum=momentum, weight_decay=weight_decay)
 
 
-def identity(x, *_):
+def identity(x: Any, *_: Any) -> Any:
   """The default of the hooks: their first argument, unchanged."""
   return x
 
@@ -195,34 +195,34 @@ def add_averaged_readers(
   )
 
 
-def check_students(name: str, students: int):
+def check_students(name: str, students: int) -> None:
   """A one-line ValueError for fewer than two students."""
   if students < 2:
     raise ValueError(f"{name} needs at least 2 students; method.students is {students}")
 
 
-def check_positive(name: str, **options: Number):
+def check_positive(name: str, **options: Number) -> None:
   """A one-line ValueError for an option of the method `name` that is not a number above 0."""
   for option, value in options.items():
     if not is_traced(value) and not 0 < value < math.inf:
       raise ValueError(f"{name}: {option}={value} must be positive and finite")
 
 
-def check_nonnegative(name: str, **options: Number):
+def check_nonnegative(name: str, **options: Number) -> None:
   """A one-line ValueError for an option that is negative, infinite or not a number."""
   for option, value in options.items():
     if not is_traced(value) and not 0 <= value < math.inf:
       raise ValueError(f"{name}: {option}={value} must be finite and at least 0")
 
 
-def check_fraction(name: str, **options: Number):
+def check_fraction(name: str, **options: Number) -> None:
   """A one-line ValueError for an option outside [0, 1]."""
   for option, value in options.items():
     if not is_traced(value) and not 0 <= value <= 1:
       raise ValueError(f"{name}: {option}={value} is outside [0, 1]")
 
 
-def check_choice(name: str, option: str, value: str, choices: Iterable[str]):
+def check_choice(name: str, option: str, value: str, choices: Iterable[str]) -> None:
   """A one-line ValueError for a value that is not one of the choices."""
   if value not in choices:
     raise ValueError(f"{name}: {option}={value!r} is not one of {', '.join(choices)}")

@@ -1,6 +1,8 @@
 """SWA: the average of the last epochs' weights, beside any method."""
 
 import functools
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +98,7 @@ def swa(
   return add_averaged_readers(wrapped, "swa", averaged)
 
 
-def batch_norm_momentum(momentum):
+def batch_norm_momentum(momentum: Any) -> AbstractContextManager[Any]:
   """A context in which every `nn.BatchNorm` has this momentum; at 0 the statistics are new."""
 
   def set_momentum(call, args, kwargs, context):

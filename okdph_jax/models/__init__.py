@@ -4,6 +4,8 @@ import functools
 import importlib
 import inspect
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from okdph_jax.errors import nearest
 from okdph_jax.models import densenet, mobilenet, resnet, vgg
 from okdph_jax.models.net import Net
 
-NETS = {  # name -> constructor(classes)
+NETS: dict[str, Callable[..., Net]] = {  # name -> constructor(classes)
   # the paper's, as its release builds them
   "resnet32": resnet.resnet32,
   "resnet110": resnet.resnet110,
@@ -44,13 +46,18 @@ NETS = {  # name -> constructor(classes)
 }
 
 
-def build(name, classes, options=None):
+def build(name: str, classes: int, options: Mapping[str, Any] | None = None) -> nn.Module:
   """The network `name` for `classes` classes: from NETS, or your own module by dotted path.
 
   "my_pkg.nets:SmallNet" is called as SmallNet(classes=classes, **options) and must map
   (x [B, H, W, C], train) -> logits [B, K]; batch statistics are optional. A Flax NNX module is
   called as SmallNet(classes=classes, **options, rngs=rngs) and becomes a Linen module.
   `options` is `config.network_options`.
+
+      >>> net = build("resnet8", classes=10)
+      >>> variables = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+      >>> net.apply(variables, jnp.zeros((5, 8, 8, 3)), train=False).shape
+      (5, 10)
 
   Raises:
     ValueError: in one line, where there is no such network.
@@ -122,7 +129,7 @@ def _imported(path):
   return getattr(module, attribute)
 
 
-def parameters(net, image_shape):
+def parameters(net: nn.Module, image_shape: Sequence[int]) -> int:
   """How many numbers descent moves in `net` for images [H, W, C]; nothing is computed."""
 
   def init(key, x):

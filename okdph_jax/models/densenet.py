@@ -86,14 +86,14 @@ class Branch(nn.Module):
     return Outputs(linear(feature, self.classes, bias_init=nn.initializers.zeros), feature, x)
 
 
-def densenet40_12(classes):
+def densenet40_12(classes: int) -> Net:
   """DenseNet-BC, three blocks of six layers: growth 12, halved by the transitions."""
   block = partial(Block, layers=6, growth=12, bottleneck=True)
   about = "CIFAR DenseNet-BC-40-12: 6-6-6 bottleneck layers, growth 12, compression 0.5"
   return Net(Stem(24, block, compression=0.5), Branch(block, classes), about)
 
 
-def densenet40_12_plain(classes):
+def densenet40_12_plain(classes: int) -> Net:
   """DenseNet without bottlenecks and compression, three blocks of twelve layers."""
   block = partial(Block, layers=12, growth=12, bottleneck=False)
   about = "CIFAR DenseNet-40-12: 12-12-12 layers, growth 12, no bottleneck, no compression"

@@ -1,8 +1,13 @@
 """N trained networks as one: the ensemble of a run as a teacher."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
+
+from okdph_jax.core import Variables
 
 
 class Ensemble(nn.Module):
@@ -12,7 +17,7 @@ class Ensemble(nn.Module):
   size: int
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B K"]:
     run = nn.vmap(
       lambda net, x: net(x, train),
       in_axes=None,  # pyright: ignore[reportArgumentType]
@@ -23,7 +28,7 @@ class Ensemble(nn.Module):
     return run(self.net, x).mean(0)
 
 
-def together(net, networks):
+def together(net: nn.Module, networks: Sequence[Variables]) -> tuple[Ensemble, Variables]:
   """(the `Ensemble` of these variables of `net`, its variables)."""
   stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
   variables = {kind: {"net": tree} if tree else {} for kind, tree in stacked.items()}

@@ -6,13 +6,23 @@ what PyTorch, and so the paper, computes.
 
 import jax
 from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
 
 # Plain normals: JAX's `he_normal` is truncated and fan-in.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def conv(channels, kernel, stride=1, *, groups=1, use_bias=False, init=he_fan_out):
+def conv(
+  channels: int,
+  kernel: int,
+  stride: int = 1,
+  *,
+  groups: int = 1,
+  use_bias: bool = False,
+  init: Initializer = he_fan_out,
+) -> nn.Conv:
   """A square convolution padded to keep [h, w], or at stride 2 half of it, rounded up."""
   return nn.Conv(
     channels,
@@ -25,13 +35,15 @@ def conv(channels, kernel, stride=1, *, groups=1, use_bias=False, init=he_fan_ou
   )
 
 
-def norm(train):
+def norm(train: bool) -> nn.BatchNorm:
   """Batch normalisation over [B, h, w]; running statistics move by a tenth per step."""
   return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
 
 
-def linear(x, features, *, bias_init=None):
-  """A dense layer on x [B, F] with PyTorch's default start: U(-1/sqrt(F), 1/sqrt(F))."""
+def linear(
+  x: Float[Array, "B F"], features: int, *, bias_init: Initializer | None = None
+) -> Float[Array, "B K"]:
+  """A dense layer with PyTorch's default start: U(-1/sqrt(F), 1/sqrt(F))."""
   uniform = _uniform(x.shape[-1] ** -0.5)
   return nn.Dense(features, kernel_init=uniform, bias_init=bias_init or uniform)(x)
 

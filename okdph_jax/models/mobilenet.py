@@ -56,7 +56,7 @@ class Branch(nn.Module):
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def mobilenet_v1(classes):
+def mobilenet_v1(classes: int) -> Net:
   about = (
     "ImageNet MobileNet-v1, width 1.0: 3x3 stem, 13 depthwise-separable blocks, no dropout"
   )

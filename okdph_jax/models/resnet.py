@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from okdph_jax.core import Outputs
 from okdph_jax.models.layers import conv, linear, norm
@@ -61,7 +62,9 @@ class Preactivated(nn.Module):
     return x + conv(self.width, 3)(y)
 
 
-def shortcut(x, channels, stride, train):
+def shortcut(
+  x: Float[Array, "B h w c"], channels: int, stride: int, train: bool
+) -> Float[Array, "B H W C"]:
   """The identity, or a 1x1 projection where the shape changes (option B)."""
   if x.shape[-1] == channels and stride == 1:
     return x
@@ -135,14 +138,30 @@ class Branch(nn.Module):
     return Outputs(linear(feature, self.classes), feature, x)
 
 
-def resnet(classes, entry, block, blocks, widths, about, *, normalise=False):
+def resnet(
+  classes: int,
+  entry: nn.Module,
+  block: Callable[..., nn.Module],
+  blocks: tuple[int, ...],
+  widths: tuple[int, ...],
+  about: str,
+  *,
+  normalise: bool = False,
+) -> Net:
   """Stages of `blocks[i]` blocks of `widths[i]`; all but the first halve the map."""
   sizes = zip(blocks, widths, strict=True)
   *early, last = (Stage(block, n, w, 2 if i else 1) for i, (n, w) in enumerate(sizes))
   return Net(Stem(entry, tuple(early)), Branch(last, classes, normalise), about)
 
 
-def cifar(classes, n, *, entry=16, widths=(16, 32, 64), times=""):
+def cifar(
+  classes: int,
+  n: int,
+  *,
+  entry: int = 16,
+  widths: tuple[int, ...] = (16, 32, 64),
+  times: str = "",
+) -> Net:
   """He's ResNet of depth 6n + 2 for small images."""
   about = (
     f"CIFAR ResNet-{6 * n + 2}{times}: basic blocks {n}-{n}-{n}, entry {entry}, "
@@ -151,7 +170,7 @@ def cifar(classes, n, *, entry=16, widths=(16, 32, 64), times=""):
   return resnet(classes, Small(entry), Basic, (n,) * 3, widths, about)
 
 
-def wide(classes, depth, k):
+def wide(classes: int, depth: int, k: int) -> Net:
   """Zagoruyko's WRN-depth-k."""
   n = (depth - 4) // 6
   widths = (16 * k, 32 * k, 64 * k)
@@ -163,7 +182,7 @@ def wide(classes, depth, k):
   return resnet(classes, entry, Preactivated, (n,) * 3, widths, about, normalise=True)
 
 
-def imagenet(classes, depth, block, blocks):
+def imagenet(classes: int, depth: int, block: type[nn.Module], blocks: tuple[int, ...]) -> Net:
   """torchvision's ResNet (v1; with bottlenecks the stride sits on the 3x3, "v1.5")."""
   about = (
     f"ImageNet ResNet-{depth} (torchvision): {block.__name__.lower()} blocks "

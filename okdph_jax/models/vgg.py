@@ -7,6 +7,7 @@ The branch is the last group of convolutions with the head, the stem the four be
 from functools import partial
 
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from okdph_jax.core import Outputs
 from okdph_jax.models.layers import conv, norm
@@ -64,8 +65,8 @@ class Branch(nn.Module):
 dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 
-def halve(x):
-  """The maximum of each 2x2 window of [B, h, w, c]; an odd last row or column is dropped.
+def halve(x: Float[Array, "B h w c"]) -> Float[Array, "B h/2 w/2 c"]:
+  """The maximum of each 2x2 window; an odd last row or column is dropped.
 
   `nn.max_pool` is the same, but its gradient (select-and-scatter) is several times slower.
   """
@@ -79,7 +80,7 @@ def halve(x):
   return x[:, : 2 * h, : 2 * w].reshape(b, h, 2, w, 2, c).max((2, 4))
 
 
-def vgg16(classes):
+def vgg16(classes: int) -> Net:
   """The release's: five poolings, an MLP of 512-512 (dropout 0)."""
   groups = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512)
   branch = Branch((512, 512, 512), classes, hidden=(512, 512), pool=True)
@@ -89,7 +90,7 @@ def vgg16(classes):
   return Net(Stem(groups), branch, about)
 
 
-def distillation(classes, widths, n):
+def distillation(classes: int, widths: tuple[int, ...], n: int) -> Net:
   """The VGG of offline distillation (Tian et al., ICLR 2020, arXiv:1910.10699): maps stay at
   4x4 or above, and the head is one dense layer on their mean."""
   *groups, last = ((width,) * n for width in widths)

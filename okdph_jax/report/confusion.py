@@ -1,9 +1,16 @@
 """A confusion matrix as a picture."""
 
+from __future__ import annotations
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a picture needs no JAX
+  from okdph_jax.experiment.evaluation import Evaluation
 
 
-def draw(evaluation, out):
+def draw(evaluation: Evaluation, out: str | os.PathLike[str]) -> None:
   """Draws `evaluation.confusion`: rates per true class as colour, counts as numbers."""
   import numpy as np
   from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -5,7 +5,8 @@ standard deviation where we have it. In each run the authors take the highest ac
 test set, over about 300 evaluations and over the readers in `COUNTED`.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from okdph_jax.experiment import paper as settings
 
@@ -158,12 +159,12 @@ EITHER = {
 }
 
 
-def counts(method, reader):
+def counts(method: str, reader: str) -> bool:
   """Whether the paper's number may be this reader's."""
   return reader.removeprefix(AVERAGED).startswith(COUNTED.get(method, ("student_",)))
 
 
-def setting(config):
+def setting(config: Mapping[str, Any]) -> str:
   """Of a run's config: "clean", "noisy", or the share of the training set, "10 %"."""
   fraction = config["data"].get("fraction", 1.0)
   parts = ["noisy"] * any("noise" in view for view in config["views"])
@@ -171,7 +172,7 @@ def setting(config):
   return ", ".join(parts) or "clean"
 
 
-def cell(config):
+def cell(config: Mapping[str, Any]) -> Cell | None:
   """The `Cell` that describes the run of this config, or None.
 
   It describes a run of the same method, network, data, hyper-parameters and training, in
@@ -215,7 +216,7 @@ def _trained_alike(config):
   """Whether a run trained as the paper's did, from scratch, on the images of its setting."""
   data = config["data"]
   imagenet = data["name"] == "imagenet2012"
-  training = settings.IMAGENET_TRAINING if imagenet else settings.CIFAR_TRAINING
+  training: dict[str, Any] = settings.IMAGENET_TRAINING if imagenet else settings.CIFAR_TRAINING
   training = training | {"milestones": list(training["milestones"])}
   whole = data.get("train", "train") == "train" and not data.get("validation")
   drawn = data.get("fraction", 1.0) == 1 or data.get("replacement", False)

@@ -1,6 +1,9 @@
 """Pictures of runs: learning curves of one, the accuracies of many."""
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -17,7 +20,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 SEVERAL = "ensemble or fused head"
 
 
-def curves(lines, out):
+def curves(lines: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
   """Draws accuracy over epochs, a line per reader; dashed on validation, if there is one.
 
   lines: what `Run.lines` reads. The picture's format follows the ending of `out`.
@@ -28,7 +31,7 @@ def curves(lines, out):
   for split, dashes in (("test", "-"), ("validation", "--")):
     for i, reader in enumerate(lines[-1]["accuracy"].get(split) or {}):
       percent = [100 * line["accuracy"][split][reader] for line in lines]
-      style = dict(color=colours[i % 8], linestyle=dashes, linewidth=1, marker=".")
+      style = dict[str, Any](color=colours[i % 8], linestyle=dashes, linewidth=1, marker=".")
       axes.plot(epochs, percent, label=f"{reader}, {split}", markersize=3, **style)
   axes.set(xlabel="epoch", ylabel="accuracy [%]")
   axes.grid(alpha=0.3)
@@ -36,7 +39,11 @@ def curves(lines, out):
   save()
 
 
-def comparison(rows, title, out):
+def comparison(
+  rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]],
+  title: str,
+  out: str | os.PathLike[str],
+) -> None:
   """Draws a row per experiment, the most accurate on top: accuracies after the last epoch.
 
   rows: [(label, {"single": [fraction, ...], "several": [fraction, ...]}), ...] of the best
@@ -54,9 +61,9 @@ def comparison(rows, title, out):
     if several:
       ends = mean(single), mean(several)
       axes.plot(ends, [y, y], color="0.75", linewidth=1, zorder=1)
-      style = dict(marker="D", facecolors="white", edgecolors=RED, s=30, zorder=2)
+      style = dict[str, Any](marker="D", facecolors="white", edgecolors=RED, s=30, zorder=2)
       axes.scatter(mean(several), y, label=SEVERAL, **style)
-    style = dict(color=BLUE, s=36, zorder=3)
+    style = dict[str, Any](color=BLUE, s=36, zorder=3)
     axes.scatter(mean(single), y, label="best single network", **style)
     if len(single) > 1:  # every seed
       seeds = [100 * value for value in single]

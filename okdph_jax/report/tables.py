@@ -1,10 +1,12 @@
 """Results of many runs as Markdown: mean and spread over seeds, and the paper's numbers."""
 
 import json
+import os
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -37,6 +39,9 @@ hyper-parameters, the highest of about 300 evaluations on the test set, in brack
 was measured with where the run has others."""
 
 
+Result = dict[str, Any]  # what is in a result.json
+
+
 class Group(NamedTuple):
   """What stands in one table: runs whose accuracies may be compared."""
 
@@ -45,7 +50,7 @@ class Group(NamedTuple):
   network: str
 
 
-def find(paths):
+def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Result], list[str]]:
   """The results under files and directories, and a warning for each file that is no result.
 
   Returns:
@@ -77,7 +82,7 @@ def _below(folder):
       yield file
 
 
-def read(file):
+def read(file: str | os.PathLike[str]) -> Result:
   """One result.json as `training.logbook.result` made it.
 
   Raises:
@@ -88,11 +93,11 @@ def read(file):
   except ValueError as error:
     raise ValueError(f"not JSON ({error})") from None
   try:
-    group(result), variant(result)
+    _ = group(result), variant(result)
     numbers = [result[key] for key in ("seed", "evaluations", "parameters", "seconds")]
     numbers += [result["students"], result["epochs"], result["best_single"]["accuracy"]]
     for reader in result["readers"].values():
-      reader["single"], reader["at_best_validation"]
+      _ = reader["single"], reader["at_best_validation"]
       numbers += [reader["last"], reader["best"]]
     if not all(isinstance(x, (int, float)) for x in numbers):
       raise TypeError("a number is missing")
@@ -103,12 +108,12 @@ def read(file):
   return result
 
 
-def group(result):
+def group(result: Result) -> Group:
   """The dataset, the setting and the network of one result."""
   return Group(result["dataset"], paper.setting(result["config"]), result["network"])
 
 
-def variant(result):
+def variant(result: Result) -> tuple[tuple[str, str], ...]:
   """What tells one experiment from another: ((key, value as JSON), ...)."""
   config = flat(result["config"])
   return tuple(
@@ -118,7 +123,7 @@ def variant(result):
   )
 
 
-def render(results, *, head=False):
+def render(results: Iterable[Result], *, head: bool = False) -> str:
   """Markdown, a section for each group: the best single networks and then every reader.
 
   `head` gives instead one short table per group, the most accurate method first.
@@ -135,7 +140,9 @@ def render(results, *, head=False):
   return "\n\n".join(parts) + "\n"
 
 
-def grouped(results, *, hidden=frozenset()):
+def grouped(
+  results: Iterable[Result], *, hidden: Set[str] = frozenset()
+) -> Iterator[tuple[Group, list[tuple[str, list[Result]]]]]:
   """(Group, [(label, its runs), ...]) of each group, all in alphabetical order."""
   groups = defaultdict(lambda: defaultdict(list))
   for result in results:
@@ -145,14 +152,16 @@ def grouped(results, *, hidden=frozenset()):
     yield name, sorted(rows, key=lambda row: row[0])
 
 
-def title(name):
+def title(name: Group) -> str:
   """A heading: "cifar10, 1 % of the training set, resnet32"."""
   words = name.setting.replace("noisy", "noisy inputs").replace("%", "% of the training set")
   parts = [name.dataset, words, name.network]
   return ", ".join(part for part in parts if part != "clean")
 
 
-def labels(variants, hidden=frozenset()):
+def labels(
+  variants: Iterable[tuple[tuple[str, str], ...]], hidden: Set[str] = frozenset()
+) -> list[str]:
   """Each variant's method, and the settings in which it differs from others of the group.
 
   A method's own options are compared within the method, all else within the group; the
@@ -229,7 +238,7 @@ def _views(run):
   return ", ".join(dict.fromkeys(run["config"]["views"])).replace("|", "\\|")
 
 
-def last(runs, *, single):
+def last(runs: Iterable[Result], *, single: bool) -> list[float]:
   """Of each run the highest accuracy after the last epoch: [fraction, ...].
 
   Among its single networks, or else among its ensembles and fused heads; runs without are
@@ -282,7 +291,7 @@ def _readers(rows, single):
   return _markdown(table)
 
 
-def spread(fractions):
+def spread(fractions: Sequence[float]) -> str:
   """Fractions as "mean ± standard deviation" in %, ddof = 1; "" for none."""
   if not fractions:
     return ""

@@ -8,25 +8,32 @@ steps. A process on its own is the leader.
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 
-def join():
+def join() -> None:
   """Makes this process one of a pod.
 
   JAX finds the others on TPU pods and under Slurm and Open MPI; elsewhere the environment
   names them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
   JAX_PROCESS_ID. Call it before anything else of JAX. Raises ValueError where there is none.
   """
-  asked = {
-    name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
-  }
+
+  def asked(name):
+    number = os.environ.get(name)
+    return None if number is None else int(number)
+
   jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's
   try:
-    jax.distributed.initialize(**{name: int(n) for name, n in asked.items() if n is not None})
+    jax.distributed.initialize(
+      num_processes=asked("JAX_NUM_PROCESSES"), process_id=asked("JAX_PROCESS_ID")
+    )
   except (ValueError, RuntimeError) as error:
     raise ValueError(
       f"--pod finds no other processes ({error}); start it by srun or mpirun, on every host of "
@@ -34,7 +41,7 @@ def join():
     ) from error
 
 
-def exit_without_barrier(code):
+def exit_without_barrier(code: int) -> None:
   """Leaves a pod at once, having failed: at exit JAX waits minutes for the others."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()
@@ -42,13 +49,13 @@ def exit_without_barrier(code):
     os._exit(code)
 
 
-def is_leader():
+def is_leader() -> bool:
   """Whether this process writes files and prints: process 0 of a pod, or the only one."""
   return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def leader_first():
+def leader_first() -> Iterator[None]:
   """The block runs in the process that leads, then in the others of its pod."""
   if not is_leader():
     multihost_utils.sync_global_devices("leader first")
@@ -57,19 +64,19 @@ def leader_first():
     multihost_utils.sync_global_devices("leader first")
 
 
-def only_leader_prints():
+def only_leader_prints() -> AbstractContextManager[Any]:
   """Within it only the process that leads prints."""
   return contextlib.nullcontext() if is_leader() else contextlib.redirect_stdout(None)
 
 
-def broadcast_from_leader(number):
-  """What the process that leads has for `number`, int or bool, in all processes of its pod."""
+def broadcast_from_leader(number: int) -> int:
+  """What the process that leads has for `number` (or a bool), in all processes of its pod."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def any_process(flag):
+def any_process(flag: bool) -> bool:
   """Whether `flag` holds in any process of the pod; all of them ask at once."""
   if jax.process_count() == 1:
     return flag

@@ -9,13 +9,16 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, Sharding
+from jaxtyping import PyTree
 
 
-def configure(devices=None, batch=None):
+def configure(devices: int | None = None, batch: int | None = None) -> None:
   """Prepares this process: a CPU becomes `devices` host devices.
 
   devices: how many, in each process of a pod; by default one per visible core, at most 4,
@@ -37,13 +40,14 @@ def configure(devices=None, batch=None):
   jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
-def use_compilation_cache():
+def use_compilation_cache() -> None:
   """Keeps compiled programs for the next process, in the user's cache folder, at most 2 GB.
 
   JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it
   off. A program for the CPU has this machine's instructions in it: homes are shared by others.
   """
-  if jax.config.jax_compilation_cache_dir:
+  options: Any = jax.config
+  if options.jax_compilation_cache_dir:
     return
   home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   machine = hashlib.blake2b(" ".join(sorted(cpu_flags())).encode(), digest_size=4).hexdigest()
@@ -52,7 +56,7 @@ def use_compilation_cache():
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def cores():
+def cores() -> int:
   """How many cores this process may use."""
   return (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -60,7 +64,7 @@ def cores():
 
 
 @functools.cache
-def cpu_flags():
+def cpu_flags() -> frozenset[str]:
   """The instruction sets of this CPU as Linux names them; empty where it does not say."""
   try:
     with open("/proc/cpuinfo") as file:
@@ -70,12 +74,12 @@ def cpu_flags():
     return frozenset()
 
 
-def has_bfloat16():
+def has_bfloat16() -> bool:
   """Whether this CPU multiplies bfloat16 numbers."""
   return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
-def use_huge_pages():
+def use_huge_pages() -> None:
   """Starts this program once more with large blocks of memory on huge pages.
 
   XLA:CPU maps its buffers again in every step: 260,000 page faults and 0.77 s of system time
@@ -91,19 +95,19 @@ def use_huge_pages():
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def compiler_options():
+def compiler_options() -> dict[str, Any]:
   """For `jax.jit`: on CPU, keeps the barriers that `convolution` puts before its operands."""
   if jax.default_backend() != "cpu":
     return {}
   return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def fast_compile_options():
+def fast_compile_options() -> dict[str, Any]:
   """For `jax.jit` of what runs once: initialising takes longer to compile than to run."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
-def mesh(devices=None):
+def mesh(devices: int | None = None) -> Mesh:
   """All devices, or the first `devices` of each process, along the axis "data"."""
   if devices is not None and not 1 <= devices <= jax.local_device_count():
     raise ValueError(
@@ -118,7 +122,7 @@ def mesh(devices=None):
   return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
 
 
-def place(tree, sharding):
+def place(tree: PyTree, sharding: Sharding) -> PyTree:
   """Arrays of this host, equal on all that hold the same part of them, on the devices.
 
   Of an array that is split, each process of a pod sends its own devices' part alone.
@@ -129,7 +133,7 @@ def place(tree, sharding):
 
 
 @contextlib.contextmanager
-def silent():
+def silent() -> Iterator[None]:
   """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   sys.stderr.flush()
@@ -143,7 +147,7 @@ def silent():
     os.close(kept)
 
 
-def hide_accelerators(tensorflow):
+def hide_accelerators(tensorflow: Any) -> None:
   """Leaves the accelerators to JAX: TensorFlow would take their memory when it starts."""
   for kind in ("GPU", "TPU"):
     tensorflow.config.set_visible_devices([], kind)

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Callable, Iterator
 
 from okdph_jax.runtime import distributed
 
@@ -11,7 +12,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def interruptible():
+def interruptible() -> Iterator[Callable[[], bool]]:
   """Yields `interrupted() -> bool`: whether SIGTERM or SIGINT came. A second one kills.
 
   In a pod all processes ask at once, and have the same answer: whether one came to any.

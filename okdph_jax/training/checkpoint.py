@@ -5,10 +5,12 @@ import os
 import shutil
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from okdph_jax.core import Learner
@@ -27,7 +29,7 @@ class Checkpoints(AbstractContextManager):
   leave the `with` block, or call `close`, before the process ends.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir: str | os.PathLike[str]):
     policies = [
       checkpoint_managers.LatestN(2),
       # Without the last argument nothing that was saved between evaluations is ever deleted.
@@ -48,7 +50,7 @@ class Checkpoints(AbstractContextManager):
     # that is damaged makes all of them unreadable.
     self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
 
-  def save(self, step, state, accuracy=None):
+  def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
     """Starts to save `state` as of `step`; the caller may donate its buffers at once.
 
     `accuracy` is what the best is chosen by: a fraction, or None between evaluations. An
@@ -67,7 +69,7 @@ class Checkpoints(AbstractContextManager):
     if accuracy is not None:
       self._wait()
 
-  def restore(self, state):
+  def restore(self, state: Any) -> Any:
     """The latest state on disk that can be read, or None where there is none.
 
     `state` gives structure, dtypes and shardings; its values do not matter. Later
@@ -96,24 +98,24 @@ class Checkpoints(AbstractContextManager):
       )
     return None
 
-  def best(self, state):
+  def best(self, state: Any) -> Any:
     """The state of the highest accuracy (see `restore`), or None before any evaluation."""
     self._wait()
     step = self.best_step
     return None if step is None else self._read(step, state)
 
   @property
-  def latest_step(self):
+  def latest_step(self) -> int | None:
     """The step of the latest checkpoint, or None."""
     return self._manager.latest_step()
 
   @property
-  def best_step(self):
+  def best_step(self) -> int | None:
     """The step of the highest accuracy, or None before any evaluation."""
     step = self._manager.best_step()
     return None if step is None or self._accuracy(step) is None else step
 
-  def close(self):
+  def close(self) -> None:
     """Waits until everything is on disk."""
     self._wait()
     self._manager.close()
@@ -158,7 +160,7 @@ def _link(path, target):
     temporary.replace(path)
 
 
-def stored(workdir, best=False):
+def stored(workdir: str | os.PathLike[str], best: bool = False) -> int | None:
   """The step of the latest checkpoint of a run, or of the best; None where there is none."""
   with _opened(workdir) as manager:
     if not best:
@@ -168,7 +170,7 @@ def stored(workdir, best=False):
     return None if accuracy is None else step
 
 
-def learner_at(workdir, step):
+def learner_at(workdir: str | os.PathLike[str], step: int) -> Learner:
   """The learner of the checkpoint of `step`, as NumPy arrays; nothing on disk is touched.
 
   Raises:
@@ -184,22 +186,27 @@ def learner_at(workdir, step):
     ) from error
 
 
-def _opened(workdir):
+def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
   """The checkpoints of a run, to be read only."""
   directory = Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
     raise ValueError(f"{workdir} has no checkpoints")
-  options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
-  return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # else Orbax warns three times that it only reads
+  try:
+    options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
+    return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+  finally:
+    logging.set_verbosity(verbosity)
 
 
-def snapshot(directory, learner):
+def snapshot(directory: str | os.PathLike[str], learner: Learner) -> None:
   """Keeps a copy of the learner in `directory`, for analyses."""
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(Path(directory).absolute(), _on_host(learner), force=True)
 
 
-def _best_single(metrics):
+def _best_single(metrics: Any) -> Any:
   """Higher is better; of equal accuracies the earlier step, as `logbook.result` has it."""
   accuracy = metrics["accuracy"]
   return (-1.0 if accuracy is None else accuracy, -metrics["step"])
@@ -214,7 +221,7 @@ def _on_host(state):
 
 
 def _is_key(x):
-  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _without_keys(state):

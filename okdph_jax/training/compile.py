@@ -3,18 +3,25 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import optax
+from jaxtyping import Array, Key, PyTree
 
+from okdph_jax.core import Batch
+from okdph_jax.methods.protocol import Method, Metrics
 from okdph_jax.runtime import host
-from okdph_jax.training.step import State, initial_state, train_step
+from okdph_jax.training.step import Augment, State, initial_state, train_step
+
+Parts = Callable[[Any], tuple[Method, optax.GradientTransformation]]
+Advance = Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]
 
 
 @contextlib.contextmanager
-def background():
+def background() -> Iterator[futures.ThreadPoolExecutor]:
   """A thread that compiles; at the end what has not begun is dropped."""
   thread = futures.ThreadPoolExecutor(1, "compile")
   try:
@@ -27,18 +34,18 @@ class Compiled(NamedTuple):
   """The step as it runs."""
 
   state: State  # the initial one
-  advance: Callable  # (state, batch, key) -> (state, metrics); state is donated
-  flops: futures.Future  # of a step of the full batch, per image; None where JAX cannot tell
+  advance: Advance  # the state is donated
+  flops: futures.Future[float | None]  # of a step of the full batch, per image
   seconds: float  # until the step of the full batch was compiled
 
 
 class Ahead:
   """A jitted function of a batch, compiled for each batch size before it is called."""
 
-  def __init__(self, jitted, size_of: Callable):
+  def __init__(self, jitted: Any, size_of: Callable[..., int]):
     self._jitted, self._size_of, self._programs = jitted, size_of, {}
 
-  def compile(self, thread: futures.Executor, *arguments):
+  def compile(self, thread: futures.Executor, *arguments: Any) -> futures.Future[Any]:
     """Starts to compile for arguments of these shapes and shardings: a future of the trace."""
 
     def work():
@@ -49,12 +56,19 @@ class Ahead:
     self._programs[self._size_of(*arguments)] = future
     return future
 
-  def __call__(self, *arguments):
+  def __call__(self, *arguments: Any) -> Any:
     _, program = self._programs[self._size_of(*arguments)].result()
     return program(*arguments)
 
 
-def compile_steps(parts, numbers, augment, shapes, key, thread):
+def compile_steps(
+  parts: Parts,
+  numbers: Any,
+  augment: Augment,
+  shapes: dict[int, Batch],
+  key: Key[Array, ""],
+  thread: futures.Executor,
+) -> Compiled:
   """Compiles the training step: now for the full batch, in `thread` for a short last one.
 
   parts: `numbers -> (method, tx)`, see `train_step`. Numbers other than 0 and 1 are arguments
@@ -65,7 +79,7 @@ def compile_steps(parts, numbers, augment, shapes, key, thread):
   full, *short = shapes
   place = key.sharding
   state = jax.jit(
-    lambda key: initial_state(*parts(numbers), augment, shapes[full], key),
+    lambda key: initial_state(*parts(numbers), augment=augment, batch=shapes[full], key=key),
     out_shardings=place,
     compiler_options=host.fast_compile_options(),
   )(key)
@@ -87,7 +101,9 @@ def compile_steps(parts, numbers, augment, shapes, key, thread):
   return Compiled(state, functools.partial(steps, given), flops, seconds)
 
 
-def with_arguments(parts, numbers, augment):
+def with_arguments(
+  parts: Parts, numbers: Any, augment: Augment
+) -> tuple[Any, Callable[..., tuple[State, Metrics]]]:
   """(arguments, step(arguments, state, batch, key)): `train_step` with its numbers outside."""
   fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
   given = jax.tree.map(lambda number: None if number in (0, 1) else number, numbers)
@@ -98,23 +114,24 @@ def with_arguments(parts, numbers, augment):
       *(fixed, given),
       is_leaf=lambda number: number is None,
     )
-    return train_step(*parts(numbers), augment, state, batch, key)
+    method, tx = parts(numbers)
+    return train_step(method, tx, augment, state, batch, key)
 
   return given, step
 
 
-def abstract(tree):
+def abstract(tree: PyTree) -> PyTree:
   """The shapes, dtypes and shardings of a tree of arrays, which may then be donated."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
 
 
-def per_image(flops, size):
+def per_image(flops: float | None, size: int) -> float | None:
   return flops and flops / size
 
 
-def flops_of(traced, function, *arguments):
+def flops_of(traced: Any, function: Callable[..., Any], *arguments: Any) -> float | None:
   """FLOPs of a traced program, all devices together; None where JAX cannot tell.
 
   By XLA's cost analysis of what is to be computed, before it is compiled: what a compiler
@@ -122,7 +139,7 @@ def flops_of(traced, function, *arguments):
   puts a sum, because it is lowered as for another platform. Products with a convolution's
   padding do not count. JAX has the analysis for the CPU alone.
   """
-  plain = {"lowering_platforms": ("tpu",)}
+  plain = dict[str, Any](lowering_platforms=("tpu",))
   cost = traced.lower(**plain).cost_analysis()
   if cost is None:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
@@ -131,4 +148,4 @@ def flops_of(traced, function, *arguments):
         cost = jax.jit(function).trace(*shapes).lower(**plain).cost_analysis()
     except RuntimeError:  # JAX_PLATFORMS may leave the CPU out
       return None
-  return cost["flops"]
+  return cost and cost["flops"]

@@ -1,25 +1,44 @@
 """Accuracy and cross-entropy of every reader, padded batches masked."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Key
 
-from okdph_jax.core import Views
+from okdph_jax.core import Batch, Learner, Views
+from okdph_jax.data import Dataset
 from okdph_jax.losses import cross_entropy
+from okdph_jax.methods.protocol import Method
 from okdph_jax.runtime import host
 from okdph_jax.runtime.signals import Interrupted
 from okdph_jax.training.compile import Ahead, abstract
+from okdph_jax.training.step import Augment
 
 EVALUATION_BATCH = 500
 
+Measured = dict[str, dict[str, float]]  # {split: {reader: number}}
+Count = Callable[[Learner, Batch, Bool[Array, " B"], Key[Array, ""]], dict[str, Any]]
 
-def evaluator(dataset, experiment, batch, key, learner, interrupted, thread):
-  """`measure(learner) -> (accuracy, cross-entropy)`, each {split: {reader: number}}.
 
-  batch: `step -> Batch` of training, for methods that look at it before an evaluation.
+def evaluator(
+  dataset: Dataset,
+  experiment: Any,
+  batch: Callable[[int], Batch],
+  key: Key[Array, ""],
+  learner: Learner,
+  interrupted: Callable[[], bool],
+  thread: Executor,
+) -> Callable[[Learner], tuple[Measured, Measured]]:
+  """Builds `measure(learner) -> (accuracy, cross-entropy)`.
+
+  batch: of a training step, for methods that use training data before an evaluation.
   `learner` gives shapes and shardings, for which `thread` compiles. `measure` raises
   `Interrupted` once `interrupted()` holds.
   """
-  place = key.sharding
+  place: Any = key.sharding
   count = Ahead(
     counter(experiment.method, experiment.test_view),
     size_of=lambda learner, batch, mask, key: len(mask),
@@ -62,10 +81,12 @@ def evaluator(dataset, experiment, batch, key, learner, interrupted, thread):
   return measure
 
 
-def counter(method, augment, compiler_options=None):
+def counter(
+  method: Method, augment: Augment, compiler_options: dict[str, Any] | None = None
+) -> Count:
   """Builds `count(learner, batch, mask, key) -> {reader: {"right", "nll"}}`, jitted sums.
 
-  `augment` makes the one test view; `mask` [B] is False at padding.
+  `augment` makes the one test view; `mask` is False at padding.
   """
 
   def count(learner, batch, mask, key):
@@ -82,7 +103,12 @@ def counter(method, augment, compiler_options=None):
   return jax.jit(count, compiler_options=compiler_options)
 
 
-def evaluate(count, learner, batches, key):
+def evaluate(
+  count: Count,
+  learner: Learner,
+  batches: Iterable[tuple[Batch, Bool[Array, " B"]]],
+  key: Key[Array, ""],
+) -> tuple[dict[str, float], dict[str, float]]:
   """({reader: accuracy}, {reader: mean cross-entropy}) over (batch, mask) pairs.
 
   `key` feeds views that draw (the release's noisy test set); batch i folds i into it.

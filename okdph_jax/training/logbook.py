@@ -5,30 +5,35 @@ Plain numbers; TensorFlow is imported where events are written.
 
 import functools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from okdph_jax.runtime import distributed, host
 
 
 class Logbook(AbstractContextManager):
-  """metrics.jsonl, one line per evaluation, and the same numbers as TensorBoard events."""
+  """metrics.jsonl, one line per evaluation, and the same numbers as TensorBoard events.
 
-  def __init__(self, run):
+  run: the `okdph_jax.Run` that it writes for.
+  """
+
+  def __init__(self, run: Any):
     self._run = run
 
   def append(
     self,
     *,
-    step,
-    epoch,
-    learning_rate,
-    losses,
-    accuracy,
-    cross_entropy,
-    seconds,
-    images_per_second,
-    **more,
-  ):
+    step: int,
+    epoch: float,
+    learning_rate: float,
+    losses: Mapping[str, float],
+    accuracy: Mapping[str, Mapping[str, float]],
+    cross_entropy: Mapping[str, Mapping[str, float]],
+    seconds: float,
+    images_per_second: float,
+    **more: Any,
+  ) -> dict[str, Any]:
     """Writes one evaluation and returns it as the line that is now on disk.
 
     Args:
@@ -68,7 +73,7 @@ class Logbook(AbstractContextManager):
       events.close()
 
 
-def best_single(line, singles):
+def best_single(line: Mapping[str, Any], singles: Iterable[str]) -> tuple[float, str]:
   """(accuracy, reader) of the best of `singles` in one line: what the best checkpoint has.
 
   On validation where there is one, else on test; the first of equal readers.
@@ -78,7 +83,16 @@ def best_single(line, singles):
   return accuracy[best], best
 
 
-def result(lines, config, *, singles, students, parameters, version, **more):
+def result(
+  lines: Sequence[Mapping[str, Any]],
+  config: Mapping[str, Any],
+  *,
+  singles: Sequence[str],
+  students: int,
+  parameters: int,
+  version: str,
+  **more: Any,
+) -> dict[str, Any]:
   """The run in one dict, made from its evaluations alone; accuracies are fractions.
 
   The best is the highest over all evaluations, the earliest of equals. "best_single" is

@@ -1,31 +1,47 @@
 """The loop: from the latest checkpoint, or the start, to the last evaluation."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
+from okdph_jax.core import Batch, Learner
+from okdph_jax.data import Dataset
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
-from okdph_jax.training.compile import background, compile_steps
-from okdph_jax.training.evaluate import evaluator
+from okdph_jax.training.compile import Advance, background, compile_steps
+from okdph_jax.training.evaluate import Measured, evaluator
 from okdph_jax.training.progress import Progress, duration
 from okdph_jax.training.step import State
 from okdph_jax.training.timer import StepTimer
 
+if TYPE_CHECKING:  # plain training needs no ml_collections
+  from ml_collections import ConfigDict
+
 PREDICT_AFTER = 20  # steps of a session before it says how long the run will take
 
 
-def train(config, run, dataset, experiment, interrupted, extended):
+def train(
+  config: ConfigDict,
+  run: Any,
+  dataset: Dataset,
+  experiment: Any,
+  interrupted: Callable[[], bool],
+  extended: dict[str, Any],
+) -> float | None:
   """Trains to the end, from the latest checkpoint or the start: FLOPs of a step per image.
 
-  interrupted: `() -> bool`, whether to stop at the next occasion, with a checkpoint and
-    `Interrupted`. extended: entries for the lines of a run that is extended.
+  run: an `okdph_jax.Run`. experiment: what `experiment.build` makes of the config.
+  interrupted: whether to stop as soon as possible, with a checkpoint and `Interrupted`.
+  extended: entries for the lines of a run that is extended.
   """
   mesh = host.mesh(config.devices)
   place = NamedSharding(mesh, PartitionSpec())
@@ -80,15 +96,15 @@ def train(config, run, dataset, experiment, interrupted, extended):
 class Session:
   """What the loop does at its stops; `state` and `step` are where it is."""
 
-  config: Any
+  config: ConfigDict
   run: Any
   experiment: Any
-  extended: dict
-  key: jax.Array
-  batch: Callable  # step -> Batch
-  advance: Callable  # (state, batch, key) -> (state, metrics)
-  measure: Callable  # learner -> (accuracy, cross-entropy), each {split: {reader: number}}
-  interrupted: Callable
+  extended: dict[str, Any]
+  key: Key[Array, ""]
+  batch: Callable[[int], Batch]  # of a step
+  advance: Advance
+  measure: Callable[[Learner], tuple[Measured, Measured]]  # accuracy and cross-entropy
+  interrupted: Callable[[], bool]
   checkpoints: Checkpoints
   book: logbook.Logbook
   progress: Progress
@@ -102,7 +118,7 @@ class Session:
     self._start = self._looked = self.step
     self._stride = 1  # steps to the next look
 
-  def begin(self):
+  def begin(self) -> None:
     """Brings the files to the step of the checkpoint; evaluates it where that is missing."""
     missing = self.step and self.due() and int(self.state.sums["steps"])
     with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
@@ -117,11 +133,11 @@ class Session:
       self.evaluate()
     self.timer.start()
 
-  def due(self):
+  def due(self) -> bool:
     """Whether this is a step to evaluate."""
     return self.step % self._evaluate_every == 0 or self.step == self.experiment.steps
 
-  def next_stop(self):
+  def next_stop(self) -> int:
     """The step to run to: the next look, evaluation, snapshot, or forecast."""
     stops = [self._looked + self._stride, self.experiment.steps]
     for every in filter(None, (self._evaluate_every, self._snapshot_every)):
@@ -130,7 +146,7 @@ class Session:
       stops.append(self._start + PREDICT_AFTER)
     return min(stops)
 
-  def run_to(self, stop):
+  def run_to(self, stop: int) -> None:
     """Dispatches the steps up to `stop`."""
     for step in range(self.step, stop):
       batch = self.batch(step)
@@ -138,8 +154,8 @@ class Session:
       self.timer.count(len(batch.label))
     self.step = stop
 
-  def look(self):
-    """Waits for the steps so far, and says how they went; FloatingPointError where badly."""
+  def look(self) -> None:
+    """Waits for the steps so far and shows the loss; FloatingPointError if it is not finite."""
     means = self.mean_metrics()
     self._looked = self.step
     self.timer.tick()
@@ -151,7 +167,7 @@ class Session:
     if self._snapshot_every and self.step % self._snapshot_every == 0:
       self.keep_snapshot()
 
-  def mean_metrics(self):
+  def mean_metrics(self) -> dict[str, float]:
     """Loss and accuracy, means since the last evaluation, or FloatingPointError."""
     sums, step = self.state.sums, self.step
     loss, accuracy, steps = (float(sums[name]) for name in ("loss", "accuracy", "steps"))
@@ -170,7 +186,7 @@ class Session:
       )
     )
 
-  def forecast(self):
+  def forecast(self) -> None:
     """Says how long the run will take."""
     seconds, steps = self.timer.step_seconds(), self.experiment.steps
     left = steps - self.step
@@ -180,13 +196,13 @@ class Session:
       f"{-(-left // self._evaluate_every)}"
     )
 
-  def stop_if_interrupted(self):
+  def stop_if_interrupted(self) -> None:
     if self.interrupted():
       raise Interrupted(
         f"interrupted: {self.run.path} holds a checkpoint; the same command goes on from there"
       )
 
-  def evaluate(self):
+  def evaluate(self) -> None:
     """Measures, writes the line and its checkpoint, and resets the sums."""
     accuracy, nll = self.measure(self.state.learner)
     sums = {name: float(total) for name, total in self.state.sums.items()}
@@ -206,23 +222,23 @@ class Session:
     self.progress.say(readable(line))
     self.timer.start()
 
-  def save_now_and_then(self):
+  def save_now_and_then(self) -> None:
     """Saves where `config.checkpoint_every_minutes` have passed since the last save."""
     minutes = self.config.checkpoint_every_minutes
     if distributed.broadcast_from_leader(self.timer.minutes_since_save() > minutes):
       self.save()
       self.timer.saved()
 
-  def save(self, accuracy=None):
+  def save(self, accuracy: float | None = None) -> None:
     self.checkpoints.save(self.step, self.state, accuracy)
 
-  def keep_snapshot(self):
+  def keep_snapshot(self) -> None:
     if self.config.snapshots:
       self.run.snapshot(self.step, self.state.learner)
 
 
-def readable(line):
-  """A line of the logbook for the eye."""
+def readable(line: dict[str, Any]) -> str:
+  """An evaluation in one line, as the run prints it."""
   splits = (
     f"{split} " + ", ".join(f"{reader} {value:.4f}" for reader, value in readers.items())
     for split, readers in line["accuracy"].items()

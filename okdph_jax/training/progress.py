@@ -15,7 +15,7 @@ QUIET_SECONDS = 30  # between plain lines
 class Progress(AbstractContextManager):
   """Loss, accuracy, images per second and the time left, from `start` to `total` steps."""
 
-  def __init__(self, start, total):
+  def __init__(self, start: int, total: int):
     shown = sys.stderr.isatty() or "ipykernel" in sys.modules
     self._bar_shown = shown and distributed.is_leader()
     self._start, self._total = start, total
@@ -25,8 +25,10 @@ class Progress(AbstractContextManager):
     self._spoke = time.monotonic()
     self._began = self._spoke
 
-  def update(self, step, *, loss, accuracy, images_per_second):
-    """After some steps: training's loss and accuracy are means since the last evaluation."""
+  def update(
+    self, step: int, *, loss: float, accuracy: float, images_per_second: float
+  ) -> None:
+    """Shows the training loss and accuracy, means since the last evaluation."""
     numbers = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {images_per_second:,.0f} images/s"
     if self._bar_shown:
       self._bar.set_postfix_str(numbers, refresh=False)
@@ -36,7 +38,7 @@ class Progress(AbstractContextManager):
       left = (self._spoke - self._began) / (step - self._start) * (self._total - step)
       self.say(f"step {step}/{self._total}: {numbers}, {duration(left)} left")
 
-  def say(self, line):
+  def say(self, line: str) -> None:
     """A line of its own, above the bar."""
     if self._bar_shown:
       self._bar.write(line)
@@ -47,6 +49,6 @@ class Progress(AbstractContextManager):
     self._bar.close()
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
   """1:02:03 of a number of seconds."""
   return str(datetime.timedelta(seconds=round(seconds)))

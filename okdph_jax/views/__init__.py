@@ -18,8 +18,15 @@ def make(
   specs: V strings, see `spec`; mean, std: one number per channel.
   Images have the axis V where the source has cropped once per view. Image b of view v draws
   from `fold_in(fold_in(key, v), b)`, on any number of devices. The test images are
-  `make(("plain",), mean, std)`. Raises ValueError for a spec that is not a view; `augment`
-  raises it for one that does not fit the size of the images.
+  `make(("plain",), mean, std)`.
+
+      >>> augment = make(("flip", "crop(1)|cutout(3)"), mean=(0.5,), std=(0.25,))
+      >>> augment(jax.random.key(0), jnp.zeros((4, 8, 8, 1), jnp.uint8)).shape
+      (2, 4, 8, 8, 1)
+
+  Raises:
+    ValueError: for a spec that is not a view; `augment` raises it for one that does not fit
+      the size of the images.
   """
   if isinstance(specs, str):
     raise ValueError(f"views are a tuple of specs, one per network: ({specs!r},)")
@@ -40,7 +47,7 @@ def make(
   return augment
 
 
-def check(specs: Sequence[str], image_shape: Sequence[int]):
+def check(specs: Sequence[str], image_shape: Sequence[int]) -> None:
   """A ValueError, in one line, for a view that does not fit images [H, W, C].
 
   Nothing is computed, so that `crop(100000000)` costs no memory.

@@ -116,12 +116,12 @@ def any(*alternatives: Op) -> Op:
   return op
 
 
-def check_integer(name: str, value: int, least: int):
+def check_integer(name: str, value: int, least: int) -> None:
   if isinstance(value, bool) or not isinstance(value, int) or value < least:
     raise ValueError(f"{name} is a whole number >= {least}, not {value!r}")
 
 
-def check_number(name: str, value: float, most: float):
+def check_number(name: str, value: float, most: float) -> None:
   if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
     raise ValueError(f"{name} is a number from 0 to {most}, not {value!r}")
 
