@@ -271,6 +271,29 @@ def test_a_line_without_its_checkpoint_is_written_again(trained, tmp_path, monke
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.parametrize("times, raised", [(1, Interrupted), (2, KeyboardInterrupt)])
+def test_an_interrupted_cell_of_a_notebook_is_run_again(
+  trained, tmp_path, monkeypatch, times, raised
+):
+  """Once: at the next step, with a checkpoint. Twice: at once. Both leave a clean process."""
+  source, asked = trained
+  run, look, handler = Run(tmp_path / "run"), Session.look, signal.getsignal(signal.SIGINT)
+
+  def interrupted(session):
+    look(session)
+    for _ in range(times):
+      signal.raise_signal(signal.SIGINT)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Session, "look", interrupted)
+    with pytest.raises(raised):
+      fit(asked, run.path)
+  assert signal.getsignal(signal.SIGINT) is handler
+  assert not (run.path / "lock").exists()
+  assert (run.path / "latest").exists() == (times == 1)
+  assert fit(asked, run.path).readers == source.readers
+
+
 def test_fit_runs_outside_the_main_thread_and_leaves_signals_alone(trained, tmp_path):
   result, asked = trained
   handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -92,7 +92,7 @@ def copied(run, folder):
   return Run(shutil.copytree(run.path, folder, symlinks=True))
 
 
-def test_a_network_is_loaded_without_its_data(trained, tmp_path):
+def test_a_network_is_loaded_without_its_data(trained, tmp_path, caplog):
   result, config = trained
   dataset = data.load(config)
   images, labels = dataset.test.images, dataset.test.labels
@@ -108,6 +108,7 @@ def test_a_network_is_loaded_without_its_data(trained, tmp_path):
   np.testing.assert_allclose(network.probabilities(images), softmax(logits, -1), rtol=1e-5)
   assert network.predict(images) == [("ant", "bee", "cat")[k] for k in logits.argmax(-1)]
   assert str(run.path) in repr(network) and "step 4 (last)" in repr(network)
+  assert not caplog.records  # Orbax would warn that it only reads
 
 
 def test_validation_chooses_the_checkpoint_and_the_reader(trained):

@@ -110,7 +110,9 @@ def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Re
     with distributed.leader_first():  # another generation reads it
       run.write_result(result)
   print(f"{closing(result)}\nthe run is in {run.path}")
-  return Result(run, result["readers"], result["best_single"], result)
+  finished = run.finished
+  assert finished  # it was written just now
+  return finished
 
 
 def already_finished(config: ConfigDict, run: Run) -> Result | None:
