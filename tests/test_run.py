@@ -124,8 +124,8 @@ def test_validation_chooses_the_checkpoint_and_the_reader(trained):
   assert best["accuracy"]["validation"][reader] == validated(best)
   with pytest.raises(ValueError, match="best-test: it chose on its validation split"):
     result.run.network(which="best-test", network=OWN)
-  with pytest.raises(ValueError, match="no single network 'ensemble'"):
-    result.run.network("ensemble", network=OWN)
+  with pytest.raises(ValueError, match="no single network 'fused'"):
+    result.run.network("fused", network=OWN)
 
 
 def test_odd_numbers_of_images_do_not_compile_again(trained, monkeypatch):

@@ -100,7 +100,6 @@ def test_a_teacher_that_cannot_be_is_told_in_one_line(finished, tmp_path, capsys
     ("/nowhere", ["there is no folder /nowhere"]),
     (f"{tmp_path}/begun", ["is not finished", "no result.json"]),
     (f"{run}:leader", ["no single network 'leader'", "student_0, student_1, hybrid, center"]),
-    (f"{run}:ensemble", ["no single network 'ensemble'"]),
     (f"{run}@best-validation", ["no validation split", "best-test or last"]),
     (
       f"{run}:hybrid@first",
