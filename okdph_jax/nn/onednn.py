@@ -149,8 +149,12 @@ def convolve(a, b, *, target, shape, geometry, stacked):
 
 
 def _threads():
-  """OpenMP threads per call: each host device has a thread of its own already."""
-  return max(1, host.cores() // jax.local_device_count("cpu"))
+  """OpenMP threads per call: each host device has a thread of its own already.
+
+  Their number changes bits, so the devices of a pod's other processes count too: a pod computes
+  what one process with all its devices does.
+  """
+  return max(1, host.cores() // jax.device_count("cpu"))
 
 
 def _on_one_device(a, b, target, shape, geometry, stacked):
