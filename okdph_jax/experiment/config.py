@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
+from okdph_jax.run import MAY_DIFFER
 
 PACKAGE = Path(__file__).parents[1]
 GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
@@ -234,7 +235,8 @@ def run_name(spec: str, overrides: Overrides = ()) -> str:
   """A readable folder for the run: "cifar10-okdph-resnet32-seed42-epochs60".
 
   It names the config's parts, the seed, and the options that differ from the config's own;
-  where these are long, a digest of them. The same command has the same name.
+  where these are long, a digest of them. The same command has the same name, also with other
+  options that change no number.
   """
   import hashlib
 
@@ -253,7 +255,8 @@ def run_name(spec: str, overrides: Overrides = ()) -> str:
   if not template:
     parts += [file.argument] if file.argument else [own["method.name"], own["network"]]
   parts.append(f"seed{config['seed']}")
-  changed = {k: v for k, v in config.items() if k != "seed" and own.get(k) != v}
+  named = MAY_DIFFER | {"seed"} | template.keys() & {"network"}
+  changed = {k: v for k, v in config.items() if k not in named and own.get(k) != v}
   text = [f"{name.rpartition('.')[2]}{value}" for name, value in sorted(changed.items())]
   if len("-".join(text)) > 48 or not all(re.fullmatch(r"[\w.+-]+", part) for part in text):
     text = [hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]]

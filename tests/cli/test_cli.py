@@ -167,7 +167,8 @@ def test_views_of_ones_own_go_with_any_number_of_students():
       {"method.omega": "0.5", "epochs": "60"},
       "cifar10-okdph-resnet32-seed42-epochs60-omega0.5",
     ),
-    ("cifar10:dml", {"network": "vgg8"}, "cifar10-dml-vgg8-seed42-networkvgg8"),
+    ("cifar10:dml", {"network": "vgg8"}, "cifar10-dml-vgg8-seed42"),
+    ("cifar10", {"checkpoint_every_minutes": "1.0"}, "cifar10-okdph-resnet32-seed42"),
     ("cifar10", {"epochs": "300"}, "cifar10-okdph-resnet32-seed42"),
   ],
 )
