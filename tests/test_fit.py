@@ -234,6 +234,19 @@ def test_a_teacher_of_other_images_is_said(trained, images, tmp_path, capsys):
   assert lines == [False, True]
 
 
+def test_other_libraries_and_machines_are_said(trained, tmp_path, capsys):
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+  run.reopen()
+  record = run.record
+  record["environment"]["versions"]["optax"] = "0.0.1"
+  record["environment"]["cores"] = 400
+  (run.path / "config.json").write_text(json.dumps(record))
+  assert fit(asked, run.path).readers == source.readers
+  (line,) = [x for x in capsys.readouterr().out.splitlines() if "has changed" in x]
+  assert "cores: 400 -> " in line and "optax: 0.0.1 -> " in line and "jax" not in line
+
+
 class Killed(BaseException):
   """In place of kill -9."""
 

@@ -141,7 +141,7 @@ def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
   record = run.record
   if record is None:
     return
-  there, was, here = run.require_config(), record["environment"], environment()
+  there = run.require_config()
   if planned and run.result and resolved["epochs"] > there["epochs"]:
     there["epochs"] = resolved["epochs"]
   if different := differing(there, resolved):
@@ -149,10 +149,22 @@ def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
       f"{run.path} holds a run of another config ({'; '.join(different)}); "
       "take that config again, or another --workdir"
     )
+  say_what_moved(record["environment"], environment())
+
+
+def say_what_moved(was: dict[str, Any], here: dict[str, Any]) -> None:
+  """One line where a run goes on with other devices or other versions of libraries."""
   was = {"convolutions": "XLA"} | was
-  names = "devices", "cores", "convolutions"
-  if moved := [f"{n}: {was[n]} -> {here[n]}" for n in names if was[n] != here[n]]:
-    print(f"the machine has changed ({', '.join(moved)}): results may differ in the last bits")
+  names = "python", "device", "devices", "cores", "convolutions"
+  moved = [f"{n}: {was[n]} -> {here[n]}" for n in names if n in was and was[n] != here[n]]
+  for name, version in here["versions"].items():
+    before = was.get("versions", {}).get(name, version)
+    moved += [f"{name}: {before} -> {version}"] * (before != version)
+  if moved:
+    print(
+      f"the machine or its software has changed ({', '.join(moved)}): results may differ in "
+      "the last bits"
+    )
 
 
 def same_data(run: Run, fingerprint: dict[str, dict[str, Any]]) -> None:

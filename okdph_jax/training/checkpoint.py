@@ -1,16 +1,20 @@
 """States on disk: the latest, one before it, and the best, through Orbax."""
 
+import contextlib
+import hashlib
 import json
+import logging
 import os
 import shutil
-from contextlib import AbstractContextManager, suppress
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from okdph_jax.core import Learner
@@ -18,13 +22,15 @@ from okdph_jax.errors import one_line
 from okdph_jax.runtime import distributed
 
 ITEM = "state"
+LATE_READS = ("Event loop is closed", "Encountered error while reading")  # tensorstore's errors
 
 
 class Checkpoints(AbstractContextManager):
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-  The latest two are kept, so that one that cannot be read costs time and not the run, and the
-  one with the highest accuracy, the earliest of equals. The links `workdir/latest` and
+  The latest two are kept, so that a damaged one costs time and not the run, and the one with
+  the highest accuracy, the earliest of equals. Each has a digest of its numbers, which finds
+  the bits that a disk has changed. The links `workdir/latest` and
   `workdir/best` lead to their arrays. Saves between evaluations go on in the background:
   leave the `with` block, or call `close`, before the process ends.
   """
@@ -48,7 +54,8 @@ class Checkpoints(AbstractContextManager):
       _discard_torn(directory)
     # Without a name for the item, Orbax guesses the layout from the latest directory, and one
     # that is damaged makes all of them unreadable.
-    self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+    with _quiet():
+      self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
 
   def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
     """Starts to save `state` as of `step`; the caller may donate its buffers at once.
@@ -63,38 +70,40 @@ class Checkpoints(AbstractContextManager):
       if accuracy is None or self._accuracy(step) is not None:
         return
       self._manager.delete(step)  # Orbax refuses to overwrite
+    state = _on_host(state)
     metrics = {"accuracy": None if accuracy is None else float(accuracy), "step": step}
-    args = ocp.args.Composite(**{ITEM: ocp.args.StandardSave(_on_host(state))})
+    metrics["digest"] = digest(state, metrics)
+    args = ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)})
     self._manager.save(step, args=args, metrics=metrics, force=True)
     if accuracy is not None:
       self._wait()
 
   def restore(self, state: Any) -> Any:
-    """The latest state on disk that can be read, or None where there is none.
+    """The latest whole state on disk, or None where there is none.
 
     `state` gives structure, dtypes and shardings; its values do not matter. Later
-    checkpoints that cannot be read are deleted, once an earlier one has been.
+    checkpoints, which are damaged, are deleted once it has been read.
 
     Raises:
       ValueError: there are checkpoints and none of them can be read into `state`.
     """
     self._wait()
-    unreadable = {}
+    damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._read(step, state)
       except Exception as error:  # Orbax, tensorstore and zlib each raise their own
-        unreadable[step] = error
+        damaged[step] = error
         continue
-      for later in unreadable:
-        print(f"checkpoint of step {later} cannot be read: deleted, going on from {step}")
+      for later in damaged:
+        print(f"checkpoint of step {later} is damaged: deleted, going on from {step}")
         self._manager.delete(later)
       return restored
-    if unreadable:
-      step, error = next(iter(unreadable.items()))
+    if damaged:
+      step, error = next(iter(damaged.items()))
       raise ValueError(
         f"no checkpoint in {self._manager.directory} fits this run; of steps "
-        f"{sorted(unreadable)} the latest says: {one_line(error)}; use another --workdir"
+        f"{sorted(damaged)} the latest says: {one_line(error)}; use another --workdir"
       )
     return None
 
@@ -135,18 +144,61 @@ class Checkpoints(AbstractContextManager):
 
   def _read(self, step, state):
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(state))
-    args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(target)})
-    return jax.tree.map(_with_key, self._manager.restore(step, args=args)[ITEM], state)
+    restored = _restored(self._manager, step, ocp.args.StandardRestore(target))
+    return jax.tree.map(_with_key, restored, state)
+
+
+def digest(state: Any, metrics: Any) -> str:
+  """A digest of what a checkpoint holds; `state` as `_on_host` gives it."""
+  found = hashlib.blake2b(repr([metrics["accuracy"], metrics["step"]]).encode(), digest_size=16)
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  for name, leaf in sorted(named.items()):
+    found.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+    found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+  return found.hexdigest()
+
+
+def _restored(manager, step, how):
+  """The state of a checkpoint, whose digest is compared; earlier versions saved none."""
+  with _quiet():
+    state = manager.restore(step, args=ocp.args.Composite(**{ITEM: how}))[ITEM]
+    metrics = manager.metrics(step) or {}
+    if "digest" in metrics and metrics["digest"] != digest(jax.device_get(state), metrics):
+      raise ValueError("its numbers are not those that were saved")
+  return state
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Nothing is logged: on a damaged file Orbax and tensorstore write pages, we one line."""
+  hook, disabled = sys.unraisablehook, logging.root.manager.disable
+
+  def but_for_late_reads(unraisable):
+    if not str(unraisable.exc_value).startswith(LATE_READS):
+      hook(unraisable)
+
+  sys.unraisablehook = but_for_late_reads
+  logging.disable()
+  try:
+    yield
+    sys.unraisablehook = hook
+  except Exception:  # other reads of the checkpoint fail later: the hook stays
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    raise
+  finally:
+    logging.disable(disabled)
 
 
 def _discard_torn(directory):
-  """Deletes checkpoints whose metrics a power cut tore: Orbax would not open beside them."""
+  """Deletes checkpoints whose metrics are damaged: Orbax would not open beside them."""
   for file in directory.glob("*/metrics/metrics"):
     try:
-      json.loads(file.read_bytes())
-    except ValueError:
+      metrics = json.loads(file.read_bytes())
+      _ = metrics["step"] + (metrics["accuracy"] or 0.0)
+    except (ValueError, TypeError, KeyError):
       checkpoint = file.parent.parent
-      print(f"checkpoint of step {checkpoint.name} cannot be read: deleted")
+      print(f"checkpoint of step {checkpoint.name} is damaged: deleted")
       shutil.rmtree(checkpoint)
 
 
@@ -154,7 +206,7 @@ def _link(path, target):
   """Makes `path` a link to `target`, replacing the one that is there in one step."""
   if path.is_symlink() and os.readlink(path) == target:
     return
-  with suppress(OSError):  # a file system without links does without
+  with contextlib.suppress(OSError):  # a file system without links does without
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.symlink_to(target)
     temporary.replace(path)
@@ -178,8 +230,7 @@ def learner_at(workdir: str | os.PathLike[str], step: int) -> Learner:
   """
   try:
     with _opened(workdir) as manager:
-      args = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore()})
-      return Learner(**manager.restore(step, args=args)[ITEM]["learner"])
+      return Learner(**_restored(manager, step, ocp.args.StandardRestore())["learner"])
   except Exception as error:  # Orbax, tensorstore and zlib each raise their own
     raise ValueError(
       f"the checkpoint of step {step} in {workdir} cannot be read: {one_line(error)}"
@@ -191,13 +242,12 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
   directory = Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
     raise ValueError(f"{workdir} has no checkpoints")
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # else Orbax warns three times that it only reads
   try:
-    options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
-    return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
-  finally:
-    logging.set_verbosity(verbosity)
+    with _quiet():  # Orbax warns three times that it only reads
+      options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
+      return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+  except Exception as error:  # of damaged metrics
+    raise ValueError(f"the checkpoints of {workdir} cannot be read: {one_line(error)}") from error
 
 
 def snapshot(directory: str | os.PathLike[str], learner: Learner) -> None:

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from okdph_jax.core import Learner
-from okdph_jax.training.checkpoint import Checkpoints
+from okdph_jax.training.checkpoint import Checkpoints, learner_at
 
 TX = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9), optax.scale(-0.1))
 
@@ -138,19 +138,56 @@ def empty(checkpoint):
   checkpoint.mkdir()
 
 
-@pytest.mark.parametrize("harm", [damage, damage_arrays, halve, empty])
-def test_a_damaged_latest_checkpoint_costs_time_and_not_the_run(tmp_path, harm, capsys):
+def flip_a_bit(checkpoint):
+  """In the largest file, which holds the large arrays."""
+  file = max(checkpoint.rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 4
+  file.write_bytes(data)
+
+
+def reshape_metrics(checkpoint):
+  file = checkpoint / "metrics" / "metrics"
+  file.write_text(file.read_text().replace("0.3", "[0.3]"))
+
+
+def raise_accuracy(checkpoint):
+  file = checkpoint / "metrics" / "metrics"
+  file.write_text(file.read_text().replace("0.3", "0.7"))
+
+
+HARMS = [damage, damage_arrays, halve, empty, flip_a_bit, reshape_metrics, raise_accuracy]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_latest_checkpoint_costs_time_and_not_the_run(tmp_path, harm, capfd):
+  wide = partial(start, width=20_000)
   with Checkpoints(tmp_path) as checkpoints:
     for step in (1, 2, 3):
-      checkpoints.save(step, advanced(start(), step), accuracy=step / 10)
+      checkpoints.save(step, advanced(wide(), step), accuracy=step / 10)
   harm(tmp_path / "checkpoints" / "3")
+  with pytest.raises(ValueError, match="cannot be read") as error:
+    learner_at(tmp_path, 3)
+  assert "\n" not in str(error.value)
   with Checkpoints(tmp_path) as checkpoints:
-    assert_same_bits(checkpoints.restore(start()), advanced(start(), 2))
-    assert "step 3 cannot be read" in capsys.readouterr().out
-    checkpoints.save(3, advanced(start(), 3), accuracy=0.05)
+    assert_same_bits(checkpoints.restore(wide()), advanced(wide(), 2))
+    out, err = capfd.readouterr()
+    assert "step 3 is damaged: deleted" in out and out.count("\n") == 1 and not err
+    checkpoints.save(3, advanced(wide(), 3), accuracy=0.05)
     assert checkpoints.best_step == 2
   with Checkpoints(tmp_path) as checkpoints:
-    assert_same_bits(checkpoints.restore(start()), advanced(start(), 3))
+    assert_same_bits(checkpoints.restore(wide()), advanced(wide(), 3))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digest(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, advanced(start(), 1), accuracy=0.5)
+  (metrics := tmp_path / "checkpoints/1/metrics/metrics").write_text(
+    '{"accuracy": 0.5, "step": 1}'
+  )
+  with Checkpoints(tmp_path) as checkpoints:
+    assert_same_bits(checkpoints.restore(start()), advanced(start(), 1))
+  assert learner_at(tmp_path, 1) and "digest" not in metrics.read_text()
 
 
 def test_a_state_of_another_shape_is_refused_and_nothing_is_lost(tmp_path):
@@ -165,7 +202,7 @@ def test_a_state_of_another_shape_is_refused_and_nothing_is_lost(tmp_path):
 
 KILLED = """
 import sys, jax.numpy as jnp
-from okdph_jax.training.checkpoint import Checkpoints
+from okdph_jax.training.checkpoint import Checkpoints, learner_at
 state = {f"w{i}": jnp.zeros((300, 1000)) for i in range(20)}
 with Checkpoints(sys.argv[1]) as checkpoints:
   for step in range(1, 1000):
