@@ -24,7 +24,7 @@ import time
 
 from tabulate import tabulate
 
-from okdph_jax.runtime import host
+from okdph_jax.runtime import host, memory
 
 VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
 CONVOLUTIONS = {"okdph_jax_bfloat16": "onednn-bfloat16", "okdph_jax_xla": "xla"}
@@ -200,7 +200,7 @@ def torch_parts(args):
 
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
-  host.use_huge_pages()
+  memory.use_huge_pages()
   host.configure(batch=args.batch)
   import jax
   import numpy as np

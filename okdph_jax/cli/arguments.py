@@ -76,6 +76,9 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     except BrokenPipeError:  # `okdph ... | head`
       sys.stderr.close()
       return 0
+    except KeyboardInterrupt:
+      print("okdph_jax: interrupted", file=sys.stderr)
+      return 130
     except (ValueError, OSError) as error:
       print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
       return 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from okdph_jax.cli.arguments import Parser, command, split_options
 from okdph_jax.errors import one_line
+from okdph_jax.runtime import memory, signals
 
 if TYPE_CHECKING:  # a misspelt flag needs no config
   from ml_collections import ConfigDict
@@ -98,14 +99,13 @@ def main(arguments: list[str]) -> int:
 def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
   from okdph_jax.experiment.fit import fit  # JAX comes with it: a misspelt flag needs no JAX
   from okdph_jax.runtime import distributed
-  from okdph_jax.runtime.signals import Interrupted
 
   try:
     if flags.pod:
       distributed.join()
     fit(config, flags.workdir)
     return 0
-  except Interrupted as stopped:
+  except signals.Interrupted as stopped:
     if distributed.is_leader():
       print(stopped)
     return 75
@@ -136,9 +136,9 @@ def at_run_time(error: RuntimeError, pod: bool) -> str | None:
 def program(arguments: list[str]) -> NoReturn:
   """Trains and ends this process with the exit code."""
   if not {"-h", "--help", "--print-config"} & set(arguments):
-    from okdph_jax.runtime import host
-
-    host.use_huge_pages()
+    signals.hold()
+    memory.use_huge_pages()
+    signals.listen()
   code = main(arguments)
   if code in (1, 2) and "jax" in sys.modules:
     from okdph_jax.runtime import distributed

@@ -15,7 +15,7 @@ from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
 from okdph_jax.run import Result, Run, differing
 from okdph_jax.runtime import distributed, host
-from okdph_jax.runtime.signals import interruptible
+from okdph_jax.runtime.signals import interruptible, stop_before_the_first_step
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import train
 
@@ -43,6 +43,7 @@ def fit(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> Result:
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
       raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
     with distributed.only_leader_prints():
+      stop_before_the_first_step(interrupted)
       for one, folder in generations(config, workdir):
         result = run_one(one, Run(folder), interrupted)
   return result
@@ -79,6 +80,7 @@ def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Re
   with run.locked():
     with distributed.leader_first():  # it may have to prepare them
       dataset = data.load(config)
+    stop_before_the_first_step(interrupted)
     planned = planned_epochs(config, run)
     experiment = build(config, dataset, planned)
     resolved = resolve(config, run.path, dataset)

@@ -152,7 +152,9 @@ def digest(state: Any, metrics: Any) -> str:
   """A digest of what a checkpoint holds; `state` as `_on_host` gives it."""
   found = hashlib.blake2b(repr([metrics["accuracy"], metrics["step"]]).encode(), digest_size=16)
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  named = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
+  }
   for name, leaf in sorted(named.items()):
     found.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
     found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
@@ -247,7 +249,9 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
       options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
       return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
   except Exception as error:  # of damaged metrics
-    raise ValueError(f"the checkpoints of {workdir} cannot be read: {one_line(error)}") from error
+    raise ValueError(
+      f"the checkpoints of {workdir} cannot be read: {one_line(error)}"
+    ) from error
 
 
 def snapshot(directory: str | os.PathLike[str], learner: Learner) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from okdph_jax.core import Batch, Learner
 from okdph_jax.data import Dataset
 from okdph_jax.runtime import distributed, host
-from okdph_jax.runtime.signals import Interrupted
+from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
 from okdph_jax.training.compile import Advance, background, compile_steps
@@ -57,6 +57,7 @@ def train(
     program = experiment.parts, experiment.numbers, experiment.augment
     compiled = compile_steps(*program, shapes, key, thread)
     print(f"compiled in {compiled.seconds:.1f} s", flush=True)
+    stop_before_the_first_step(interrupted)
     state = checkpoints.restore(compiled.state) or compiled.state
     step = int(state.step)
     with Progress(step, experiment.steps) as progress:

@@ -230,6 +230,24 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
   assert "cannot write to --workdir" in said and said.count("\n") == 1
 
 
+EARLY = """
+import os, signal, sys
+from okdph_jax.cli import train
+from okdph_jax.runtime import signals
+signals.hold()
+os.kill(os.getpid(), signal.SIGTERM)
+train.program(["--config=digits", f"--workdir={sys.argv[1]}"])
+"""
+
+
+def test_a_signal_before_jax_is_imported_stops_before_the_run_begins(tmp_path):
+  command = [sys.executable, "-c", EARLY, str(tmp_path / "run")]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 75 and "interrupted before a step" in done.stdout, done.stderr
+  assert done.stderr.count("\n") == 1 and "SIGTERM: stopping" in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
   tmp_path, environment
 ):

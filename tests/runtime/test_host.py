@@ -14,7 +14,11 @@ ON_CPU = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
 def python(code, **settings):
-  command = [sys.executable, "-c", "import jax; from okdph_jax.runtime import host\n" + code]
+  command = [
+    sys.executable,
+    "-c",
+    "import jax; from okdph_jax.runtime import host, memory\n" + code,
+  ]
   done = subprocess.run(command, env=ON_CPU | settings, capture_output=True, text=True)
   assert not done.returncode, done.stderr
   return done.stdout.split()
@@ -49,7 +53,7 @@ def test_impossible_requests_are_refused_in_one_line(ask, words):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_huge_pages_start_the_program_once_more_in_the_same_process():
-  code = "import os; print(os.getpid(), flush=True); host.use_huge_pages(); "
+  code = "import os; print(os.getpid(), flush=True); memory.use_huge_pages(); "
   code += "print(os.environ['GLIBC_TUNABLES'])"
   first, second, tunables = python(code, GLIBC_TUNABLES="glibc.malloc.check=0")
   assert first == second and tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
