@@ -31,6 +31,7 @@ MAY_DIFFER = {"data.dir", "checkpoint_every_minutes"}
 
 # Options that runs of earlier versions lack, with the value that those runs had.
 ADDED = {"network_options": {}, "init_from": "", "teacher_network": "", "test_view": "plain"}
+ADDED_DATA = {"seed": 42}
 
 
 class Result(NamedTuple):
@@ -79,7 +80,7 @@ class Run:
   def config(self) -> dict[str, Any] | None:
     """The resolved config as plain data, or None before the run has started."""
     record = self.record
-    return record and ADDED | record["config"]
+    return record and completed(record["config"])
 
   def require_config(self) -> dict[str, Any]:
     """`config`, or a ValueError in one line where there is no run."""
@@ -367,7 +368,7 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   Keys are flattened ("data.fraction"); those of `MAY_DIFFER` are ignored, and tuples equal
   lists, because JSON knows no tuples. A single view equals as many of it as there are networks.
   """
-  old, new = flat(ADDED | old), flat(ADDED | new)
+  old, new = flat(completed(old)), flat(completed(new))
   for config in (old, new):
     if len(set(config.get("views", ()))) == 1:
       config["views"] = config["views"][:1]
@@ -381,6 +382,11 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for key in keys
     if show(old, key) != show(new, key)
   ]
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config with the options that runs of its version did not have yet."""
+  return {**ADDED, **config, "data": ADDED_DATA | config.get("data", {})}
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

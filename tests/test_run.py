@@ -48,6 +48,8 @@ def test_config_comes_back_and_only_what_matters_differs(tmp_path):
   old = Run(tmp_path).record
   assert old["environment"] == {"jax": "0.10"}
   assert differing(old["config"], OLD) == []  # () became []
+  assert differing(OLD, OLD | {"data": OLD["data"] | {"seed": 42}}) == []
+  assert differing(OLD, OLD | {"data": OLD["data"] | {"seed": 7}}) == ["data.seed: 42 -> 7"]
   new = OLD | {
     "data": {"name": "digits", "dir": "/elsewhere"},
     "checkpoint_every_minutes": 1.0,

@@ -86,9 +86,10 @@ def load(config: ConfigDict) -> Dataset:
   config.data: `name` ("digits", "folder", "arrays", or a TFDS name), `dir`, `train` and
   `test` (names of splits; TFDS split syntax for datasets by name, else `test` may be a
   percentage of each class in `train`, "20%"), `validation` (images held out of training,
-  next), `fraction` and `replacement` (then a part of each class). For TFDS and folders also,
-  where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded images; a
-  larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image).
+  next), `fraction` and `replacement` (then a part of each class), and `seed` (of these two
+  draws). For TFDS and folders also, where given: `image_size` (None: as they are),
+  `memory_limit` (bytes of decoded images; a larger dataset is streamed) and `corrupt` ("stop"
+  or "skip" a corrupt image).
 
       >>> digits = load(load_config("digits"))
       >>> len(digits.train), len(digits.test), digits.image_shape, digits.classes
@@ -116,8 +117,10 @@ def load(config: ConfigDict) -> Dataset:
       f"data.validation={data.validation} leaves none of {len(train)} images to train on"
     )
   mean, std, origin = normalisation(data.name, train)
-  kept, held = hold_out(len(train), data.validation)
-  kept = kept[subset(train.labels[kept], classes, data.fraction, data.replacement)]
+  seed = option(data, "seed")
+  kept, held = hold_out(len(train), data.validation, seed)
+  part = subset(train.labels[kept], classes, data.fraction, data.replacement, seed)
+  kept = kept[part]
   return Dataset(
     name=data.name,
     place=source.place,
@@ -197,7 +200,7 @@ def draw_test(
   """Which images train and which test: two ascending int arrays.
 
   Of each class the part `part`, at least one image, is drawn to test, without replacement
-  and the same for every `config.seed`.
+  and the same for every `config.seed` and `config.data.seed`: all runs test on the same images.
   """
   generator, test = np.random.RandomState(SEED), np.zeros(len(labels), bool)
   for label in np.unique(labels):
@@ -213,25 +216,29 @@ def draw_test(
 
 
 def hold_out(
-  size: int, validation: int
+  size: int, validation: int, seed: int = SEED
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
   """Which of `size` images train and which validate: two ascending int arrays.
 
-  A uniform draw without replacement, the same for every `config.seed`: so runs differ in
-  training only, and no teacher from another run has seen the validation images.
+  A uniform draw without replacement by `config.data.seed`, not by `config.seed`: so runs on
+  one draw differ in training only, and no teacher among them has seen the validation images.
   """
-  order = np.random.RandomState(SEED).permutation(size)
+  order = np.random.RandomState(seed).permutation(size)
   return np.sort(order[validation:]), np.sort(order[:validation])
 
 
 def subset(
-  labels: Int32[np.ndarray, " N"], classes: int, fraction: float, replacement: bool
+  labels: Int32[np.ndarray, " N"],
+  classes: int,
+  fraction: float,
+  replacement: bool,
+  seed: int = SEED,
 ) -> Int[np.ndarray, " n"]:
   """Indices of `fraction` of each class's images.
 
   Class by class in order of first appearance, from one legacy NumPy generator. With
-  `replacement` this is the recipe of the paper's release (499 distinct images of 500 for
-  1 % of CIFAR-10); without it no image comes twice. A fraction of 1 is all, in order.
+  `replacement` and the seed 42 these are the images of the paper's release (499 distinct of
+  500 for 1 % of CIFAR-10); without replacement none comes twice. 1 is all, in order.
   """
   if fraction == 1:
     return np.arange(len(labels))
@@ -240,7 +247,7 @@ def subset(
       f"data.fraction={fraction} of each class needs the labels, which a streamed TFDS dataset "
       "has in its records; take a part with TFDS's syntax, e.g. data.train='train[:10%]'"
     )
-  generator = np.random.RandomState(SEED)
+  generator = np.random.RandomState(seed)
   chosen = []
   for label in _by_appearance(labels):
     members = np.flatnonzero(labels == label)

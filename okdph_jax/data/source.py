@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from okdph_jax.data.split import Split, StreamedSplit
+from okdph_jax.data.split import SEED, Split, StreamedSplit
 from okdph_jax.data.stream import Pictures, Store
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Source(NamedTuple):
   validation: Split | None = None
 
 
-_DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop"}
+_DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop", "seed": SEED}
 
 
 def option(data: ConfigDict, name: str) -> Any:

@@ -13,7 +13,7 @@ from okdph_jax import data
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
-from okdph_jax.run import Result, Run, differing
+from okdph_jax.run import Result, Run, completed, differing
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import interruptible, stop_before_the_first_step
 from okdph_jax.training import logbook
@@ -122,7 +122,7 @@ def already_finished(config: ConfigDict, run: Run) -> Result | None:
   finished = run.finished
   if not finished:
     return None
-  there, asked = finished.numbers["config"], resolve(config, run.path)
+  there, asked = completed(finished.numbers["config"]), resolve(config, run.path)
   as_asked = {name: there["data"].get(name) for name in asked["data"]}  # nothing measured
   return None if differing(there | {"data": as_asked}, asked) else finished
 

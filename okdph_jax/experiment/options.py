@@ -45,6 +45,14 @@ OPTIONS = (
   Option(
     "data.validation", int, 0, "[0, 1000000000]", "training images held out to validate", PAPER
   ),
+  Option(
+    "data.seed",
+    int,
+    42,
+    "[0, 4294967295]",
+    "of these two draws; `seed` leaves them alone",
+    RELEASE,
+  ),
   Option("data.image_size", int, None, "[1, 4096]", "resize images to squares of this side"),
   Option(
     "data.memory_limit", int, 4 * 2**30, "[0, 1e15]", "bytes; larger datasets are streamed"

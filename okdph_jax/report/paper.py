@@ -219,7 +219,8 @@ def _trained_alike(config):
   training: dict[str, Any] = settings.IMAGENET_TRAINING if imagenet else settings.CIFAR_TRAINING
   training = training | {"milestones": list(training["milestones"])}
   whole = data.get("train", "train") == "train" and not data.get("validation")
-  drawn = data.get("fraction", 1.0) == 1 or data.get("replacement", False)
+  its_draw = data.get("replacement", False) and data.get("seed", 42) == 42
+  drawn = data.get("fraction", 1.0) == 1 or its_draw
   alike = {name: config.get(name) for name in training}
   alike["milestones"] = list(alike["milestones"] or ())
   return alike == training and whole and drawn and not config.get("init_from")

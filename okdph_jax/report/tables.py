@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, flat
+from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, completed, flat
 
 # Runs that differ in these alone are the same experiment.
 NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
@@ -115,7 +115,7 @@ def group(result: Result) -> Group:
 
 def variant(result: Result) -> tuple[tuple[str, str], ...]:
   """What tells one experiment from another: ((key, value as JSON), ...)."""
-  config = flat(result["config"])
+  config = flat(completed(result["config"]))
   return tuple(
     (key, json.dumps(value))
     for key, value in sorted(config.items())

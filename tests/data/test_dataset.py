@@ -177,6 +177,24 @@ def test_validation_is_held_out_first_and_is_the_same_for_every_seed(npz, arrays
   np.testing.assert_array_equal(dataset.validation.images, data.load(other).validation.images)
 
 
+def test_another_data_seed_is_another_draw_for_every_seed(npz):
+  options = dict(dir=npz(), validation=12, fraction=0.5, replacement=True)
+  first, same, other = (
+    data.load(config(**options, **s)) for s in ({}, {"seed": 42}, {"seed": 7})
+  )
+  assert first.fingerprint() == same.fingerprint()
+  for split in ("train", "validation"):
+    assert first.fingerprint()[split] != other.fingerprint()[split]
+  assert first.fingerprint()["test"] == other.fingerprint()["test"]
+  trained, held = (
+    {image.tobytes() for image in x.images} for x in (other.train, other.validation)
+  )
+  assert not trained & held
+  again = config(**options, seed=7)
+  again.seed = 1
+  assert data.load(again).fingerprint() == other.fingerprint()
+
+
 def test_subsets_take_a_part_of_each_class():
   labels = np.repeat([2, 0, 1], [40, 30, 25])
   chosen = subset(labels, 3, 0.2, replacement=False)
@@ -238,6 +256,23 @@ def test_cifar10_by_name():
   first = np.asarray(Image.open(io.BytesIO(found.images[0])))
   np.testing.assert_array_equal(dataset.train.images[0], first)
   assert "tst" in refusal(name="cifar10", test="tst")
+
+
+# Digests of the images that the index files of the paper's release name, in their order.
+DRAWN = {
+  "cifar10": {0.1: "be680a739d89c4a9", 0.01: "7adff11deb2e73a3"},
+  "cifar100": {0.1: "82142d7d5dce26d8", 0.01: "6c136567d4c9feb6"},
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_images_that_the_paper_s_release_drew(name):
+  if not (pathlib.Path.home() / f"tensorflow_datasets/{name}/3.0.2/dataset_info.json").exists():
+    pytest.skip(f"{name} is not prepared in ~/tensorflow_datasets")
+  dataset = data.load(config(name=name, test="test[:100]"))
+  for fraction, digest in DRAWN[name].items():
+    chosen = subset(dataset.train.labels, dataset.classes, fraction, replacement=True)
+    assert dataset.train[chosen].fingerprint()["digest"] == digest
 
 
 def test_names_that_do_not_exist_or_are_no_images():
