@@ -4,8 +4,9 @@
 
 The argument is METHOD,NETWORK,DATASET,FRACTION, okdph,resnet32,cifar10,0.01 by default. The
 subset is the release's: drawn per class with replacement. `--config.data.seed=1` draws other
-images: the replicates of a comparison, in which all methods see the images of a draw. Expected on cifar10 (paper, best of
-300 epochs and of students and hybrid): resnet32 81.95 % at 0.1, 44.14 % at 0.01.
+images: the replicates of a comparison, in which all methods see the images of a draw. Expected
+on cifar10 (paper, best of 300 epochs and of students and hybrid): resnet32 81.95 % at 0.1,
+44.14 % at 0.01.
 """
 
 from okdph_jax.experiment import paper
