@@ -13,6 +13,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # they import JAX
   from okdph_jax.training.checkpoint import Checkpoints
 
 CONFIG, METRICS, RESULT, LOCK = "config.json", "metrics.jsonl", "result.json", "lock"
+ERROR, LOG = "error.txt", "log.txt"
 
 LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-test")
 
@@ -132,6 +134,25 @@ class Run:
       return None
     return Result(self, result["readers"], result["best_single"], result)
 
+  @property
+  def failure(self) -> str | None:
+    """Why the run failed, in one line, or None; gone as soon as it goes on."""
+    path = self.path / ERROR
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+  @property
+  def holder(self) -> str | None:
+    """Who writes to the run now, "process 123 on host", or None."""
+    try:
+      with open(self.path / LOCK, encoding="utf-8") as file:
+        try:
+          fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+          return file.read().strip() or "another process"
+    except OSError:  # there is no lock, or a file system without locks
+      pass
+    return None
+
   # Writing. In a pod one process writes; a file is written whole or not at all.
 
   def write_record(
@@ -160,10 +181,15 @@ class Run:
     """Writes result.json, which says that the run is finished."""
     _replace(self.path / RESULT, _pretty(result))
 
+  def write_failure(self, reason: str) -> None:
+    """Writes error.txt, in one line: the run has failed."""
+    _write_whole(self.path / ERROR, reason + "\n")
+
   def reopen(self) -> None:
-    """Removes result.json: the run is no longer finished."""
+    """Removes result.json and error.txt: the run is neither finished nor failed."""
     if _writes():
       (self.path / RESULT).unlink(missing_ok=True)
+      (self.path / ERROR).unlink(missing_ok=True)
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -433,9 +459,13 @@ def _writes():
 
 
 def _replace(path, text):
+  """Writes a file where this process is the one that writes."""
+  if _writes():
+    _write_whole(path, text)
+
+
+def _write_whole(path, text):
   """Writes a file whole or not at all: a kill leaves the old one."""
-  if not _writes():
-    return
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
@@ -453,6 +483,17 @@ def _whole_lines(path):
   return text[: text.rfind(b"\n") + 1]
 
 
+def _flock(file):
+  """Takes the lock; it is refused only where somebody keeps it, and does not just look."""
+  for wait in (0.05, 0.1, 0):
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      if not wait:
+        raise
+      time.sleep(wait)
+
+
 def _lock(folder: Path) -> TextIO:
   """The open file that holds the lock of `folder`."""
   path = folder / LOCK
@@ -465,7 +506,7 @@ def _lock(folder: Path) -> TextIO:
         f"cannot write to --workdir={folder}: {error.strerror}; choose another folder"
       ) from error
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _flock(file)
     except BlockingIOError:
       with file:
         file.seek(0)

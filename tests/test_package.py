@@ -37,7 +37,8 @@ def imported():
 
 def test_every_package_is_in_the_wheel():
   folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
-  names = {".".join(folder.parts) for folder in folders} | {"okdph_jax.configs"}
+  names = {".".join(folder.parts) for folder in folders}
+  names |= {"okdph_jax.configs", "okdph_jax.configs.sweeps"}
   listed = PROJECT["tool"]["setuptools"]["packages"]
   assert sorted(names) == listed, "tool.setuptools.packages of pyproject.toml, sorted"
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from okdph_jax import data, models, schedules, views
 from okdph_jax.core import Learner
 from okdph_jax.errors import nearest
-from okdph_jax.experiment.config import check_names, check_type
+from okdph_jax.experiment.config import check, check_names, check_type
 from okdph_jax.experiment.teacher import pretrained, teacher
 from okdph_jax.methods import METHODS, WRAPPERS, assemble
 from okdph_jax.methods.protocol import Context, Method, Schedule
@@ -78,14 +78,7 @@ def build(
     return method, method.optimizer(schedule, **rates)
 
   method, _ = parts(numbers)
-  if len(config.views) == 1:  # one for all
-    config.views = config.views * method.views
-  if len(config.views) != method.views:
-    raise ValueError(
-      f"{described(config)} looks at {method.views} view{'s' * (method.views != 1)} "
-      f"(one for each network it runs); config.views has {len(config.views)} "
-      f"({', '.join(map(repr, config.views))}): give {method.views}, or one for all"
-    )
+  check_views(config, method)
   views.check((*config.views, config.test_view), dataset.image_shape)
   learner, single = check_shapes(config.network, method, dataset)
   return Experiment(
@@ -122,6 +115,29 @@ def hyperparameters(config: ConfigDict, epochs: int, epoch_steps: int) -> Number
 
 def _floats(options):
   return {name: value for name, value in options.items() if isinstance(value, float)}
+
+
+def check_without_data(config: ConfigDict) -> None:
+  """A ValueError, in one line, for a config that no data would make one that can be built."""
+  check(config)
+  check_options(config)
+  classes = len(config.method.get("distances") or (0, 1))  # no other option has one for each
+  net = models.build(config.network, classes, config.network_options)
+  taught = config.teacher or config.generations > 1
+  context = Context(net, classes, 1, config.epochs, teacher=(net, {}) if taught else None)
+  check_views(config, assemble(context, config.method, config.wrappers))
+
+
+def check_views(config: ConfigDict, method: Method) -> None:
+  """A ValueError for a wrong number of views; a single one becomes one for each network."""
+  if len(config.views) == 1:
+    config.views = config.views * method.views
+  if len(config.views) != method.views:
+    raise ValueError(
+      f"{described(config)} looks at {method.views} view{'s' * (method.views != 1)} "
+      f"(one for each network it runs); config.views has {len(config.views)} "
+      f"({', '.join(map(repr, config.views))}): give {method.views}, or one for all"
+    )
 
 
 def check_options(config: ConfigDict) -> None:

@@ -157,28 +157,41 @@ def following(file: ConfigFile, overrides: Overrides) -> ConfigFile:
 def find(spec: str) -> ConfigFile:
   """The `ConfigFile` of a file, or of a name."""
   path, _, argument = spec.partition(":")
+  name, module = load_file(path, "configs", "get_config")
+  return ConfigFile(name, module.get_config, getattr(module, "ARGUMENT", {}), argument)
+
+
+def load_file(path: str, folder: str, function: str) -> tuple[str, Any]:
+  """(name, module) of a Python file that has `function`.
+
+  path: the file, or a name that is looked for in ./`folder` and among ours.
+
+  Raises:
+    ValueError: in one line, where there is no such file, or where it fails.
+  """
   asked, stem = Path(path), Path(path).stem
-  shipped = [Path("configs"), PACKAGE / "configs", PACKAGE.parent / "configs"]
-  candidates = [folder / f"{stem}.py" for folder in shipped]
+  shipped = [Path(folder), PACKAGE / folder, PACKAGE.parent / folder]
+  candidates = [place / f"{stem}.py" for place in shipped]
   if asked.suffix == ".py":  # the file itself; one of ours also from another folder
-    ours = str(asked.parent) in (".", "configs")
+    ours = str(asked.parent) in (".", folder)
     candidates = [asked, *(candidates if ours else [])]
   elif asked.name != path:
     candidates = []
   file = next((c for c in candidates if c.is_file()), None)
   if file is None:
-    there = sorted({f.stem for folder in shipped for f in folder.glob("[!_]*.py")})
-    near = nearest(path, [f"configs/{n}.py" for n in there] if asked.suffix else there)
-    raise ValueError(f"no config file {path}{near} (there are {', '.join(there)})")
+    there = sorted({f.stem for place in shipped for f in place.glob("[!_]*.py")})
+    near = nearest(path, [f"{folder}/{n}.py" for n in there] if asked.suffix else there)
+    kind = Path(folder).name.removesuffix("s")
+    raise ValueError(f"no {kind} file {path}{near} (there are {', '.join(there)})")
   try:
     module_spec = importlib.util.spec_from_file_location(f"config_{stem}", file)
     assert module_spec and module_spec.loader  # a file NAME.py has them
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    get_config = module.get_config
+    _ = getattr(module, function)
   except Exception as error:  # a user's file may raise anything
     raise ValueError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
-  return ConfigFile(stem, get_config, getattr(module, "ARGUMENT", {}), argument)
+  return stem, module
 
 
 def check_override_names(overrides: Overrides) -> None:

@@ -1,5 +1,6 @@
 """fit: from a config and a folder to a finished run."""
 
+import contextlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
@@ -10,12 +11,17 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from okdph_jax import data
+from okdph_jax.errors import one_line
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
 from okdph_jax.run import Result, Run, completed, differing
 from okdph_jax.runtime import distributed, host
-from okdph_jax.runtime.signals import interruptible, stop_before_the_first_step
+from okdph_jax.runtime.signals import (
+  Interrupted,
+  interruptible,
+  stop_before_the_first_step,
+)
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import train
 
@@ -96,7 +102,8 @@ def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Re
     print(summary(config, dataset, experiment), flush=True)
     if planned:
       print(f"extended from {planned} to {config.epochs} epochs, at the last learning rate")
-    flops = train(config, run, dataset, experiment, interrupted, extended)
+    with failures_noted(run):
+      flops = train(config, run, dataset, experiment, interrupted, extended)
     trained, deployed = parameters(experiment, dataset)
     result = logbook.result(
       run.lines,
@@ -115,6 +122,19 @@ def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Re
   finished = run.finished
   assert finished  # it was written just now
   return finished
+
+
+@contextlib.contextmanager
+def failures_noted(run: Run) -> Iterator[None]:
+  """Whatever ends a run but a signal goes into its error.txt."""
+  try:
+    yield
+  except Interrupted:
+    raise
+  except Exception as error:
+    if distributed.is_leader():
+      run.write_failure(one_line(error))
+    raise
 
 
 def already_finished(config: ConfigDict, run: Run) -> Result | None:

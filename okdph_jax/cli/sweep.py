@@ -1,0 +1,52 @@
+"""`okdph sweep`: a grid of configs and seeds, one run each."""
+
+import shlex
+from pathlib import Path
+
+from okdph_jax.cli.arguments import Parser, command
+
+DESCRIPTION = """\
+Runs every config of a sweep file with several seeds, each in a folder and a process of its
+own. The same command goes on with what was stopped, and skips what is finished.
+
+  okdph sweep digits --root=runs/digits --jobs=2
+  okdph sweep table1 --root=runs/table1 --only=method=okdph,network=resnet32 --seeds=5
+"""
+
+
+def parser() -> Parser:
+  parser = Parser("sweep", DESCRIPTION)
+  parser.add_argument("sweep", help="a sweep file, or the name of one in configs/sweeps")
+  parser.add_argument("--root", metavar="DIR", help="folder of the runs (default: runs/NAME)")
+  parser.add_argument(
+    "--only", metavar="NAME=VALUE,...", help="the runs of which all of these hold"
+  )
+  parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each config, from 42 on")
+  parser.add_argument(
+    "--jobs", type=int, default=1, metavar="N", help="runs at a time, cores split (%(default)s)"
+  )
+  parser.add_argument(
+    "--print", action="store_true", help="print the commands, one a line, and exit"
+  )
+  return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+  """Runs a sweep; the exit code: 0 all is finished, 1 some runs failed, 75 interrupted."""
+  flags = parser().parse(arguments)
+  for name in ("seeds", "jobs"):
+    if (getattr(flags, name) or 1) < 1:
+      raise ValueError(f"--{name}={getattr(flags, name)}: at least 1 is needed")
+  root = Path(flags.root or f"runs/{Path(flags.sweep).stem}")
+
+  from okdph_jax.sweep import cells, runner
+
+  found = cells.read(flags.sweep, root, flags.seeds)
+  if flags.only:
+    found = cells.select(found, flags.only)
+  if flags.print:
+    for cell in found:
+      print(shlex.join(["okdph", "train", *cell.options]))
+    return 0
+  return runner.Runner(found, flags.jobs).run()

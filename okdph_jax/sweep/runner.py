@@ -1,0 +1,252 @@
+"""Cells as processes: a few at a time, each the command `okdph train` and its exit code."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from okdph_jax.experiment.fit import already_finished
+from okdph_jax.run import LOG
+from okdph_jax.status import RUNNING, Status, status
+from okdph_jax.sweep.cells import Cell
+from okdph_jax.training.progress import duration
+
+POLL_SECONDS = 0.2  # between two looks at the processes
+LOOK_SECONDS = 2.0  # and at the files of the runs
+INTERRUPTED = 75  # the exit code of a run that has a checkpoint and can go on
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1  # Linux's prctl.h: the signal that a process gets when its parent ends
+
+
+class Runner:
+  """Runs cells, at most `jobs` at a time, each once; one line says how far they are."""
+
+  def __init__(self, cells: Sequence[Cell], jobs: int):
+    self.cells = cells
+    self.slots = slots(jobs)
+    self.pending = [cell for cell in cells if not already_finished(cell.config, cell.run)]
+    self.failed: list[str] = []  # names
+    self._signals: list[int] = []
+    self._there: dict[str, Status] = {}  # by name, as last looked at
+    shown = sys.stderr.isatty()
+    self._bar = tqdm(bar_format="{desc}", disable=not shown, dynamic_ncols=True)
+    self._say = self._bar.write if shown else functools.partial(print, flush=True)
+
+  def run(self) -> int:
+    """Runs what is not finished: the exit code. SIGTERM and SIGINT stop all runs."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, lambda number, frame: self._signals.append(number))
+    self._say(self.line())
+    looked = 0.0
+    while (self.pending or self.busy) and not self._signals:
+      ended = [self.collect(slot) for slot in self.busy]
+      if any(ended) or time.monotonic() - looked > LOOK_SECONDS:
+        self.start()
+        self._bar.set_description_str(self.line())
+        looked = time.monotonic()
+      time.sleep(POLL_SECONDS)
+    if self._signals:
+      self.stop()
+    self._bar.close()
+    print(self.line())
+    if self.failed:
+      print(f"each failed run's log.txt says more: {', '.join(self.failed)}")
+    return INTERRUPTED if self._signals and self.pending else 1 if self.failed else 0
+
+  @property
+  def busy(self) -> list[Slot]:
+    return [slot for slot in self.slots if slot.process]
+
+  def start(self) -> None:
+    """Fills the free slots with the first cells that can run."""
+    free = [slot for slot in self.slots if not slot.process]
+    for cell in list(self.pending):
+      if not free:
+        return
+      if already_finished(cell.config, cell.run):  # by another machine
+        self.pending.remove(cell)
+      elif not cell.run.holder and self.is_taught(cell):
+        self.pending.remove(cell)
+        free.pop().launch(cell)
+
+  def is_taught(self, cell: Cell) -> bool:
+    """Whether the cell's teacher is finished, if it has one; fails it if that never will be."""
+    if not cell.teacher or cell.teacher.result:
+      return True
+    under_way = [*self.pending, *(slot.cell for slot in self.busy if slot.cell)]
+    if all(other.run.path != cell.teacher.path for other in under_way):
+      self.pending.remove(cell)
+      self.fail(cell, f"its teacher, {cell.teacher.path}, is neither finished nor to be run")
+    return False
+
+  def collect(self, slot: Slot) -> bool:
+    """Takes note of a process that has ended; whether it has."""
+    code, cell = slot.poll(), slot.cell
+    if code is None or cell is None:
+      return False
+    if code == 0:
+      self._say(f"finished: {cell.name}{outcome(cell)}")
+    elif code == INTERRUPTED or cell.run.holder:  # or another machine was faster
+      self.pending.append(cell)
+    else:
+      self.fail(cell, slot.reason(code))
+    slot.process = slot.cell = None
+    return True
+
+  def fail(self, cell: Cell, reason: str) -> None:
+    self.failed.append(cell.name)
+    self._say(f"failed: {cell.name}: {reason}")
+
+  def stop(self) -> None:
+    """Ends all processes: SIGTERM, after which they leave a checkpoint; then SIGKILL."""
+    busy = self.busy
+    self.pending = [*(slot.cell for slot in busy if slot.cell), *self.pending]
+    self._say(f"stopping {len(busy)} runs, each with a checkpoint; once more kills them")
+    asked = len(self._signals)
+    for slot in busy:
+      slot.send(signal.SIGTERM)
+    while any(slot.poll() is None for slot in busy):
+      if len(self._signals) > asked:
+        for slot in busy:
+          slot.send(signal.SIGKILL)
+      time.sleep(POLL_SECONDS)
+    self.pending = [c for c in self.pending if not already_finished(c.config, c.run)]
+
+  def line(self) -> str:
+    """How far all is: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
+    running = [slot.cell for slot in self.busy if slot.cell]
+    for cell in self.cells if not self._there else [*running, *self.pending]:
+      self._there[cell.name] = status(cell.run)
+    elsewhere = sum(self._there[cell.name].state == RUNNING for cell in self.pending)
+    done = len(self.cells) - len(running) - len(self.pending) - len(self.failed)
+    parts = [f"{done} of {len(self.cells)} runs done", f"{len(running)} running"]
+    parts += [f"{elsewhere} running elsewhere"] * bool(elsewhere)
+    parts += [f"{len(self.failed)} failed"]
+    if left := self.seconds_left([*running, *self.pending]):
+      parts.append(f"about {duration(left)} left")
+    return ", ".join(parts)
+
+  def seconds_left(self, cells: list[Cell]) -> float | None:
+    """Of these cells: at their own pace, else as others of their entry took, or of all."""
+    took = defaultdict(list)
+    for cell in self.cells:
+      if whole := self._there[cell.name].whole:
+        took[cell.entry].append(whole)
+    if not took:
+      return None
+    mean = statistics.mean(itertools.chain(*took.values()))
+    total = 0.0
+    for cell in cells:
+      left = self._there[cell.name].left
+      total += statistics.mean(took.get(cell.entry, [mean])) if left is None else left
+    return total / min(len(self.slots), max(len(cells), 1))
+
+
+def outcome(cell: Cell) -> str:
+  """What a finished cell has come to, in words; nothing for one of several generations."""
+  if not cell.run.result:
+    return ""
+  best = cell.run.result["best_single"]
+  return (
+    f": best single network {best['reader']} {best['accuracy']:.4f} at epoch "
+    f"{best['epoch']:g}, chosen on {best['chosen_on']}"
+  )
+
+
+# Processes.
+
+
+class Slot:
+  """A place for one process at a time, with its part of the cores and of the GPUs."""
+
+  def __init__(self, cores: list[int] | None, environment: dict[str, str]):
+    self.cell: Cell | None = None
+    self.process: subprocess.Popen[bytes] | None = None
+    self._cores, self._environment = cores, environment
+    self._log_began = 0
+
+  def launch(self, cell: Cell) -> None:
+    """Starts `okdph train` for the cell; what it prints is added to log.txt in its folder."""
+    cell.run.path.mkdir(parents=True, exist_ok=True)
+    with open(cell.run.path / LOG, "ab") as log:
+      self._log_began = log.tell()
+      self.process = subprocess.Popen(
+        [sys.executable, "-m", "okdph_jax.main", *cell.options],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | self._environment,
+        start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on
+        preexec_fn=self._prepare,
+      )
+    self.cell = cell
+
+  def _prepare(self):
+    """In the new process: its cores, and its end should the sweep be killed."""
+    if self._cores:
+      os.sched_setaffinity(0, self._cores)
+    if LIBC:
+      LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+  def poll(self) -> int | None:
+    """The exit code of a process that has ended."""
+    return self.process.poll() if self.process else None
+
+  def send(self, number: int) -> None:
+    if self.process:
+      self.process.send_signal(number)
+
+  def reason(self, code: int) -> str:
+    """Why the process failed, in one line, which goes into error.txt too."""
+    assert self.cell
+    run = self.cell.run
+    with open(run.path / LOG, "rb") as log:
+      log.seek(self._log_began)
+      lines = [
+        line for line in log.read().decode(errors="replace").splitlines() if line.strip()
+      ]
+    last = lines[-1].removeprefix("okdph_jax: ") if lines else "it printed nothing"
+    if code < 0:
+      last = f"ended by {signal.Signals(-code).name}; its last line: {last}"
+    if not run.failure:
+      run.write_failure(last)
+    return last
+
+
+def slots(jobs: int) -> list[Slot]:
+  """As many slots, each with an equal part of the cores that this process may use.
+
+  Where CUDA_VISIBLE_DEVICES is set, its devices are divided too.
+
+  Raises:
+    ValueError: there are fewer cores or devices than jobs.
+  """
+  if jobs == 1:
+    return [Slot(None, {})]
+  cores = _parts("cores", sorted(os.sched_getaffinity(0)), jobs) if LIBC else [None] * jobs
+  if not (visible := os.environ.get(VISIBLE)):
+    return [Slot(part, {}) for part in cores]
+  devices = _parts(f"devices in {VISIBLE}", visible.split(","), jobs)
+  return [
+    Slot(part, {VISIBLE: ",".join(own)}) for part, own in zip(cores, devices, strict=True)
+  ]
+
+
+def _parts(what, all_of_them, jobs):
+  size = len(all_of_them) // jobs
+  if not size:
+    raise ValueError(f"--jobs={jobs}, but there are {len(all_of_them)} {what}; ask for no more")
+  return [all_of_them[k * size : (k + 1) * size] for k in range(jobs)]
