@@ -7,7 +7,8 @@ each network resnet32 takes its turns, so that a machine that drifts drifts for 
 PyTorch NCHW where it is installed. Times are the best of all turns; memory is the peak of the
 process. The last two columns are time and memory per multiply-accumulate of the network's
 convolutions, resnet32's being 1. Networks for ImageNet get images of 224 and a quarter of the
-batch. Run it while nothing else does.
+batch. Run it while nothing else does. The table is printed again with every row, so that none
+is lost.
 """
 
 import argparse
@@ -40,8 +41,7 @@ def main():
   rows = []
   for network in args.networks or PAPER:
     rows.append(row(args, network))
-    print(f"{network} is measured", flush=True)
-  print(tabulate(rows, COLUMNS, disable_numparse=True))
+    print(tabulate(rows, COLUMNS, disable_numparse=True), flush=True)
 
 
 def row(args, network):

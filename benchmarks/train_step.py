@@ -228,7 +228,7 @@ def jax_parts(args):
     return method.losses(learner, Views(*batch), 0, key)
 
   parts = {}
-  learner = jax.jit(method.init)(key, seen)
+  learner = jax.jit(method.init)(key, seen.image)
   if not args.alone:
     parts[WITH_VIEWS], *whole = prepared(method, tx, augment, batch, key)
     ahead = jax.jit(forward, **options).lower(learner, seen, key).compile()

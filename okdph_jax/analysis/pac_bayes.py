@@ -140,57 +140,83 @@ def dziugaite_roy(
     "log_prior": jnp.log(jnp.float32(PRIOR_VARIANCE)),
   }
 
-  found = _optimized(
-    as_tree(loss), as_tree(error), begin, start, batches, key, m=m, steps=steps, draws=draws
-  )
+  q, descent = begin, _rmsprop(steps)
+  state = descent.init(q)
+  for i in range(steps):  # calls: a gradient in a loop of XLA:CPU's is many times slower
+    q, state = _descend(
+      as_tree(loss),
+      q,
+      state,
+      start,
+      jax.random.fold_in(key, i),
+      _batch(batches, i),
+      m=m,
+      steps=steps,
+    )
+  found = _measured(as_tree(error), q, start, batches, jax.random.fold_in(key, steps), draws)
   wrong, divergence, prior = map(float, found)
   certain = inverse_kl(wrong, math.log(2 / DELTA_MONTE_CARLO) / draws)
   bound = inverse_kl(certain, float(complexity(divergence, prior, m)))
   return Bound(bound, wrong, divergence, prior)
 
 
-@compiled(static_argnames=("m", "steps", "draws"))
-def _optimized(loss, error, q, start, batches, key, *, m, steps, draws):
-  """(error of Q, KL, lambda) after `steps`; q: mean, log_variance, log_prior."""
-  count = len(jax.tree.leaves(batches)[0])
+def _rmsprop(steps):
+  """The optimizer of `steps` steps; its rate drops after three quarters of them."""
   rate = optax.piecewise_constant_schedule(1e-3, {max(steps * 3 // 4, 1): 0.1})
-  descent = optax.rmsprop(rate, decay=0.9)
+  return optax.rmsprop(rate, decay=0.9)
 
-  def draw(q, key):
-    leaves, structure = jax.tree.flatten(q["mean"])
-    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map(
-      lambda w, s, k: w + jnp.exp(s / 2) * jax.random.normal(k, w.shape, w.dtype),
-      q["mean"],
-      q["log_variance"],
-      keys,
+
+def _batch(batches, i):
+  """Batch i of S, over and over."""
+  return jax.tree.map(lambda x: x[i % len(x)], batches)
+
+
+def _draw(q, key):
+  """Parameters of one network of Q; q: mean, log_variance, log_prior."""
+  leaves, structure = jax.tree.flatten(q["mean"])
+  keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+  return jax.tree.map(
+    lambda w, s, k: w + jnp.exp(s / 2) * jax.random.normal(k, w.shape, w.dtype),
+    q["mean"],
+    q["log_variance"],
+    keys,
+  )
+
+
+def _divergence(q, start):
+  variance = jax.tree.map(jnp.exp, q["log_variance"])
+  return kl(q["mean"], start, variance, jnp.exp(q["log_prior"]))
+
+
+@compiled(static_argnames=("m", "steps"))
+def _descend(loss, q, state, start, key, batch, *, m, steps):
+  """(q, state of the optimizer) after a step on the surrogate of the bound."""
+
+  def objective(q):
+    prior = jnp.minimum(jnp.exp(q["log_prior"]), 0.99 * SCALE)
+    return loss(_draw(q, key), batch) + jnp.sqrt(
+      complexity(_divergence(q, start), prior, m) / 2
     )
 
-  def divergence(q):
-    variance = jax.tree.map(jnp.exp, q["log_variance"])
-    return kl(q["mean"], start, variance, jnp.exp(q["log_prior"]))
+  updates, state = _rmsprop(steps).update(jax.grad(objective)(q), state)
+  return optax.apply_updates(q, updates), state
 
-  def objective(q, key, batch):
-    prior = jnp.minimum(jnp.exp(q["log_prior"]), 0.99 * SCALE)
-    return loss(draw(q, key), batch) + jnp.sqrt(complexity(divergence(q), prior, m) / 2)
 
-  def step(carry, i) -> Any:
-    q, state = carry
-    batch = jax.tree.map(lambda x: x[i % count], batches)
-    gradient = jax.grad(objective)(q, jax.random.fold_in(key, i), batch)
-    updates, state = descent.update(gradient, state)
-    return (optax.apply_updates(q, updates), state), None
-
-  (q, _), _ = lax.scan(step, (q, descent.init(q)), jnp.arange(steps))
+@compiled(static_argnames="draws")
+def _measured(error, q, start, batches, key, draws):
+  """(error of Q from `draws` networks, KL, lambda)."""
   # The union bound holds for the priors c exp(-j / b) with a whole j alone.
   j = jnp.maximum(jnp.round(PRECISION * (math.log(SCALE) - q["log_prior"])), 1)
   q = q | {"log_prior": math.log(SCALE) - j / PRECISION}
 
   def wrong(i):
-    batch = jax.tree.map(lambda x: x[i % count], batches)
-    return error(draw(q, jax.random.fold_in(key, steps + i)), batch)
+    return error(_draw(q, jax.random.fold_in(key, i)), _batch(batches, i))
 
-  return lax.map(wrong, jnp.arange(draws)).mean(), divergence(q), jnp.exp(q["log_prior"])
+  return (
+    lax.map(wrong, jnp.arange(draws)).mean(),
+    _divergence(q, start),
+    jnp.exp(q["log_prior"]),
+  )
 
 
 def sigma_search(
