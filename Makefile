@@ -18,7 +18,7 @@ help:  ## this list
 
 install: $(VENV)/installed  ## installs the package, editable, into .venv
 
-$(VENV)/installed: pyproject.toml $(wildcard setup.py okdph_jax/nn/*.cc)
+$(VENV)/installed: pyproject.toml $(wildcard setup.py okdph_jax/nn/*.cc okdph_jax/runtime/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "okdph_jax needs Python 3.11 or later; make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

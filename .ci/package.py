@@ -5,7 +5,7 @@
 1. The sdist from the checkout and the wheel from the sdist, into dist/.
 2. The wheel has `okdph_jax`, its configs and its licence, and nothing else at the top level.
 3. In a fresh environment and an empty folder, `okdph train --config=digits` trains, with
-   oneDNN's convolutions where the wheel has compiled code and XLA's where it has none.
+   oneDNN's convolutions where the wheel has them and XLA's where it does not.
 4. Where the wheel has compiled code: 2 and 3 again with a wheel built without a compiler.
 """
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 SDIST_HAS = ("LICENSE", "CHANGELOG.md", "CITATION.cff", "configs/digits.py", "tests/nets.py")
 WHEEL_HAS = ("okdph_jax/main.py", "okdph_jax/py.typed", "okdph_jax/configs/digits.py")
-EXTENSION = "okdph_jax/nn/_onednn.abi3.so"
+MEMORY, ONEDNN = "okdph_jax/runtime/_memory.abi3.so", "okdph_jax/nn/_onednn.abi3.so"
 # The folder that a command runs in is not to provide its code, and Python may write the
 # bytecode that `--no-compile` leaves out.
 ENVIRONMENT = {
@@ -74,13 +74,13 @@ def check_sdist(path):
 
 
 def check_wheel(path):
-  """Whether the wheel has compiled code; its name says so."""
+  """The names of its files; the name of the wheel says whether some are compiled."""
   compiled = not path.name.endswith("none-any.whl")
   names = zipfile.ZipFile(path).namelist()
   info = "-".join(path.name.split("-")[:2]) + ".dist-info"
-  needed = (*WHEEL_HAS, f"{info}/licenses/LICENSE", *[EXTENSION] * compiled)
+  needed = (*WHEEL_HAS, f"{info}/licenses/LICENSE", *[MEMORY] * compiled)
   check(path, names, needed, {"okdph_jax", info})
-  return compiled
+  return names
 
 
 def train(python, config, folder, convolutions):
@@ -111,11 +111,11 @@ def main():
     call(*build, DIST, ROOT)
     (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
     check_sdist(sdist)
-    compiled = check_wheel(wheel)
+    names = check_wheel(wheel)
     python = environment(folder / "user", wheel)
-    train(python, "digits", folder / "first", "oneDNN" if compiled else "XLA")
+    train(python, "digits", folder / "first", "oneDNN" if ONEDNN in names else "XLA")
     print(f"{wheel.name}: installed and trained in a fresh environment")
-    if compiled:
+    if MEMORY in names:
       with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
       unpacked = folder / sdist.name.removesuffix(".tar.gz")

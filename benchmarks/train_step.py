@@ -200,7 +200,7 @@ def torch_parts(args):
 
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
-  memory.use_huge_pages()
+  memory.keep_large_blocks()
   host.configure(batch=args.batch)
   import jax
   import numpy as np

@@ -137,7 +137,7 @@ def program(arguments: list[str]) -> NoReturn:
   """Trains and ends this process with the exit code."""
   if not {"-h", "--help", "--print-config"} & set(arguments):
     signals.hold()
-    memory.use_huge_pages()
+    memory.keep_large_blocks()
     signals.listen()
   code = main(arguments)
   if code in (1, 2) and "jax" in sys.modules:

@@ -1,5 +1,6 @@
 """The machine, in processes of their own: a backend that runs keeps its settings."""
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from okdph_jax.runtime import host
 
+KEEPER = importlib.util.find_spec("okdph_jax.runtime._memory")
 ON_CPU = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
@@ -52,11 +54,43 @@ def test_impossible_requests_are_refused_in_one_line(ask, words):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
-def test_huge_pages_start_the_program_once_more_in_the_same_process():
-  code = "import os; print(os.getpid(), flush=True); memory.use_huge_pages(); "
-  code += "print(os.environ['GLIBC_TUNABLES'])"
-  first, second, tunables = python(code, GLIBC_TUNABLES="glibc.malloc.check=0")
+def test_large_blocks_start_the_program_once_more_in_the_same_process():
+  code = "import os; print(os.getpid(), flush=True); memory.keep_large_blocks(); "
+  code += "print(os.environ['GLIBC_TUNABLES'], os.environ.get('LD_PRELOAD', ''))"
+  settings = {"GLIBC_TUNABLES": "glibc.malloc.check=0", "LD_PRELOAD": ""}
+  first, second, tunables, *preloaded = python(code, **settings)
   assert first == second and tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+  assert preloaded == ([KEEPER.origin] if KEEPER else [])
+
+
+ALLOCATIONS = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.aligned_alloc.restype = libc.realloc.restype = ctypes.c_void_p
+libc.aligned_alloc.argtypes = libc.realloc.argtypes = [ctypes.c_size_t] * 2
+libc.free.argtypes = [ctypes.c_size_t]
+libc.okdph_memory_mapped.restype = ctypes.c_size_t
+mega = 2 ** 20
+mapped = lambda: libc.okdph_memory_mapped() // mega
+
+block = libc.aligned_alloc(64, 100 * mega)
+ctypes.memset(block, 7, 100 * mega)
+libc.free(block)
+again = libc.aligned_alloc(64, 95 * mega)
+print(block == again, mapped())  # the same block, which is not mapped twice
+again = libc.realloc(again, 150 * mega)  # to glibc's own, with its contents
+print(ctypes.string_at(again + 95 * mega - 2, 2) == bytes([7, 7]), mapped())
+libc.free(again)
+for size in range(10, 200, 10):  # what is freed is unmapped before more than ever is in use
+  libc.free(libc.aligned_alloc(64, size * mega))
+print(mapped() <= 190 * 9 / 8)
+"""
+
+
+@pytest.mark.skipif(KEEPER is None, reason="not built")
+def test_a_freed_block_is_used_again_and_what_waits_is_bounded():
+  out = python(ALLOCATIONS, LD_PRELOAD=str(KEEPER and KEEPER.origin))
+  assert out == ["True", "100", "True", "100", "True"]
 
 
 def test_compiler_options_are_the_platforms():
