@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -26,17 +28,15 @@ def read(data: ConfigDict) -> Source:
   Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998 (its
   test half).
   """
-  from sklearn.datasets import load_digits  # takes a second
-
   for asked in (data.train,) if test_part(data) else (data.train, data.test):
     if asked not in ("train", "test"):
       raise ValueError(
         f"data.name='digits' has the splits 'train' and 'test', but no {asked!r}"
       )
-  bunch: Any = load_digits()
-  images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
+  table = np.loadtxt(_file(), np.uint8, delimiter=",")  # 64 pixels and a label in a row
+  images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
   images = resized(images, option(data, "image_size"))
-  labels = bunch.target.astype(np.int32)
+  labels = table[:, -1].astype(np.int32)
 
   def split(name):
     chosen = members(labels, name)
@@ -44,6 +44,14 @@ def read(data: ConfigDict) -> Source:
 
   test = None if test_part(data) else split(data.test)
   return Source("scikit-learn", tuple(map(str, range(10))), split(data.train), test)
+
+
+def _file() -> Path:
+  """What `load_digits` reads; found without importing scikit-learn, which takes a second."""
+  package = importlib.util.find_spec("sklearn")
+  if package is None or package.origin is None:
+    raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn")
+  return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def members(labels: Int32[np.ndarray, " N"], split: str) -> Int[np.ndarray, " n"]:
