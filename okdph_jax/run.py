@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -25,14 +25,21 @@ if TYPE_CHECKING:  # they import JAX
 
 CONFIG, METRICS, RESULT, LOCK = "config.json", "metrics.jsonl", "result.json", "lock"
 ERROR, LOG = "error.txt", "log.txt"
+TRAINING = "training.jsonl"
 
 LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-test")
 
-# Options that change no number: where the data lie, and how often a run saves.
-MAY_DIFFER = {"data.dir", "checkpoint_every_minutes"}
+# Options that change no number: where the data lie, how often a run saves, what else it logs.
+MAY_DIFFER = {"data.dir", "checkpoint_every_minutes", "log_every_steps"}
 
 # Options that runs of earlier versions lack, with the value that those runs had.
-ADDED = {"network_options": {}, "init_from": "", "teacher_network": "", "test_view": "plain"}
+ADDED = {
+  "network_options": {},
+  "init_from": "",
+  "teacher_network": "",
+  "test_view": "plain",
+  "log_every_steps": 0,
+}
 ADDED_DATA = {"seed": 42}
 
 
@@ -109,17 +116,12 @@ class Run:
     Raises:
       ValueError: a line that is not the last is not JSON.
     """
-    path = self.path / METRICS
-    found = []
-    for number, text in enumerate(_whole_lines(path).splitlines(), start=1):
-      try:
-        found.append(json.loads(text))
-      except ValueError:
-        raise ValueError(
-          f"{path}, line {number} is not JSON: {text[:40]!r}; restore the file, or start again "
-          "in another --workdir"
-        ) from None
-    return found
+    return _read_lines(self.path / METRICS)
+
+  @property
+  def training(self) -> list[dict[str, Any]]:
+    """The losses of single steps in training.jsonl, none without `config.log_every_steps`."""
+    return _read_lines(self.path / TRAINING)
 
   @property
   def result(self) -> dict[str, Any] | None:
@@ -163,19 +165,21 @@ class Run:
 
   def append(self, line: Mapping[str, Any]) -> None:
     """Adds an evaluation to metrics.jsonl."""
-    if not _writes():
-      return
-    path = self.path / METRICS
-    with open(path, "ab") as file:
-      file.truncate(len(_whole_lines(path)))
-      file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-      file.flush()
-      os.fsync(file.fileno())
+    _append(self.path / METRICS, [line])
 
-  def cut_after(self, step: int) -> None:
-    """Removes the evaluations later than `step`, and a torn last line."""
-    kept = [line for line in self.lines if line["step"] <= step]
-    _replace(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+  def append_training(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Adds the losses of single steps to training.jsonl."""
+    _append(self.path / TRAINING, lines)
+
+  def cut_after(self, step: int, *, evaluated: bool = True) -> None:
+    """Removes the lines later than `step`, and torn last ones.
+
+    evaluated: whether the evaluation at `step` itself is kept.
+    """
+    last = step if evaluated else step - 1
+    _rewrite(self.path / METRICS, [line for line in self.lines if line["step"] <= last])
+    if training := self.training:
+      _rewrite(self.path / TRAINING, [line for line in training if line["step"] <= step])
 
   def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes result.json, which says that the run is finished."""
@@ -472,6 +476,34 @@ def _write_whole(path, text):
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
+
+
+def _append(path, lines):
+  if not _writes():
+    return
+  with open(path, "ab") as file:
+    file.truncate(len(_whole_lines(path)))
+    for line in lines:
+      file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _rewrite(path, lines):
+  _replace(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _read_lines(path):
+  found = []
+  for number, text in enumerate(_whole_lines(path).splitlines(), start=1):
+    try:
+      found.append(json.loads(text))
+    except ValueError:
+      raise ValueError(
+        f"{path}, line {number} is not JSON: {text[:40]!r}; restore the file, or start again "
+        "in another --workdir"
+      ) from None
+  return found
 
 
 def _whole_lines(path):

@@ -247,6 +247,36 @@ def test_other_libraries_and_machines_are_said(trained, tmp_path, capsys):
   assert "cores: 400 -> " in line and "optax: 0.0.1 -> " in line and "jax" not in line
 
 
+def test_training_losses_are_logged_step_by_step_and_resume_exactly(
+  images, tmp_path, monkeypatch
+):
+  asked = config(images, "--config.log_every_steps=1", "--config.views=('crop(1)',)")
+  whole, resumed = fit(asked, tmp_path / "whole").run, Run(tmp_path / "resumed")
+  assert [(line["step"], line["epoch"]) for line in whole.training] == [
+    *((1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0))
+  ]
+  for line, pair in zip(whole.lines, (whole.training[:2], whole.training[2:]), strict=True):
+    mean = np.mean([step["losses"]["loss"] for step in pair])
+    np.testing.assert_allclose(line["losses"]["loss"], mean, rtol=1e-6)
+
+  @contextlib.contextmanager
+  def after_a_step():
+    calls = iter([False, True])  # looks before the first step, and after it
+    yield lambda: next(calls, True)
+
+  run_to = Session.run_to
+  with monkeypatch.context() as patch:
+    patch.setattr(fit_module, "interruptible", after_a_step)
+    patch.setattr(Session, "run_to", lambda session, stop: run_to(session, session.step + 1))
+    with pytest.raises(Interrupted):
+      fit(asked, resumed.path)
+  assert resumed.training == whole.training[:1]
+  with open(resumed.path / "training.jsonl", "a") as file:  # of a process that was killed
+    file.write('{"step": 2, "epoch": 1.0, "losses": {"loss": 7.0}}\n{"step": 3, "ep')
+  fit(differently(asked, log_every_steps=3), resumed.path)
+  assert resumed.training == [whole.training[0], whole.training[2]]
+
+
 class Killed(BaseException):
   """In place of kill -9."""
 

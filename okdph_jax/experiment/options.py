@@ -32,7 +32,7 @@ class Option(NamedTuple):
 
 
 PAPER, RELEASE = "paper, section 4.1", "release"
-COUNT = "[1, 1000000]"
+COUNT, COUNT_OR_NONE = "[1, 1000000]", "[0, 1000000]"
 
 OPTIONS = (
   Option("seed", int, 42, "[0, 4294967295]", "seed of everything that is random", RELEASE),
@@ -99,7 +99,10 @@ OPTIONS = (
   ),
   Option("eval_every_epochs", int, 1, COUNT, "epochs from one evaluation to the next", RELEASE),
   Option(
-    "snapshots", int, 0, "[0, 1000000]", "epochs between kept copies, for analyses; 0: none"
+    "snapshots", int, 0, COUNT_OR_NONE, "epochs between kept copies, for analyses; 0: none"
+  ),
+  Option(
+    "log_every_steps", int, 0, COUNT_OR_NONE, "steps between lines of training.jsonl; 0: none"
   ),
   Option("checkpoint_every_minutes", float, 10.0, "[0, 1e6]", "between checkpoints"),
   Option(

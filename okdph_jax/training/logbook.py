@@ -1,4 +1,4 @@
-"""What a run writes about its progress: metrics.jsonl, TensorBoard events, result.json.
+"""What a run writes about its progress: metrics and training losses, events, the result.
 
 Plain numbers; TensorFlow is imported where events are written.
 """
@@ -62,6 +62,13 @@ class Logbook(AbstractContextManager):
       self._events.write_scalars(line["step"], _scalars(line))
       self._events.flush()
     return line
+
+  def append_training(self, steps: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
+    """Adds a line to training.jsonl for each (step, epoch, {name: loss of that step alone})."""
+    self._run.append_training(
+      {"step": step, "epoch": epoch, "losses": {n: _number(x) for n, x in losses.items()}}
+      for step, epoch, losses in steps
+    )
 
   @functools.cached_property
   def _events(self):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from okdph_jax.core import Batch, Learner
 from okdph_jax.data import Dataset
+from okdph_jax.methods.protocol import Metrics
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
 from okdph_jax.training import logbook
@@ -117,13 +118,14 @@ class Session:
     self._evaluate_every = self.config.eval_every_epochs * epoch
     self._snapshot_every = self.config.snapshots * epoch  # 0: never
     self._start = self._looked = self.step
+    self._logged = []  # (step, metrics on the device) since the last look
     self._stride = 1  # steps to the next look
 
   def begin(self) -> None:
     """Brings the files to the step of the checkpoint; evaluates it where that is missing."""
     missing = self.step and self.due() and int(self.state.sums["steps"])
     with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
-      self.run.cut_after(self.step - 1 if missing else self.step)
+      self.run.cut_after(self.step, evaluated=not missing)
     lines = self.run.lines
     self.timer = StepTimer(lines[-1]["seconds"] if lines else 0.0)
     if self.step:
@@ -151,12 +153,15 @@ class Session:
     """Dispatches the steps up to `stop`."""
     for step in range(self.step, stop):
       batch = self.batch(step)
-      self.state, _ = self.advance(self.state, batch, self.key)
+      self.state, metrics = self.advance(self.state, batch, self.key)
       self.timer.count(len(batch.label))
+      if self.config.log_every_steps and (step + 1) % self.config.log_every_steps == 0:
+        self._logged.append((step + 1, metrics))
     self.step = stop
 
   def look(self) -> None:
     """Waits for the steps so far and shows the loss; FloatingPointError if it is not finite."""
+    self.log_training()
     means = self.mean_metrics()
     self._looked = self.step
     self.timer.tick()
@@ -167,6 +172,13 @@ class Session:
       self.forecast()
     if self._snapshot_every and self.step % self._snapshot_every == 0:
       self.keep_snapshot()
+
+  def log_training(self) -> None:
+    """Writes what `config.log_every_steps` asks for, before a checkpoint of the same step."""
+    if self._logged:
+      epoch, steps = self.experiment.epoch_steps, jax.device_get(self._logged)
+      self.book.append_training((step, step / epoch, losses(sums)) for step, sums in steps)
+      self._logged.clear()
 
   def mean_metrics(self) -> dict[str, float]:
     """Loss and accuracy, means since the last evaluation, or FloatingPointError."""
@@ -206,12 +218,11 @@ class Session:
   def evaluate(self) -> None:
     """Measures, writes the line and its checkpoint, and resets the sums."""
     accuracy, nll = self.measure(self.state.learner)
-    sums = {name: float(total) for name, total in self.state.sums.items()}
     line = self.book.append(
       step=self.step,
       epoch=self.step / self.experiment.epoch_steps,
       learning_rate=float(self.experiment.schedule(self.step - 1)),
-      losses={n: total / sums["steps"] for n, total in sums.items() if n != "steps"},
+      losses=losses(self.state.sums),
       accuracy=accuracy,
       cross_entropy=nll,
       seconds=self.timer.seconds(),
@@ -236,6 +247,13 @@ class Session:
   def keep_snapshot(self) -> None:
     if self.config.snapshots:
       self.run.snapshot(self.step, self.state.learner)
+
+
+def losses(sums: Metrics) -> dict[str, float]:
+  """Means of the metrics that were summed over sums["steps"] steps."""
+  totals = {name: float(total) for name, total in sums.items()}
+  steps = totals.pop("steps")
+  return {name: total / steps for name, total in totals.items()}
 
 
 def readable(line: dict[str, Any]) -> str:
