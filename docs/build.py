@@ -7,21 +7,21 @@ import re
 from pathlib import Path
 
 from okdph_jax.experiment import options
-from okdph_jax.report import plots, tables
+from okdph_jax.report import plots, runs, statistics, tables
 
 ROOT = Path(__file__).parents[1]
 
 
 def generated():
   """{file: {name of the part: its text}}."""
-  results, warnings = tables.find([ROOT / "docs" / "results"])
+  trials, warnings = runs.find([ROOT / "docs" / "results"])
   if warnings:
     raise ValueError("; ".join(warnings))
-  (table,) = re.findall(r"(?:^\|.*\n)+", tables.render(results, head=True), re.M)
+  (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(trials), re.M)
   return {
     "README.md": {"accuracy": table},
     "docs/configs.md": {"options": options.table()},
-    "docs/results.md": {"tables": tables.render(results)},
+    "docs/results.md": {"tables": tables.render(tables.sections(trials))},
   }
 
 
@@ -37,16 +37,18 @@ def with_parts(text, parts):
 
 def picture():
   """The accuracies of the committed results."""
-  results, _ = tables.find([ROOT / "docs" / "results"])
-  ((name, rows),) = tables.grouped(results, hidden={"views"})
+  trials, _ = runs.find([ROOT / "docs" / "results"])
+  ((group, rows),) = runs.grouped(trials, hidden={"views"})
+
+  def last(trials, single):
+    found = (statistics.highest(trial, "last", single=single) for trial in trials)
+    return [accuracy for accuracy in found if accuracy is not None]
+
   rows = [
-    (
-      label,
-      {"single": tables.last(runs, single=True), "several": tables.last(runs, single=False)},
-    )
-    for label, runs in rows
+    (label, {"single": last(trials, True), "several": last(trials, False)})
+    for label, trials in rows
   ]
-  plots.comparison(rows, tables.title(name), ROOT / "docs" / "accuracy.png")
+  plots.comparison(rows, group.title, ROOT / "docs" / "accuracy.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`okdph report`: tables and curves of finished runs; needs no JAX."""
+"""`okdph report`: tables, curves and a page of many runs; needs no JAX."""
 
 import sys
 from pathlib import Path
@@ -6,39 +6,67 @@ from pathlib import Path
 from okdph_jax.cli.arguments import Parser, command
 
 DESCRIPTION = """\
-Tables and curves of finished runs.
+Tables, curves and a page of many runs, finished or not.
 
-  okdph report runs [--head]               Markdown of every result below
+  okdph report runs                        Markdown of every run below
+  okdph report runs --out=report           report/tables.md, .csv, .tex and report.html
+  okdph report runs --baseline=base        with paired differences to base
   okdph report curves WORKDIR --out=PNG    accuracy of every network over the epochs
+
+docs/report.md says what the numbers mean.
 """
 
 
 @command
 def main(arguments: list[str]) -> int:
-  """Prints what is asked for; returns the exit code: 2 where there is nothing to show."""
+  """Prints or writes what is asked for; the exit code, 2 where there is nothing to show."""
   if arguments[:1] == ["curves"]:
     return _curves(arguments[1:])
   parser = Parser("report", DESCRIPTION)
-  parser.add_argument("paths", nargs="+", help="result files, or directories of them")
+  parser.add_argument("paths", nargs="+", help="result files, or folders of runs")
+  parser.add_argument("--out", metavar="DIR", help="write the tables and the page there")
   parser.add_argument(
-    "--head", action="store_true", help="one short table each, the most accurate first"
+    "--baseline", metavar="ROW", help="compare with this method, or row as the tables name it"
+  )
+  parser.add_argument("--title", default="Runs", help="of the page (%(default)s)")
+  parser.add_argument(
+    "--head", action="store_true", help="print one short table each, the most accurate first"
   )
   flags = parser.parse(arguments)
 
-  from okdph_jax.report import tables
+  from okdph_jax.report import runs, tables
 
   for path in flags.paths:
     if not Path(path).exists():
       raise ValueError(f"no such file or directory: {path}")
-  results, warnings = tables.find(flags.paths)
+  trials, warnings = runs.find(flags.paths)
   for warning in warnings:
     print(warning, file=sys.stderr)
-  if not results:
+  if not trials:
     raise ValueError(
-      f"no results in {', '.join(flags.paths)}: a run writes result.json into its --workdir "
-      "when it finishes"
+      f"no runs in {', '.join(flags.paths)}: pass the --workdir of a run, or a folder above"
     )
-  print(tables.render(results, head=flags.head), end="")
+  if flags.head:
+    print(tables.head(trials), end="")
+    return 0
+  found = tables.sections(trials, flags.baseline)
+  text = tables.render(found) + tables.gaps(trials)
+  if not flags.out:
+    print(text, end="")
+    return 0
+  from okdph_jax.report import page
+
+  files = {
+    "tables.md": text,
+    "tables.csv": tables.csv(found),
+    "tables.tex": tables.latex(found),
+    "report.html": page.render(trials, found, title=flags.title),
+  }
+  out = Path(flags.out)
+  out.mkdir(parents=True, exist_ok=True)
+  for name, content in files.items():
+    (out / name).write_text(content, encoding="utf-8")
+    print(out / name)
   return 0
 
 

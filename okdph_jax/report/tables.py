@@ -1,28 +1,28 @@
-"""Results of many runs as Markdown: mean and spread over seeds, and the paper's numbers."""
+"""Tables of many runs: mean and spread over seeds, paired differences, the paper's numbers.
 
-import json
-import os
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
-from pathlib import Path
+`sections` makes them; `markdown`, `latex` and `csv` write them, and `report.page` shows them.
+"""
+
+import csv as csv_format
+import io
+import re
+import statistics as plain_statistics
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, completed, flat
-
-# Runs that differ in these alone are the same experiment.
-NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
-# These name a group of rows, or the row itself.
-IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
+from okdph_jax.errors import nearest
+from okdph_jax.report import paper, statistics
+from okdph_jax.report.runs import Group, Row, Trial, grouped, missing
+from okdph_jax.report.statistics import MEASURES, accuracies, spread
 
 NOTES = """\
 Test accuracy in %: mean ± standard deviation (ddof = 1) over n seeds; a single run has no
 spread. *last*: after the last epoch. *best on test*: the highest of all evaluations on the test
 set. It is biased upwards, the more so the more evaluations and networks it is taken over, and
-so is the best of a run's single networks.
+so is the best of a run's single networks. **Bold**: above every other row of the table, each
+by a paired difference whose 95 % t confidence interval leaves out zero.
 
 *as the paper counts*: the highest of all evaluations and of the readers that the authors'
 release reports. For ONE, OKDDip and FFL these include an ensemble or a fused head, which is
@@ -31,6 +31,10 @@ branches alone. *paper*: the number in arXiv:2303.14666, in brackets the views i
 with where the run has others. It is the mean of five runs of about 300 evaluations each, and is
 given only for runs with the hyper-parameters that it was measured with."""
 
+DIFFERENCES = """\
+Difference to {baseline} in points of accuracy, of runs with the same seed or draw of the data;
+in brackets its 95 % t confidence interval, which takes two pairs at least and is not corrected
+for the number of rows. **Bold**: the interval leaves out zero."""
 
 HEAD_NOTES = """\
 Test accuracy in % of the best single network after the last epoch, for n > 1 the mean ±
@@ -38,286 +42,433 @@ standard deviation over n seeds. *paper*: the number in arXiv:2303.14666 for the
 hyper-parameters, the highest of about 300 evaluations on the test set, in brackets the views it
 was measured with where the run has others."""
 
-
-Result = dict[str, Any]  # what is in a result.json
-
-
-class Group(NamedTuple):
-  """What stands in one table: runs whose accuracies may be compared."""
-
-  dataset: str
-  setting: str  # as `paper.setting` gives it
-  network: str
+WORDS = ("method", "views", "reader")  # columns that are aligned to the left
 
 
-def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Result], list[str]]:
-  """The results under files and directories, and a warning for each file that is no result.
+class Cell(NamedTuple):
+  """One cell: what is written, the runs it was measured on, and what it is sorted by."""
 
-  Returns:
-    ([result, ...], [warning, ...]); a second run of the same config and seed is left out.
-  """
-  files = []
-  for path in map(Path, paths):
-    files += _below(path) if path.is_dir() else [path]
-  results, warnings, seen = [], [], {}
-  for file in files:
-    try:
-      result = read(file)
-    except (OSError, ValueError) as error:
-      warnings.append(f"{file}: left out, {error}")
-      continue
-    same = seen.setdefault((variant(result), result["seed"]), file)
-    if same is file:
-      results.append(result)
-    else:
-      warnings.append(f"{file}: left out, the same config and seed as {same}")
-  return results, warnings
+  text: str
+  trials: Sequence[Trial] = ()
+  order: float | None = None  # None: by its text
+  bold: bool = False
 
 
-def _below(folder):
-  """The JSON files in a folder; of a run its result alone, not its config or evaluations."""
-  runs = {file.parent for file in folder.rglob(CONFIG)}
-  for file in sorted(folder.rglob("*.json")):
-    if file.name == RESULT or not runs & set(file.parents):
-      yield file
+class Table(NamedTuple):
+  """Rows of cells under a caption; columns that are empty in every row are left out."""
+
+  caption: str
+  columns: list[str]
+  rows: list[list[Cell]]
 
 
-def read(file: str | os.PathLike[str]) -> Result:
-  """One result.json as `training.logbook.result` made it.
+class Section(NamedTuple):
+  """The tables of one group of runs."""
+
+  group: Group
+  rows: list[Row]  # of finished runs
+  everything: list[Row]  # with those that are not
+  tables: list[Table]
+  baseline: str | None  # the label of the row that others are compared with
+
+
+def sections(trials: Iterable[Trial], baseline: str | None = None) -> list[Section]:
+  """The tables of each group of runs; those that are not finished name a row and no more.
+
+  baseline: the label of a row, or its method where one row alone has it.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: no group has it, or a group has several.
   """
-  try:
-    result = json.loads(Path(file).read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"not JSON ({error})") from None
-  try:
-    _ = group(result), variant(result)
-    numbers = [result[key] for key in ("seed", "evaluations", "parameters", "seconds")]
-    numbers += [result["students"], result["epochs"], result["best_single"]["accuracy"]]
-    for reader in result["readers"].values():
-      _ = reader["single"], reader["at_best_validation"]
-      numbers += [reader["last"], reader["best"]]
-    if not all(isinstance(x, (int, float)) for x in numbers):
-      raise TypeError("a number is missing")
-    if not any(reader["single"] for reader in result["readers"].values()):
-      raise TypeError("no single network among the readers")
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"not a result of okdph_jax ({error})") from None
-  return result
+  found = []
+  for group, everything in grouped(trials):
+    finished = [(label, [t for t in row if t.result]) for label, row in everything]
+    rows = [row for row in finished if row[1]]
+    base = _baseline(group, rows, baseline) if baseline else None
+    tables = [_summary(rows)]
+    if base:
+      tables.append(_differences(rows, base))
+    tables.append(_readers("Single networks:", rows, single=True))
+    caption = "Ensembles and fused heads, each of them more than one network:"
+    tables.append(_readers(caption, rows, single=False))
+    tables = [table for table in tables if table.rows]
+    found.append(Section(group, rows, everything, tables, base))
+  if baseline and not any(section.baseline for section in found):
+    known = dict.fromkeys(label for section in found for label, _ in section.rows)
+    raise ValueError(
+      f"--baseline={baseline}: no run is named so{nearest(baseline, known)} "
+      f"(there are {'; '.join(known)})"
+    )
+  return found
 
 
-def group(result: Result) -> Group:
-  """The dataset, the setting and the network of one result."""
-  return Group(result["dataset"], paper.setting(result["config"]), result["network"])
+def _baseline(group, rows, asked):
+  named = [label for label, _ in rows if asked in (label, label.partition(", ")[0])]
+  if asked in named:
+    return asked
+  if len(named) > 1:
+    raise ValueError(
+      f"--baseline={asked}: {group.title} has several such rows, name one: {'; '.join(named)}"
+    )
+  return named[0] if named else None
 
 
-def variant(result: Result) -> tuple[tuple[str, str], ...]:
-  """What tells one experiment from another: ((key, value as JSON), ...)."""
-  config = flat(completed(result["config"]))
-  return tuple(
-    (key, json.dumps(value))
-    for key, value in sorted(config.items())
-    if key not in NOT_THE_EXPERIMENT
-  )
-
-
-def render(results: Iterable[Result], *, head: bool = False) -> str:
-  """Markdown, a section for each group: the best single networks and then every reader.
-
-  `head` gives instead one short table per group, the most accurate method first.
-  """
-  parts = [HEAD_NOTES if head else NOTES]
-  for name, rows in grouped(results, hidden={"views"} if head else set()):
-    parts.append(f"### {title(name)}")
-    if head:
-      parts.append(_head(rows))
+def overview(found: Sequence[Section]) -> list[Table]:
+  """For each dataset with several networks: a row per method, a column per network."""
+  tables = []
+  datasets = dict.fromkeys(section.group.data for section in found)
+  for data in datasets:
+    across = [section for section in found if section.group.data == data]
+    if len(across) < 2:
       continue
-    parts += [_summary(rows), "Single networks:", _readers(rows, single=True)]
-    if ensembles := _readers(rows, single=False):
-      parts += ["Ensembles and fused heads, each of them more than one network:", ensembles]
+    names = sorted({label for section in across for label, _ in section.rows})
+    rows: list[dict[str, Cell]] = [{"method": Cell(name)} for name in names]
+    for section in across:
+      there, clear = dict(section.rows), statistics.clear_best(section.rows, "last")
+      for name, row in zip(names, rows, strict=True):
+        trials = there.get(name, [])
+        row[section.group.network] = _accuracy(trials, "last", bold=name == clear)
+        row[f"{section.group.network}, paper"] = _paper(trials[0]) if trials else Cell("")
+    caption = f"{data}: best single network, last epoch, test accuracy in %"
+    tables.append(_table(caption, rows))
+  return tables
+
+
+def unfinished(trials: Iterable[Trial]) -> Table:
+  """The runs that are not finished, and how far they are."""
+  rows: list[dict[str, Cell]] = []
+  for trial in trials:
+    if trial.result:
+      continue
+    done, epochs = trial.progress()
+    test = trial.lines[-1]["accuracy"]["test"] if trial.lines else {}
+    best = max(test, key=lambda reader: test[reader], default=None)
+    rows.append(
+      {
+        "run": Cell(trial.name, [trial]),
+        "epochs done": Cell(f"{done:g} of {epochs} ({done / epochs:.0%})", order=done / epochs),
+        "test accuracy so far": Cell(f"{100 * test[best]:.2f} ({best})" if best else ""),
+      }
+    )
+  return _table("Runs that are not finished:", rows)
+
+
+# The tables of a group.
+
+
+def _summary(rows):
+  clear = {measure: statistics.clear_best(rows, measure) for measure in MEASURES}
+  table = []
+  for label, trials in rows:
+    runs = [trial.result for trial in trials]
+    row = {
+      "method": Cell(label, trials),
+      "views": Cell(_views(trials[0])),
+      "students": _number(runs[0]["students"]),
+      "n": _number(len(runs)),
+    }
+    for measure, name in (("last", "last"), ("best", "best on test"), ("chosen", "")):
+      name = name or MEASURES["chosen"]
+      row[f"best single network: {name}"] = _accuracy(
+        trials, measure, bold=label == clear[measure]
+      )
+    row |= {
+      "as the paper counts: best on test": _as_the_paper_counts(trials),
+      "paper": _paper(trials[0]),
+      "epochs": _same(run["epochs"] for run in runs),
+      "evaluations": _same(run["evaluations"] for run in runs),
+      "minutes": _mean(trials, [run["seconds"] / 60 for run in runs]),
+      "parameters": _same(f"{run['parameters']:,}" for run in runs),
+    }
+    table.append(row)
+  return _table("", table)
+
+
+def _differences(rows, baseline):
+  base, table = dict(rows)[baseline], []
+  for label, trials in rows:
+    if label == baseline:
+      continue
+    found = {m: statistics.difference(trials, base, m) for m in MEASURES}
+    row = {"method": Cell(label, trials), "pairs": Cell("")}
+    for measure, name in MEASURES.items():
+      if difference := found[measure]:
+        row["pairs"] = _number(difference.n)
+      row[name] = _difference(found[measure], [*trials, *base])
+    table.append(row)
+  return _table(DIFFERENCES.format(baseline=baseline), table)
+
+
+def _difference(difference, trials):
+  if difference is None:
+    return Cell("")
+  text = f"{100 * difference.mean:+.2f}"
+  if difference.low is not None:
+    text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+  return Cell(text, trials, difference.mean, difference.clear)
+
+
+def _readers(caption, rows, *, single):
+  table = []
+  for label, trials in rows:
+    for name, reader in trials[0].result["readers"].items():
+      if reader["single"] != single:
+        continue
+      having = [trial for trial in trials if name in trial.result["readers"]]
+      seeds = [trial.result["readers"][name] for trial in having]
+      chosen = [seed["at_best_validation"] for seed in seeds]
+      table.append(
+        {
+          "method": Cell(label, having),
+          "reader": Cell(name),
+          "n": _number(len(seeds)),
+          "last": _spread(having, [seed["last"] for seed in seeds]),
+          "best": _spread(having, [seed["best"] for seed in seeds]),
+          "chosen on validation": _spread(having, [] if None in chosen else chosen),
+          "evaluations": _same(trial.result["evaluations"] for trial in having),
+        }
+      )
+  return _table(caption, table)
+
+
+def _as_the_paper_counts(trials):
+  """The spread of the best of the readers that count, and which of them are no single one."""
+  best = []
+  for trial in trials:
+    readers = trial.result["readers"]
+    counted = [name for name in readers if paper.counts(trial.result["method"], name)]
+    best.append(max(counted, key=lambda name, of=readers: of[name]["best"], default=None))
+  if None in best:
+    return Cell("")
+  readers = [trial.result["readers"][name] for trial, name in zip(trials, best, strict=True)]
+  several = {n for n, reader in zip(best, readers, strict=True) if not reader["single"]}
+  named = f" ({', '.join(sorted(several))})" if several else ""
+  cell = _spread(trials, [reader["best"] for reader in readers])
+  return cell._replace(text=cell.text + named)
+
+
+def _paper(trial):
+  cell = paper.cell(trial.config)
+  if cell is None:
+    return Cell("")
+  views = {view.replace("|noise", "") for view in trial.config["views"]}
+  other = f" ({', '.join(cell.views)})" if views != set(cell.views) else ""
+  return Cell(f"{cell}{other}", order=cell.accuracy / 100)
+
+
+def _views(trial):
+  """The distinct ones: what a network may see decides as much as its method."""
+  return ", ".join(dict.fromkeys(trial.config["views"]))
+
+
+def _accuracy(trials, measure, *, bold=False):
+  values = accuracies(trials, measure)
+  return _spread(trials, values if len(values) == len(trials) else [])._replace(bold=bold)
+
+
+def _spread(trials, fractions):
+  mean = plain_statistics.mean(fractions) if fractions else None
+  return Cell(spread(fractions), trials if fractions else (), mean)
+
+
+def _mean(trials, values):
+  mean = plain_statistics.mean(values)
+  return Cell(f"{mean:.3g}", trials, mean)
+
+
+def _number(value):
+  return Cell(str(value), order=value)
+
+
+def _same(values):
+  texts = list(dict.fromkeys(map(str, values)))
+  number = texts[0].replace(",", "")
+  return Cell(" / ".join(texts), order=float(number) if number.isdigit() else None)
+
+
+def _table(caption: str, rows: list[dict[str, Cell]]) -> Table:
+  columns = [name for name in (rows[0] if rows else ()) if any(row[name].text for row in rows)]
+  return Table(caption, columns, [[row[name] for name in columns] for row in rows])
+
+
+# As text.
+
+
+def render(found: Sequence[Section]) -> str:
+  """Markdown, a section for each group: the best single networks and then every reader."""
+  parts = [NOTES]
+  for table in overview(found):
+    parts += [f"### {table.caption}", markdown(table)]
+  for section in found:
+    parts += [f"### {section.group.title}"] * bool(section.tables)
+    for table in section.tables:
+      parts += [part for part in (table.caption, markdown(table)) if part]
   return "\n\n".join(parts) + "\n"
 
 
-def grouped(
-  results: Iterable[Result], *, hidden: Set[str] = frozenset()
-) -> Iterator[tuple[Group, list[tuple[str, list[Result]]]]]:
-  """(Group, [(label, its runs), ...]) of each group, all in alphabetical order."""
-  groups = defaultdict(lambda: defaultdict(list))
-  for result in results:
-    groups[group(result)][variant(result)].append(result)
-  for name, variants in sorted(groups.items()):
-    rows = zip(labels(list(variants), hidden), variants.values(), strict=True)
-    yield name, sorted(rows, key=lambda row: row[0])
-
-
-def title(name: Group) -> str:
-  """A heading: "cifar10, 1 % of the training set, resnet32"."""
-  words = name.setting.replace("noisy", "noisy inputs").replace("%", "% of the training set")
-  parts = [name.dataset, words, name.network]
-  return ", ".join(part for part in parts if part != "clean")
-
-
-def labels(
-  variants: Iterable[tuple[tuple[str, str], ...]], hidden: Set[str] = frozenset()
-) -> list[str]:
-  """Each variant's method, and the settings in which it differs from others of the group.
-
-  A method's own options are compared within the method, all else within the group; the
-  settings `hidden` are left out.
-  """
-  configs = [dict(variant) for variant in variants]
-  return [
-    ", ".join([_method(config), *_settings(config, configs, hidden)]) for config in configs
-  ]
-
-
-def _method(config):
-  wrappers = [wrapper["name"] for wrapper in json.loads(config.get("wrappers", "[]"))]
-  return " + ".join([json.loads(config["method.name"]), *wrappers])
-
-
-def _settings(config, configs, hidden):
-  kin = [other for other in configs if _method(other) == _method(config)]
-  for key in sorted(config.keys() - IN_THE_TITLES - hidden):
-    others = kin if key.startswith(("method.", "wrappers", "views")) else configs
-    # Runs of an earlier version may lack an option; that is no difference.
-    if any(other.get(key, config[key]) != config[key] for other in others):
-      value = json.loads(config[key])
-      shown = " / ".join(value) if key == "views" else value
-      yield f"{key.removeprefix('method.')}={shown}".replace("|", "\\|")
+def head(trials: Iterable[Trial]) -> str:
+  """Markdown, one short table for each group, the most accurate method first."""
+  parts = [HEAD_NOTES]
+  for group, rows in grouped((t for t in trials if t.result), hidden={"views"}):
+    parts += [f"### {group.title}", markdown(_head(rows))]
+  return "\n\n".join(parts) + "\n"
 
 
 def _head(rows):
   """Method, views, accuracy and the paper's: what decides which one to choose."""
   table = []
-  rows = sorted(rows, key=lambda row: -statistics.mean(last(row[1], single=True)))
-  for label, runs in rows:
-    n = f" (n = {len(runs)})" if len(runs) > 1 else ""
+  rows = sorted(rows, key=lambda row: -plain_statistics.mean(accuracies(row[1], "last")))
+  for label, trials in rows:
+    accuracy = _accuracy(trials, "last")
+    n = f" (n = {len(trials)})" if len(trials) > 1 else ""
     table.append(
       {
-        "method": label,
-        "views": _views(runs[0]),
-        "networks or branches": runs[0]["students"],
-        "accuracy": spread(last(runs, single=True)) + n,
-        "paper": _paper(runs[0]),
+        "method": Cell(label, trials),
+        "views": Cell(_views(trials[0])),
+        "networks or branches": _number(trials[0].result["students"]),
+        "accuracy": accuracy._replace(text=accuracy.text + n),
+        "paper": _paper(trials[0]),
       }
     )
-  return _markdown(table)
+  return _table("", table)
 
 
-def _summary(rows):
-  table = []
-  for label, runs in rows:
-    validated = [run["best_single"]["chosen_on"] == "validation" for run in runs]
-    table.append(
-      {
-        "method": label,
-        "views": _views(runs[0]),
-        "students": runs[0]["students"],
-        "n": len(runs),
-        "best single network: last": spread(last(runs, single=True)),
-        "best single network: best on test": spread([_best_single(run) for run in runs]),
-        "best single network: chosen on validation": spread(
-          [run["best_single"]["accuracy"] for run in runs] if all(validated) else []
-        ),
-        "as the paper counts: best on test": _as_the_paper_counts(runs),
-        "paper": _paper(runs[0]),
-        "epochs": _same(run["epochs"] for run in runs),
-        "evaluations": _same(run["evaluations"] for run in runs),
-        "minutes": f"{statistics.mean(run['seconds'] for run in runs) / 60:.3g}",
-        "parameters": _same(f"{run['parameters']:,}" for run in runs),
-      }
-    )
-  return _markdown(table)
+def gaps(trials: Sequence[Trial]) -> str:
+  """Markdown: what is not finished, and what is missing; empty where nothing is."""
+  parts = []
+  if (table := unfinished(trials)).rows:
+    parts += [table.caption, markdown(table)]
+  if absent := missing(trials):
+    parts += ["Missing from the grid:", "\n".join(f"- {line}" for line in absent)]
+  return "".join(f"\n{part}\n" for part in parts)
 
 
-def _views(run):
-  """The distinct ones: what a network may see decides as much as its method."""
-  return ", ".join(dict.fromkeys(run["config"]["views"])).replace("|", "\\|")
+def markdown(table: Table) -> str:
+  """A Markdown table."""
+
+  def text(cell):
+    plain = cell.text.replace("|", "\\|")
+    return f"**{plain}**" if cell.bold else plain
+
+  rows = [[text(cell) for cell in row] for row in table.rows]
+  align = ["left" if column in WORDS else "right" for column in table.columns]
+  return tabulate(rows, table.columns, "pipe", colalign=align, disable_numparse=True)
 
 
-def last(runs: Iterable[Result], *, single: bool) -> list[float]:
-  """Of each run the highest accuracy after the last epoch: [fraction, ...].
+def latex(found: Sequence[Section]) -> str:
+  """All tables for `\\input`, each a `table` for the package booktabs."""
+  tables = overview(found)
+  for section in found:
+    named = [t._replace(caption=f"{section.group.title}. {t.caption}") for t in section.tables]
+    tables += named
+  head = "% Needs \\usepackage{booktabs}. Made by `okdph report`.\n"
+  return head + "\n".join(map(_latex, tables))
 
-  Among its single networks, or else among its ensembles and fused heads; runs without are
-  left out.
-  """
-  return [
-    max(there)
-    for run in runs
-    if (there := [r["last"] for r in run["readers"].values() if r["single"] == single])
+
+def _latex(table):
+  align = "".join("l" if column in WORDS else "r" for column in table.columns)
+
+  def line(texts):
+    return "    " + " & ".join(texts) + " \\\\"
+
+  def text(cell):
+    return f"\\textbf{{{escaped(cell.text)}}}" if cell.bold else escaped(cell.text)
+
+  caption = escaped(" ".join(table.caption.split())).rstrip(": ")
+  caption = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", caption)
+  lines = [
+    "\\begin{table}",
+    "  \\centering",
+    f"  \\caption{{{caption}}}",
+    f"  \\begin{{tabular}}{{{align}}}",
+    "    \\toprule",
+    line(map(escaped, table.columns)),
+    "    \\midrule",
+    *(line(map(text, row)) for row in table.rows),
+    "    \\bottomrule",
+    "  \\end{tabular}",
+    "\\end{table}",
   ]
+  return "\n".join(lines) + "\n"
 
 
-def _best_single(run):
-  return max(reader["best"] for reader in run["readers"].values() if reader["single"])
+def escaped(text: str) -> str:
+  """Text as LaTeX wants it."""
+  special = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "|": "\\textbar{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "±": "$\\pm$",
+  }
+  text = "".join(special.get(character, character) for character in text)
+  return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
 
 
-def _as_the_paper_counts(runs):
-  """The spread of the best of the readers that count, and which of them are no single one."""
-  best = []
-  for run in runs:
-    counted = [name for name in run["readers"] if paper.counts(run["method"], name)]
-    best.append(max(counted, key=lambda name: run["readers"][name]["best"], default=None))
-  if None in best:
-    return ""
-  readers = [run["readers"][name] for run, name in zip(runs, best, strict=True)]
-  several = {n for n, reader in zip(best, readers, strict=True) if not reader["single"]}
-  named = f" ({', '.join(sorted(several))})" if several else ""
-  return spread([reader["best"] for reader in readers]) + named
+def csv(found: Sequence[Section]) -> str:
+  """A line per experiment, reader and measure, for programs; accuracies in %, undefined empty.
+
+  The reader "best single network" is the best of each run; differences are of it alone.
+  """
+  out = io.StringIO()
+  lines = [line for section in found for line in _csv_lines(section)]
+  writer = csv_format.DictWriter(out, list(lines[0]) if lines else [], lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(lines)
+  return out.getvalue()
 
 
-def _readers(rows, single):
-  table = []
-  for label, runs in rows:
-    for name, reader in runs[0]["readers"].items():
-      if reader["single"] != single:
-        continue
-      seeds = [run["readers"][name] for run in runs if name in run["readers"]]
-      chosen = [seed["at_best_validation"] for seed in seeds]
-      table.append(
-        {
-          "method": label,
-          "reader": name,
-          "n": len(seeds),
-          "last": spread([seed["last"] for seed in seeds]),
-          "best": spread([seed["best"] for seed in seeds]),
-          "chosen on validation": spread([] if None in chosen else chosen),
-          "evaluations": _same(run["evaluations"] for run in runs),
-        }
-      )
-  return _markdown(table)
+def _csv_lines(section):
+  base = dict(section.rows).get(section.baseline)
+  for label, trials in section.rows:
+    for reader, measure, values in _measured(trials):
+      yield _csv_line(section, label, trials, reader, measure, values, base)
 
 
-def spread(fractions: Sequence[float]) -> str:
-  """Fractions as "mean ± standard deviation" in %, ddof = 1; "" for none."""
-  if not fractions:
-    return ""
-  percent = [100 * fraction for fraction in fractions]
-  mean = f"{statistics.mean(percent):.2f}"
-  return mean if len(percent) == 1 else f"{mean} ± {statistics.stdev(percent):.2f}"
+def _measured(trials):
+  """(reader, measure, fractions) of an experiment's runs."""
+  for measure in MEASURES:
+    yield "best single network", measure, accuracies(trials, measure)
+  names = {"last": "last", "chosen": "at_best_validation", "best": "best"}
+  for reader in trials[0].result["readers"]:
+    for measure, key in names.items():
+      there = (trial.result["readers"].get(reader, {}).get(key) for trial in trials)
+      yield reader, measure, [value for value in there if value is not None]
 
 
-def _paper(run):
-  cell = paper.cell(run["config"])
-  if cell is None:
-    return ""
-  views = {view.replace("|noise", "") for view in run["config"]["views"]}
-  other = f" ({', '.join(cell.views)})" if views != set(cell.views) else ""
-  return f"{cell}{other}"
+def _csv_line(section, label, trials, reader, measure, values, base) -> dict[str, Any]:
+  single = reader == "best single network"
+  ours = statistics.interval(values) if values else None
+  difference = statistics.difference(trials, base, measure) if base and single else None
+  published, result = paper.cell(trials[0].config), trials[0].result
 
+  def percent(value):
+    return "" if value is None else f"{100 * value:.4f}"
 
-def _same(values):
-  return " / ".join(dict.fromkeys(map(str, values)))
-
-
-def _markdown(table):
-  """A Markdown table; columns that are empty in every row are left out."""
-  columns = [column for column in (table[0] if table else ()) if any(r[column] for r in table)]
-  rows = [[row[column] for column in columns] for row in table]
-  if not rows:
-    return ""
-  align = ["left" if column in ("method", "views", "reader") else "right" for column in columns]
-  return tabulate(rows, columns, "pipe", colalign=align, disable_numparse=True)
+  return section.group._asdict() | {
+    "method": label,
+    "views": _views(trials[0]),
+    "students": result["students"],
+    "reader": reader,
+    "single": single or result["readers"][reader]["single"],
+    "measure": MEASURES[measure],
+    "n": len(values),
+    "mean": percent(ours and ours.mean),
+    "sd": percent(plain_statistics.stdev(values) if len(values) > 1 else None),
+    "low": percent(ours and ours.low),
+    "high": percent(ours and ours.high),
+    "paper": published.accuracy if published and single else "",
+    "baseline": section.baseline if difference else "",
+    "pairs": difference.n if difference else "",
+    "difference": percent(difference and difference.mean),
+    "difference_low": percent(difference and difference.low),
+    "difference_high": percent(difference and difference.high),
+    "epochs": result["epochs"],
+    "parameters": result["parameters"],
+    "parameters_deployed": result.get("parameters_deployed", ""),
+    "flops_per_image": result.get("flops_per_image") or "",
+    "seconds": f"{plain_statistics.mean(trial.result['seconds'] for trial in trials):.1f}",
+  }

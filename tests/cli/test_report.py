@@ -10,8 +10,9 @@ from okdph_jax.cli import report
 from okdph_jax.experiment import paper as settings
 from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
-from okdph_jax.report import paper, plots, tables
-from okdph_jax.run import Run
+from okdph_jax.report import paper, plots, statistics, tables
+from okdph_jax.report.runs import Trial
+from okdph_jax.run import ADDED, Run
 from okdph_jax.training import logbook
 
 # With omega = 1, Table 7's cell of CIFAR-10, 1 %, ResNet32.
@@ -20,7 +21,7 @@ READERS = ("student_0", "student_1", "hybrid", "ensemble")
 
 
 def made(seed=0, last=(0.3, 0.4, 0.35, 0.45), method="okdph", wrappers=(), **config):
-  """The result of a run of two evaluations whose first is 0.1 better for the hybrid."""
+  """A run of two evaluations whose first is 0.1 better for the hybrid."""
   options = config.pop("options", {"students": 2, "omega": 1.0} | TUNED)
   data = {"name": "cifar10", "dir": f"/home/{seed}", "fraction": config.pop("fraction", 0.01)}
   data |= {"train": "train", "validation": 0, "replacement": data["fraction"] != 1}
@@ -41,7 +42,7 @@ def made(seed=0, last=(0.3, 0.4, 0.35, 0.45), method="okdph", wrappers=(), **con
     if validation:
       accuracy["validation"] = dict(zip(READERS, validation, strict=True))
     lines.append({"step": step, "epoch": step // 4, "accuracy": accuracy, "seconds": step / 10})
-  return logbook.result(
+  result = logbook.result(
     lines,
     whole,
     singles=READERS[:3],
@@ -49,6 +50,11 @@ def made(seed=0, last=(0.3, 0.4, 0.35, 0.45), method="okdph", wrappers=(), **con
     parameters=933812,
     version="0.1.0",
   )
+  return Trial(f"{method}-{seed}", ADDED | whole, result, None)
+
+
+def rendered(trials, baseline=None):
+  return tables.render(tables.sections(trials, baseline))
 
 
 def rows(markdown):
@@ -67,7 +73,7 @@ def rows(markdown):
 
 def test_mean_and_spread_over_seeds():
   runs = [made(seed, (0.3, last, 0.35, 0.45)) for seed, last in enumerate((0.40, 0.42, 0.44))]
-  row = rows(tables.render(runs))[0]
+  row = rows(rendered(runs))[0]
   assert (row["method"], row["views"]) == ("okdph", "hflip, cutout, augment")
   assert row["n"] == "3"
   assert row["best single network: last"] == "42.00 ± 2.00"  # ddof = 1, not 1.63
@@ -80,7 +86,7 @@ def test_mean_and_spread_over_seeds():
 
 
 def test_a_single_run_has_no_spread_and_readers_stand_apart():
-  text = tables.render([made()])
+  text = rendered([made()])
   assert "### cifar10, 1 % of the training set, resnet32" in text
   assert "± 0" not in text
   single, ensemble = text.split("Ensembles and fused heads")
@@ -97,8 +103,8 @@ def test_a_single_run_has_no_spread_and_readers_stand_apart():
 
 
 def test_without_validation_there_is_no_column_for_it():
-  assert "chosen on validation" not in tables.render([made()])
-  row = rows(tables.render([made(validation=(0.9, 0.1, 0.2, 0.3))]))[0]
+  assert "chosen on validation" not in rendered([made()])
+  row = rows(rendered([made(validation=(0.9, 0.1, 0.2, 0.3))]))[0]
   assert row["best single network: chosen on validation"] == "30.00"
 
 
@@ -111,7 +117,7 @@ def test_variants_are_told_apart_by_what_differs_within_the_method():
     made(method="dml", views=("hflip", "cutout")),
     made(method="dml", views=("crop(4)|flip",) * 2),
   ]
-  methods = [row["method"] for row in rows(tables.render(runs)) if "reader" not in row]
+  methods = [row["method"] for row in rows(rendered(runs)) if "reader" not in row]
   assert methods == [
     "base",
     "base + sam",
@@ -129,7 +135,7 @@ def test_groups_are_never_mixed():
     made(fraction=1.0, network="vgg16"),
     made(fraction=1.0, views=("hflip|noise(1)",) * 3),
   ]
-  text = tables.render(runs, head=True)
+  text = tables.head(runs)
   assert [line for line in text.splitlines() if line.startswith("#")] == [
     "### cifar10, 1 % of the training set, resnet32",
     "### cifar10, resnet32",
@@ -140,7 +146,7 @@ def test_groups_are_never_mixed():
 
 
 def test_other_epochs_are_another_row():
-  found = rows(tables.render([made(), made(epochs=30)]))[:2]
+  found = rows(rendered([made(), made(epochs=30)]))[:2]
   assert [row["method"] for row in found] == ["okdph, epochs=30", "okdph, epochs=300"]
   assert [row["paper"] for row in found] == ["", "44.14"]
 
@@ -149,7 +155,7 @@ def test_the_short_table_begins_with_the_most_accurate():
   runs = [made(seed, (0.3, 0.4 + seed / 100, 0.35, 0.45)) for seed in range(2)]
   runs += [made(7, (0.6, 0.4, 0.4, 0.7), method="dml", options={"students": 2})]
   runs += [made(7, (0.5, 0.4, 0.4, 0.7), method="base", options={"students": 1}, views=["a"])]
-  dml, base, okdph = rows(tables.render(runs, head=True))
+  dml, base, okdph = rows(tables.head(runs))
   assert (dml["method"], dml["accuracy"]) == ("dml", "60.00")  # its ensemble is not a network
   assert (base["method"], base["views"], base["accuracy"]) == ("base", "a", "50.00")
   assert okdph["accuracy"] == "40.50 ± 0.71 (n = 2)"
@@ -276,30 +282,30 @@ def test_the_readers_that_the_paper_counts(method, readers):
 
 def test_an_ensemble_that_counts_is_named():
   run = made(method="one", options=settings.RELEASE["one"])
-  row = rows(tables.render([run]))[0]
+  row = rows(rendered([run]))[0]
   assert row["as the paper counts: best on test"] == "45.00 (ensemble)"
   assert row["paper"] == "41.08 (hflip)"
 
 
 def test_spread():
-  assert tables.spread([]) == ""
-  assert tables.spread([0.5]) == "50.00"
-  assert tables.spread([0.5, 0.6]) == f"55.00 ± {math.sqrt(50):.2f}"
+  assert statistics.spread([]) == ""
+  assert statistics.spread([0.5]) == "50.00"
+  assert statistics.spread([0.5, 0.6]) == f"55.00 ± {math.sqrt(50):.2f}"
 
 
 def test_files_that_are_no_results_are_named_and_the_others_stand(tmp_path, capsys):
   (tmp_path / "a" / "run").mkdir(parents=True)
-  Run(tmp_path / "a" / "run").write_result(made(0))
+  Run(tmp_path / "a" / "run").write_result(made(0).result)
   Run(tmp_path / "a" / "run").write_record({}, {})
   (tmp_path / "a" / "run" / "evaluation").mkdir()
   (tmp_path / "a" / "run" / "evaluation" / "hybrid.json").write_text("{}")  # not a result
-  Run(tmp_path / "a").write_result(made(1))
-  (tmp_path / "again.json").write_text(json.dumps(made(1)))
-  (tmp_path / "torn.json").write_text(json.dumps(made(2))[:-40])
+  Run(tmp_path / "a").write_result(made(1).result)
+  (tmp_path / "again.json").write_text(json.dumps(made(1).result))
+  (tmp_path / "torn.json").write_text(json.dumps(made(2).result)[:-40])
   (tmp_path / "foreign.json").write_text('{"ratio": 1.1}')
   (tmp_path / "list.json").write_text("[1, 2]")
   for name, wrong in (("best", None), ("last", "0.4")):
-    result = made(3)
+    result = made(3).result
     result["readers"]["hybrid"][name] = wrong
     (tmp_path / f"{name}.json").write_text(json.dumps(result))
   assert report.main([str(tmp_path), "--head"]) == 0
@@ -364,7 +370,7 @@ def test_comparison_draws_the_single_networks_and_what_is_more_than_one(tmp_path
 
 
 def test_it_runs_without_jax_and_tensorflow(tmp_path):
-  (tmp_path / "result.json").write_text(json.dumps(made()))
+  (tmp_path / "result.json").write_text(json.dumps(made().result))
   (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "accuracy": {"test": {"a": 0.5}}}\n')
   code = f"""
 import sys

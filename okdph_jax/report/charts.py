@@ -1,0 +1,562 @@
+"""The interactive charts of the page, as plain data for plotly.js.
+
+A chart's traces carry `meta`, values of the chart's controls: the page shows the traces whose
+values are all chosen. Colours stand for methods, dashes for kinds of networks.
+"""
+
+import itertools
+import json
+import math
+import statistics as plain_statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from okdph_jax.report import readers, statistics
+from okdph_jax.report.runs import Row, Trial, variant
+from okdph_jax.report.statistics import MEASURES, accuracies
+from okdph_jax.report.tables import Section
+
+# Okabe and Ito's, told apart by all common kinds of colour vision, on light and on dark; black
+# and yellow, which one of the two would swallow, are left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+DASHES = dict(zip(readers.KINDS, ("solid", "dash", "dot"), strict=True))
+POINTS = 400  # of a curve, at most
+
+Numbers = Callable[[Trial], Mapping[float, float]]  # of a run: {epoch: value}
+
+
+class Option(NamedTuple):
+  """One value of a control."""
+
+  value: str
+  label: str
+  colour: str = ""
+  dash: str = ""
+  chosen: bool = True
+  layout: Mapping[str, Any] = {}  # what choosing it changes
+
+
+class Control(NamedTuple):
+  """What a reader of the page can choose: several options, or one of them."""
+
+  name: str
+  label: str
+  options: list[Option]
+  several: bool = True
+
+
+class Chart(NamedTuple):
+  """A figure of plotly.js and its controls."""
+
+  title: str
+  about: str
+  traces: list[dict[str, Any]]
+  layout: dict[str, Any]
+  controls: list[Control]
+
+
+class Style:
+  """A colour and a symbol for each label, the same in all charts of a page."""
+
+  def __init__(self, labels: Iterable[str]):
+    self._index = {label: i for i, label in enumerate(sorted(set(labels)))}
+
+  def colour(self, label: str) -> str:
+    return COLOURS[self._index[label] % len(COLOURS)]
+
+  def symbol(self, label: str) -> str:
+    return SYMBOLS[self._index[label] // len(COLOURS) % len(SYMBOLS)]
+
+  def options(self, labels: Iterable[str]) -> list[Option]:
+    """Of a control of methods."""
+    return [Option(label, label, self.colour(label)) for label in labels]
+
+
+def of_section(section: Section, style: Style, index: Mapping[Trial, int]) -> list[Chart]:
+  """The charts of one group; `index` numbers the runs."""
+  charts = [
+    standing(section.rows, style, index),
+    against(section, style, index),
+    curves(section.everything, style, index),
+    *sensitivity(section.rows, index),
+  ]
+  return [chart for chart in charts if chart and chart.traces]
+
+
+# Accuracy and differences, a row per experiment.
+
+
+def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Chart | None:
+  """Mean and interval of each experiment, the most accurate on top, and its single runs."""
+  if not rows:
+    return None
+  rows = sorted(rows, key=lambda row: plain_statistics.mean(accuracies(row[1], "last")))
+  traces = []
+  for measure, (label, trials) in itertools.product(MEASURES, rows):
+    if found := statistics.of_all(trials, measure):
+      values = accuracies(trials, measure)
+      traces.append(_ticks(values, label, style, trials, index, measure))
+      traces.append(_dot(found, label, style, trials, index, measure))
+  for label, trials in rows:
+    several = [statistics.highest(trial, "last", single=False) for trial in trials]
+    if known := [value for value in several if value is not None]:
+      mean = statistics.interval(known)._replace(high=None)
+      trace = _dot(mean, label, style, trials, index, "last")
+      trace["marker"] |= {"symbol": "diamond-open"}
+      trace["hovertemplate"] = "%{x:.2f} % ensemble or fused head<extra></extra>"
+      traces.append(trace)
+  return Chart(
+    "Accuracy",
+    "Test accuracy of the best single network: mean with its 95 % interval, and each run as a "
+    "tick. Open diamonds are ensembles or fused heads, more than one network.",
+    traces,
+    _rows_layout(rows, "test accuracy [%]"),
+    [_measures(traces)],
+  )
+
+
+def against(section: Section, style: Style, index: Mapping[Trial, int]) -> Chart | None:
+  """Paired differences to the baseline."""
+  base = dict(section.rows).get(section.baseline or "")
+  if not base:
+    return None
+  rows = [row for row in section.rows if row[0] != section.baseline][::-1]
+  traces = []
+  for measure in MEASURES:
+    for label, trials in rows:
+      found = statistics.difference(trials, base, measure)
+      if found:
+        dot = _dot(found, label, style, [*trials, *base], index, measure)
+        dot["hovertemplate"] = "%{x:+.2f} points, " + f"{found.n} pairs<extra></extra>"
+        traces.append(dot)
+  layout = _rows_layout(rows, f"difference to {section.baseline} [points]")
+  layout["xaxis"]["zeroline"] = True
+  return Chart(
+    f"Difference to {section.baseline}",
+    "Paired by seed, or by the draw of the data: mean and 95 % t interval.",
+    traces,
+    layout,
+    [_measures(traces)],
+  )
+
+
+def _ticks(values, label, style, trials, index, measure):
+  """Every run of an experiment."""
+  return {
+    "x": _percent(values),
+    "y": [label] * len(values),
+    "mode": "markers",
+    "marker": {"symbol": "line-ns-open", "size": 12, "color": style.colour(label)},
+    "hovertemplate": "%{x:.2f} %, %{text}<extra></extra>",
+    "text": [f"seed {trial.seed}" for trial in trials],
+    "customdata": [[index[trial]] for trial in trials],
+    "meta": {"measure": measure},
+  }
+
+
+def _dot(found, label, style, trials, index, measure):
+  """The mean of an experiment, with its interval."""
+  return {
+    "x": _percent([found.mean]),
+    "y": [label],
+    "mode": "markers",
+    "marker": _marker(label, style),
+    "error_x": _bar([found]),
+    "hovertemplate": f"%{{x:.2f}} %, n = {found.n}<extra></extra>",
+    "customdata": [[index[trial] for trial in trials]],
+    "meta": {"measure": measure},
+  }
+
+
+def _marker(label, style):
+  return {"symbol": style.symbol(label), "size": 10, "color": style.colour(label)}
+
+
+def _bar(intervals):
+  """Error bars in per cent, hidden where no interval is known."""
+  halves = [interval.half for interval in intervals]
+  return {"array": _percent([h or 0 for h in halves]), "visible": any(halves), "thickness": 1.5}
+
+
+def _measures(traces):
+  there = [m for m in MEASURES if any(trace["meta"]["measure"] == m for trace in traces)]
+  options = [
+    Option(m, name, chosen=m == there[0]) for m, name in MEASURES.items() if m in there
+  ]
+  return Control("measure", "epoch", options, several=False)
+
+
+def _rows_layout(rows, title):
+  return {
+    "height": 110 + 32 * len(rows),
+    "xaxis": {"title": {"text": title}, "zeroline": False},
+    "yaxis": {
+      "automargin": True,
+      "categoryorder": "array",
+      "categoryarray": [label for label, _ in rows],
+      "ticktext": [_wrapped(label) for label, _ in rows],
+      "tickvals": [label for label, _ in rows],
+      "fixedrange": True,
+    },
+  }
+
+
+def _wrapped(label, width=28):
+  """A label in lines, broken between its settings."""
+  lines = [""]
+  for part in label.split(", "):
+    if lines[-1] and len(lines[-1]) + len(part) > width:
+      lines.append("")
+    lines[-1] += part + ", "
+  return "<br>".join(lines)[:-2]
+
+
+# Curves.
+
+
+def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Chart | None:
+  """Every measured quantity over the epochs, means and bands over seeds."""
+  traces, views = [], []
+  for (split, measure), title, scale in _measured(rows):
+    name = f"{split} {measure}"
+    views.append(Option(name, name, layout={"yaxis.title.text": title}))
+    for label, trials in rows:
+      for reader in _readers(trials, split, measure):
+        numbers = _evaluated(split, measure, reader, scale)
+        meta = {"quantity": name, "method": label, "reader": reader}
+        dash = DASHES[readers.kind(reader)]
+        traces += _curve(label, trials, numbers, style, index, meta, reader, dash)
+  for loss in _names(line["losses"] for t in _all(rows) for line in t.lines):
+    name = f"training {loss.replace('_', ' ')}"
+    title = "fraction" if loss.endswith("accuracy") else "nats"
+    views.append(Option(name, name, layout={"yaxis.title.text": f"{name} [{title}]"}))
+    for label, trials in rows:
+      meta = {"quantity": name, "method": label}
+      traces += _curve(label, trials, _mean_loss(loss), style, index, meta, name)
+  for loss in _names(line["losses"] for t in _all(rows) for line in t.training):
+    name = f"training {loss.replace('_', ' ')}, single steps"
+    views.append(Option(name, name, layout={"yaxis.title.text": name}))
+    for label, trials in rows:
+      meta = {"quantity": name, "method": label}
+      traces += _curve(label, trials, _step_loss(loss), style, index, meta, name)
+  if not traces:
+    return None
+  views = [view._replace(chosen=not i) for i, view in enumerate(views)]
+  names = dict.fromkeys(t["meta"]["reader"] for t in traces if "reader" in t["meta"])
+  first = {readers.kind(name): name for name in reversed(names)}.values()
+  choice = [
+    Option(name, name, dash=DASHES[readers.kind(name)], chosen=name in first) for name in names
+  ]
+  labels = dict.fromkeys(trace["meta"]["method"] for trace in traces)
+  last = max(line["epoch"] for trial in _all(rows) for line in trial.lines or trial.training)
+  return Chart(
+    "Curves",
+    "Mean over seeds, the band is ± one standard deviation; a run that is not finished has a "
+    "thin line of its own. Solid: networks; dashed: averaged networks (hybrid, centre, SWA, "
+    "EMA); dotted: several networks together. Shaded: between these evaluations the learning "
+    "rate dropped.",
+    traces,
+    {
+      "height": 460,
+      "xaxis": {"title": {"text": "epoch"}, "zeroline": False}
+      | ({"dtick": 1} if last <= 12 else {}),
+      "yaxis": {"title": {"text": views[0].layout["yaxis.title.text"]}, "zeroline": False},
+      "shapes": [_shade(*drop) for drop in drops(_all(rows))],
+      "hovermode": "closest",
+    },
+    [
+      Control("quantity", "quantity", views, several=False),
+      Control("method", "methods", style.options(labels)),
+      Control("reader", "networks", choice),
+    ],
+  )
+
+
+def _measured(rows):
+  """((split, measure), the axis's title, a factor) of what the evaluations have."""
+  for measure, title, scale in (("accuracy", "[%]", 100), ("cross_entropy", "[nats]", 1)):
+    for split in _names(line.get(measure, {}) for t in _all(rows) for line in t.lines):
+      words = f"{split} {measure.replace('_', '-')} {title}"
+      yield (split, measure), words, scale
+
+
+def _all(rows):
+  return [trial for _, trials in rows for trial in trials]
+
+
+def _names(dicts: Iterable[Mapping[str, Any]]) -> list[str]:
+  return list(dict.fromkeys(itertools.chain.from_iterable(dicts)))
+
+
+def _readers(trials, split, measure):
+  return _names(line.get(measure, {}).get(split, {}) for t in trials for line in t.lines)
+
+
+def _evaluated(split, measure, reader, scale) -> Numbers:
+  def numbers(trial):
+    there = ((x["epoch"], x.get(measure, {}).get(split, {}).get(reader)) for x in trial.lines)
+    return {epoch: scale * value for epoch, value in there if value is not None}
+
+  return numbers
+
+
+def _mean_loss(loss) -> Numbers:
+  return lambda trial: _losses(trial.lines, loss)
+
+
+def _step_loss(loss) -> Numbers:
+  return lambda trial: _losses(trial.training, loss)
+
+
+def _losses(lines, loss):
+  there = ((line["epoch"], line["losses"].get(loss)) for line in lines)
+  return {epoch: value for epoch, value in there if value is not None}
+
+
+def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):
+  """The mean over finished runs with its band, and a thin line per run that is not."""
+  finished = [trial for trial in trials if trial.result]
+  found = [(finished, "", 2.2)]
+  found += [([t], f", seed {t.seed}, not finished", 1) for t in trials if not t.result]
+  for members, words, width in found:
+    values = [series for trial in members if (series := numbers(trial))]
+    if not values:
+      continue
+    x, means, spreads = _over_seeds(values)
+    n = f" (mean of {len(values)})" if len(values) > 1 else ""
+    if len(values) > 1:
+      yield _band(x, means, spreads, style.colour(label), meta)
+    yield {
+      "x": x,
+      "y": [_short(mean) for mean in means],
+      "mode": "lines" if len(x) > 40 else "lines+markers",
+      "line": {"color": style.colour(label), "dash": dash, "width": width},
+      "marker": {"symbol": style.symbol(label), "size": 6, "color": style.colour(label)},
+      "hovertemplate": f"epoch %{{x:.5~g}}: %{{y:.5~g}}<br>{label}{words}<br>{name}{n}"
+      "<extra></extra>",
+      "runs": [index[trial] for trial in members],
+      "meta": meta,
+    }
+
+
+def _over_seeds(values: Sequence[Mapping[float, float]]):
+  """(epochs that all have, means, standard deviations), of long series means over windows."""
+  epochs = sorted(set.intersection(*(set(series) for series in values)))
+  window = math.ceil(len(epochs) / POINTS)
+  parts = [epochs[i : i + window] for i in range(0, len(epochs), window)]
+  points = [
+    [plain_statistics.mean(series[epoch] for epoch in part) for series in values]
+    for part in parts
+  ]
+  spreads = [plain_statistics.stdev(point) if len(point) > 1 else 0.0 for point in points]
+  return [_short(part[-1]) for part in parts], [*map(plain_statistics.mean, points)], spreads
+
+
+def _band(x, means, spreads, colour, meta):
+  upper = [_short(m + s) for m, s in zip(means, spreads, strict=True)]
+  lower = [_short(m - s) for m, s in zip(means, spreads, strict=True)]
+  red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+  return {
+    "x": [*x, *reversed(x)],
+    "y": [*upper, *reversed(lower)],
+    "mode": "lines",
+    "fill": "toself",
+    "fillcolor": f"rgba({red},{green},{blue},0.18)",
+    "line": {"width": 0},
+    "hoverinfo": "skip",
+    "meta": meta,
+  }
+
+
+def drops(trials: Sequence[Trial]) -> list[tuple[float, float]]:
+  """(epoch, epoch): evaluations between which the rate of most runs fell to a half or less."""
+  counts = defaultdict(int)
+  evaluated = [trial for trial in trials if trial.lines]
+  for trial in evaluated:
+    for before, after in itertools.pairwise(trial.lines):
+      rate, then = (line.get("learning_rate") or 0 for line in (after, before))
+      if 0 < rate <= then / 2:
+        counts[before["epoch"], after["epoch"]] += 1
+  return sorted(drop for drop, count in counts.items() if 2 * count >= len(evaluated))
+
+
+def _shade(start, end):
+  where = {"x0": start, "x1": end, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
+  style = {"fillcolor": "#7F7F7F", "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
+  return where | style | {"type": "rect"}
+
+
+# Cost.
+
+
+def cost(sections: Sequence[Section], style: Style, index: Mapping[Trial, int]) -> Chart | None:
+  """Accuracy against what it costs, of all networks on the same data."""
+  rows = [(s.group.network, *row) for s in sections for row in s.rows]
+  if len(rows) < 2:
+    return None
+  traces = [
+    trace
+    for name, (network, label, trials) in itertools.product(COSTS, rows)
+    if (trace := _priced(name, network, label, trials, style, index))
+  ]
+  there = list(dict.fromkeys(trace["meta"]["cost"] for trace in traces))
+  options = [
+    Option(name, name, chosen=name == there[0], layout={"xaxis.title.text": COSTS[name][0]})
+    for name in there
+  ]
+  networks = dict.fromkeys(network for network, _, _ in rows)
+  return Chart(
+    "Accuracy against cost",
+    "Test accuracy of the best single network after the last epoch, with its 95 % interval.",
+    traces,
+    {
+      "height": 420,
+      "xaxis": {"title": {"text": COSTS[there[0]][0]}, "type": "log"},
+      "yaxis": {"title": {"text": "test accuracy [%]"}, "zeroline": False},
+    },
+    [
+      Control("cost", "cost", options, several=False),
+      Control("method", "methods", style.options(dict.fromkeys(label for _, label, _ in rows))),
+      Control("network", "networks", [Option(network, network) for network in networks]),
+    ],
+  )
+
+
+def _priced(name, network, label, trials, style, index):
+  """The point of an experiment, None where its cost is not known."""
+  there = (COSTS[name][1](trial) for trial in trials)
+  amounts = [amount for amount in there if amount is not None]
+  found = statistics.of_all(trials, "last")
+  if not found or len(amounts) < len(trials):
+    return None
+  return {
+    "x": [_short(plain_statistics.mean(amounts))],
+    "y": _percent([found.mean]),
+    "mode": "markers",
+    "error_y": _bar([found]),
+    "marker": _marker(label, style),
+    "hovertemplate": f"{label}, {network}<br>%{{y:.2f}} %, %{{x:.4~s}}<extra></extra>",
+    "customdata": [[index[trial] for trial in trials]],
+    "meta": {"cost": name, "method": label, "network": network},
+  }
+
+
+def _result(name: str) -> Callable[[Any], float | None]:
+  return lambda trial: trial.result.get(name)
+
+
+def _whole_flops(trial):
+  """Of the whole training, from the images of an epoch as the run recorded them."""
+  per_image = trial.result.get("flops_per_image")
+  return per_image and trial.images and per_image * trial.images * trial.config["epochs"]
+
+
+# Of finished runs, {name: (title of the axis, amount)}.
+COSTS: dict[str, tuple[str, Callable[[Any], float | None]]] = {
+  "parameters trained": ("parameters trained", _result("parameters")),
+  "parameters deployed": ("parameters of one network", _result("parameters_deployed")),
+  "FLOPs per image": ("FLOPs of a training step, per image", _result("flops_per_image")),
+  "FLOPs of the training": ("FLOPs of the whole training", _whole_flops),
+  "minutes": ("minutes", lambda trial: trial.result["seconds"] / 60),
+}
+
+
+# One hyper-parameter at a time.
+
+
+def varied(
+  rows: Sequence[Row],
+) -> Iterator[tuple[str, list[tuple[str, list[tuple[Any, Row]]]]]]:
+  """(option, [(what else is fixed, [(value, row), ...]), ...]) of options that vary alone.
+
+  Rows of one method that are equal in all else belong together.
+  """
+  configs = [(dict(variant(trials[0].config)), (label, trials)) for label, trials in rows]
+  for option in sorted({key for config, _ in configs for key in config}):
+    together = defaultdict(list)
+    for config, row in configs:
+      if option in config and option not in ("method.name", "network", "wrappers", "views"):
+        rest = tuple(sorted((k, v) for k, v in config.items() if k != option))
+        together[rest].append((json.loads(config[option]), row))
+    lines = [members for members in together.values() if len(members) > 1]
+    if lines:
+      name = option.removeprefix("method.")
+      yield name, [(_fixed(members, name), _ascending(members)) for members in lines]
+
+
+def _fixed(members, name):
+  """The label of a line: that of its rows without the option that varies."""
+  parts = members[0][1][0].split(", ")
+  return ", ".join(part for part in parts if not part.startswith(f"{name}="))
+
+
+def _ascending(members):
+  numeric = all(_is_number(value) for value, _ in members)
+  return sorted(members, key=lambda m: m[0] if numeric else _natural(m[0]))
+
+
+def _is_number(value):
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _natural(value):
+  """Words as "5 steps", "200 steps", "1 epoch" in an order that a reader expects."""
+  count, _, unit = str(value).partition(" ")
+  return (unit.rstrip("s") != "step", unit, float(count) if count.isdigit() else 0, count)
+
+
+def sensitivity(rows: Sequence[Row], index: Mapping[Trial, int]) -> Iterator[Chart]:
+  """A chart for each hyper-parameter that varies while all else is equal."""
+  for option, lines in varied(rows):
+    numeric = all(_is_number(value) for _, members in lines for value, _ in members)
+    style = Style(name for name, _ in lines)
+    traces = [
+      trace
+      for measure, (name, members) in itertools.product(MEASURES, lines)
+      if (trace := _line(option, name, members, measure, numeric, style, index))
+    ]
+    which = "" if len(lines) == 1 else ", a line for each setting of the others"
+    controls = [_measures(traces)]
+    controls += [Control("line", "lines", style.options(name for name, _ in lines))]
+    yield Chart(
+      f"Sensitivity to {option}" if numeric else f"Ablation of {option}",
+      f"Runs that differ in {option} alone{which}: mean and 95 % interval of the best single "
+      "network's test accuracy.",
+      traces,
+      {
+        "height": 380,
+        "xaxis": {"title": {"text": option}, "type": "linear" if numeric else "category"},
+        "yaxis": {"title": {"text": "test accuracy [%]"}, "zeroline": False},
+      },
+      controls,
+    )
+
+
+def _line(option, name, members, measure, numeric, style, index):
+  """The accuracies over the values of an option, None where one was not measured."""
+  there = (statistics.of_all(trials, measure) for _, (_, trials) in members)
+  found = [interval for interval in there if interval]
+  if len(found) < len(members):
+    return None
+  return {
+    "x": [value if numeric else str(value) for value, _ in members],
+    "y": _percent([interval.mean for interval in found]),
+    "mode": "lines+markers" if numeric else "markers",
+    "error_y": _bar(found),
+    "line": {"color": style.colour(name)},
+    "marker": _marker(name, style),
+    "hovertemplate": f"{name}, {option}=%{{x}}: %{{y:.2f}} %<extra></extra>",
+    "customdata": [[index[trial] for trial in trials] for _, (_, trials) in members],
+    "meta": {"measure": measure, "line": name},
+  }
+
+
+def _percent(fractions):
+  return [_short(100 * fraction) for fraction in fractions]
+
+
+def _short(number):
+  """Six digits: a page of many curves stays small."""
+  return float(f"{number:.6g}")

@@ -1,0 +1,177 @@
+"""`report.html`: one file with everything in it, which opens from disk without a network.
+
+The template, its style and its script lie in `template/`; plotly.js comes from the package
+plotly and is kept compressed in the page, which the browser undoes: 1.9 MB rather than 4.7.
+"""
+
+import base64
+import gzip
+import html
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from okdph_jax.report import charts, tables
+from okdph_jax.report.charts import Chart, Style
+from okdph_jax.report.runs import Trial, grouped, missing
+from okdph_jax.report.tables import Cell, Section, Table
+
+MIME = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+def render(trials: Sequence[Trial], sections: Sequence[Section], *, title: str) -> str:
+  """The page of these runs; equal runs give equal pages."""
+  import jinja2
+
+  index = {trial: i for i, trial in enumerate(trials)}
+  labels = {trial: label for _, rows in grouped(trials) for label, row in rows for trial in row}
+  style = Style(labels.values())
+  drawn: list[Chart] = []
+
+  def placed(found):
+    """The charts with their numbers on the page."""
+    start = len(drawn)
+    drawn.extend(found)
+    return list(enumerate(found, start))
+
+  datasets = []
+  for data in dict.fromkeys(section.group.data for section in sections):
+    there = [section for section in sections if section.group.data == data]
+    across = charts.cost(there, style, index)
+    parts = [(s, placed(charts.of_section(s, style, index))) for s in there]
+    datasets.append((data, parts, placed([across] if across else [])))
+
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("okdph_jax.report", "template"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  return environment.get_template("page.html").render(
+    title=title,
+    version=importlib.metadata.version("okdph_jax"),
+    finished=sum(trial.result is not None for trial in trials),
+    trials=trials,
+    overview=tables.overview(sections),
+    datasets=datasets,
+    runs=_runs(trials, labels),
+    unfinished=tables.unfinished(trials),
+    missing=missing(trials),
+    analyses=_analyses(trials),
+    notes=_html(tables.NOTES),
+    left=tables.WORDS,
+    index=lambda cell: " ".join(str(index[trial]) for trial in dict.fromkeys(cell.trials)),
+    as_html=_html,
+    charts=_json([_figure(chart) for chart in drawn]),
+    details=_json([_details(trial, labels[trial]) for trial in trials]),
+    plotly=_plotly(),
+  )
+
+
+def _runs(trials, labels) -> Table:
+  """A row for each run."""
+  rows = []
+  for trial in trials:
+    done, epochs = trial.progress()
+    readers = (trial.result or {}).get("readers", {})
+    single = {name: reader["last"] for name, reader in readers.items() if reader["single"]}
+    best = max(single, key=lambda name: single[name], default="")
+    last = single.get(best)
+    rows.append(
+      [
+        Cell(trial.name, [trial]),
+        Cell(labels[trial]),
+        Cell(trial.config["data"]["name"]),
+        Cell(trial.config["network"]),
+        Cell(str(trial.seed), order=trial.seed),
+        Cell("finished" if trial.result else f"epoch {done:g} of {epochs}"),
+        Cell("" if last is None else f"{100 * last:.2f}", [trial], last),
+        Cell(best),
+      ]
+    )
+  columns = ["run", "method", "data", "network", "seed", "state", "last accuracy", "reader"]
+  return Table("", columns, rows)
+
+
+def _details(trial: Trial, label: str) -> dict[str, Any]:
+  """What the page says about a run that is clicked on."""
+  result = trial.result or {}
+  readers = result.get("readers", {}).items()
+  return {
+    "name": trial.name,
+    "label": label,
+    "seed": trial.seed,
+    "command": trial.command,
+    "readers": [
+      [name, *(_percent(reader[key]) for key in ("last", "best", "at_best_validation"))]
+      for name, reader in readers
+    ],
+    "environment": trial.record.get("environment"),
+    "config": dict(trial.config),
+  }
+
+
+def _percent(fraction):
+  return "" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _figure(chart: Chart) -> dict[str, Any]:
+  return {
+    "traces": chart.traces,
+    "layout": chart.layout,
+    "controls": [
+      {
+        "name": control.name,
+        "several": control.several,
+        "options": [option._asdict() for option in control.options],
+      }
+      for control in chart.controls
+    ],
+  }
+
+
+def _analyses(trials) -> list[dict[str, Any]]:
+  """The figures of `okdph analysis`, each with its picture as a data URI."""
+  found = []
+  for trial in trials:
+    for file in trial.analyses:
+      pictures = [file.with_suffix(suffix) for suffix in MIME]
+      pictures = [picture for picture in pictures if picture.exists()]
+      if not pictures:
+        continue
+      picture = min(pictures, key=lambda path: path.stat().st_size)
+      data = base64.b64encode(picture.read_bytes()).decode()
+      content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+      found.append(
+        {
+          "name": file.stem.replace("_", " "),
+          "trial": trial.name,
+          "picture": f"data:{MIME[picture.suffix]};base64,{data}",
+          "notes": content.get("notes", []),
+        }
+      )
+  return found
+
+
+def _html(text: str) -> str:
+  """The paragraphs and emphasis of our notes, which are Markdown, as HTML."""
+  text = html.escape(text.strip(), quote=False)
+  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+  text = re.sub(r"\*(.+?)\*", r"<em>\1</em>", text)
+  return "".join(f"<p>{part}</p>" for part in text.split("\n\n"))
+
+
+def _json(content: Any) -> str:
+  """JSON that may stand in a script element."""
+  text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+  return text.replace("<", "\\u003c")
+
+
+def _plotly() -> str:
+  """plotly.js, compressed, in base64."""
+  from plotly.offline import get_plotlyjs
+
+  return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()

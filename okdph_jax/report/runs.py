@@ -1,0 +1,273 @@
+"""The runs below some folders, finished or not, and what tells one experiment from another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from okdph_jax.report import paper
+from okdph_jax.run import ADDED, CONFIG, MAY_DIFFER, RESULT, Run, flat
+
+# Runs that differ in these alone are the same experiment.
+NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
+# These name a group of rows, or the row itself.
+IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
+ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run without JSON of ours
+
+Config = Mapping[str, Any]
+Result = dict[str, Any]  # what is in a result.json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+  """One run as a report needs it: its folder, or a result file that lies alone."""
+
+  name: str  # its path below the folder that was asked for
+  config: Config
+  result: Result | None  # None while it is not finished
+  run: Run | None
+
+  @functools.cached_property
+  def lines(self) -> list[dict[str, Any]]:
+    """Its evaluations."""
+    return self.run.lines if self.run else []
+
+  @functools.cached_property
+  def training(self) -> list[dict[str, Any]]:
+    """Losses of single steps."""
+    return self.run.training if self.run else []
+
+  @property
+  def seed(self) -> int:
+    return self.config["seed"]
+
+  @functools.cached_property
+  def record(self) -> dict[str, Any]:
+    """config.json, or nothing of a result file that lies alone."""
+    return self.run and self.run.record or {}
+
+  @property
+  def command(self) -> str | None:
+    """What was typed to train it, where the run has recorded it."""
+    return self.record.get("command")
+
+  @property
+  def images(self) -> int | None:
+    """How many images it trains on, where the run has recorded it."""
+    return self.record.get("fingerprint", {}).get("train", {}).get("images")
+
+  @property
+  def analyses(self) -> list[Path]:
+    """What `okdph analysis` wrote: JSON files with a picture beside each."""
+    return sorted((self.run.path / "analysis").glob("*.json")) if self.run else []
+
+  def progress(self) -> tuple[float, int]:
+    """(epochs done, epochs in all), as of its last line."""
+    last = [lines[-1]["epoch"] for lines in (self.lines, self.training) if lines]
+    return max(last, default=0.0), self.config["epochs"]
+
+
+class Group(NamedTuple):
+  """What stands in one table: runs whose accuracies may be compared."""
+
+  dataset: str
+  setting: str  # as `paper.setting` gives it
+  network: str
+
+  @property
+  def title(self) -> str:
+    """A heading: "cifar10, 1 % of the training set, resnet32"."""
+    return ", ".join([self.data, self.network])
+
+  @property
+  def data(self) -> str:
+    """The same without the network."""
+    words = self.setting.replace("noisy", "noisy inputs")
+    words = words.replace("%", "% of the training set")
+    return self.dataset if words == "clean" else f"{self.dataset}, {words}"
+
+
+Row = tuple[str, list[Trial]]  # an experiment: its label, and its finished runs
+
+
+# Finding.
+
+
+def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str]]:
+  """The runs and result files below files and directories; links are followed.
+
+  Returns:
+    ([trial, ...], [warning, ...]): a warning for each file that is no result, and for each
+    second run of the same config and seed, which is left out.
+  """
+  trials, warnings, seen = [], [], {}
+  for root in map(Path, paths):
+    for file in _below(root) if root.is_dir() else [root]:
+      try:
+        trial = _trial(file, root)
+      except (OSError, ValueError) as error:
+        warnings.append(f"{file}: left out, {error}")
+        continue
+      same = seen.setdefault((variant(trial.config), trial.seed), file)
+      if same is file:
+        trials.append(trial)
+      else:
+        warnings.append(f"{file}: left out, the same config and seed as {same}")
+  return trials, warnings
+
+
+def _below(root):
+  """Of each run its result, or else its config; then the JSON files that lie elsewhere."""
+  runs, found, alone, visited = [], [], [], set()
+  for folder, folders, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in visited:
+      folders.clear()
+      continue
+    visited.add(real)
+    folders[:] = sorted(set(folders) - ARRAYS)
+    here = Path(folder)
+    if CONFIG in files:
+      runs.append(here)
+    if CONFIG in files or RESULT in files:
+      found.append(here / (RESULT if RESULT in files else CONFIG))
+    if not any(here.is_relative_to(run) for run in runs):
+      alone += [here / f for f in sorted(files) if f.endswith(".json") and f != RESULT]
+  return found + alone
+
+
+def _trial(file, root):
+  name = str(file.relative_to(root)) if file != root else file.name
+  if file.name not in (CONFIG, RESULT):
+    result = read(file)
+    return Trial(name.removesuffix(".json"), ADDED | result["config"], result, None)
+  folder = os.path.dirname(name) or Path(os.path.abspath(root)).name
+  run = Run(file.parent) if (file.parent / CONFIG).exists() else None
+  if file.name == RESULT:
+    result = read(file)
+    return Trial(folder, ADDED | result["config"], result, run)
+  assert run
+  try:
+    config = run.require_config()
+    _ = group(config), config["seed"], config["epochs"]
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"not a run of okdph_jax ({error})") from None
+  return Trial(folder, config, None, run)
+
+
+def read(file: str | os.PathLike[str]) -> Result:
+  """One result.json as `training.logbook.result` made it.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  try:
+    result = json.loads(Path(file).read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"not JSON ({error})") from None
+  try:
+    _ = group(result["config"]), variant(result["config"])
+    numbers = [result[key] for key in ("seed", "evaluations", "parameters", "seconds")]
+    numbers += [result["students"], result["epochs"], result["best_single"]["accuracy"]]
+    for reader in result["readers"].values():
+      _ = reader["single"], reader["at_best_validation"]
+      numbers += [reader["last"], reader["best"]]
+    if not all(isinstance(x, (int, float)) for x in numbers):
+      raise TypeError("a number is missing")
+    if not any(reader["single"] for reader in result["readers"].values()):
+      raise TypeError("no single network among the readers")
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"not a result of okdph_jax ({error})") from None
+  return result
+
+
+# Grouping and naming.
+
+
+def group(config: Config) -> Group:
+  """The dataset, the setting and the network of a run."""
+  return Group(config["data"]["name"], paper.setting(config), config["network"])
+
+
+def variant(config: Config) -> tuple[tuple[str, str], ...]:
+  """What tells one experiment from another: ((key, value as JSON), ...)."""
+  return tuple(
+    (key, json.dumps(value))
+    for key, value in sorted(flat(ADDED | dict(config)).items())
+    if key not in NOT_THE_EXPERIMENT
+  )
+
+
+def grouped(
+  trials: Iterable[Trial], *, hidden: Set[str] = frozenset()
+) -> Iterator[tuple[Group, list[Row]]]:
+  """(Group, [(label, its runs), ...]) of each group, all in alphabetical order."""
+  groups = defaultdict(lambda: defaultdict(list))
+  for trial in trials:
+    groups[group(trial.config)][variant(trial.config)].append(trial)
+  for name, variants in sorted(groups.items()):
+    rows = zip(labels(list(variants), hidden), variants.values(), strict=True)
+    yield name, sorted(rows, key=lambda row: row[0])
+
+
+def labels(
+  variants: Iterable[tuple[tuple[str, str], ...]], hidden: Set[str] = frozenset()
+) -> list[str]:
+  """Each variant's method, and the settings in which it differs from others of the group.
+
+  A method's own options are compared within the method, all else within the group; the
+  settings `hidden` are left out.
+  """
+  configs = [dict(variant) for variant in variants]
+  return [
+    ", ".join([method(config), *_settings(config, configs, hidden)]) for config in configs
+  ]
+
+
+def method(config: Mapping[str, str]) -> str:
+  """The method and its wrappers, "base + sam", of a variant as a dict."""
+  wrappers = [wrapper["name"] for wrapper in json.loads(config.get("wrappers", "[]"))]
+  return " + ".join([json.loads(config["method.name"]), *wrappers])
+
+
+def _settings(config, configs, hidden):
+  kin = [other for other in configs if method(other) == method(config)]
+  for key in sorted(config.keys() - IN_THE_TITLES - hidden):
+    others = kin if key.startswith(("method.", "wrappers", "views")) else configs
+    # Runs of an earlier version may lack an option; that is no difference.
+    if any(other.get(key, config[key]) != config[key] for other in others):
+      value = json.loads(config[key])
+      shown = " / ".join(value) if key == "views" else value
+      yield f"{key.removeprefix('method.')}={shown}"
+
+
+# What is missing.
+
+
+def missing(trials: Iterable[Trial]) -> list[str]:
+  """The gaps of the grid that the runs make up, a line for each.
+
+  A seed that others of the group have, and a method that another network or dataset has.
+  Runs that are not finished count as there.
+  """
+  found, lines = list(grouped(trials)), []
+  everywhere = {_base(label) for _, rows in found for label, _ in rows}
+  for name, rows in found:
+    seeds = {trial.seed for _, trials in rows for trial in trials}
+    for label, trials in rows:
+      if absent := sorted(seeds - {trial.seed for trial in trials}):
+        plural = "s" * (len(absent) > 1)
+        lines.append(f"{name.title}: {label}: seed{plural} {', '.join(map(str, absent))}")
+    if absent := sorted(everywhere - {_base(label) for label, _ in rows}):
+      lines.append(f"{name.title}: no run of {', '.join(absent)}")
+  return lines
+
+
+def _base(label):
+  return label.partition(", ")[0]

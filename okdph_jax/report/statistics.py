@@ -1,0 +1,123 @@
+"""Means, spreads, and differences of paired runs with their confidence intervals."""
+
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from okdph_jax.report.runs import Row, Trial
+
+LEVEL = 0.95
+
+MEASURES = {  # of a run's best single network -> as tables name it
+  "last": "last",
+  "chosen": "chosen on validation",
+  "best": "best on test",
+}
+
+
+class Interval(NamedTuple):
+  """A mean with its 95 % t confidence interval; low and high are None for a single value."""
+
+  n: int
+  mean: float
+  low: float | None
+  high: float | None
+
+  @property
+  def half(self) -> float | None:
+    """Half the interval's width."""
+    return None if self.high is None else self.high - self.mean
+
+  @property
+  def clear(self) -> bool:
+    """Whether the interval leaves out zero."""
+    return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def interval(values: Sequence[float]) -> Interval:
+  """The mean of independent values, one at least, and its t interval."""
+  from scipy import stats
+
+  n = len(values)
+  if n < 2:
+    return Interval(n, values[0], None, None)
+  mean = statistics.mean(values)
+  half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * statistics.stdev(values) / n**0.5
+  return Interval(n, mean, float(mean - half), float(mean + half))
+
+
+def accuracy(trial: Trial, measure: str) -> float | None:
+  """A fraction: the accuracy of a finished run's best single network; see `MEASURES`.
+
+  "chosen" is None without a validation split.
+  """
+  assert trial.result
+  if measure == "chosen":
+    best = trial.result["best_single"]
+    return best["accuracy"] if best["chosen_on"] == "validation" else None
+  return highest(trial, measure, single=True)
+
+
+def highest(trial: Trial, which: str, *, single: bool) -> float | None:
+  """The highest "last" or "best" of a run's single networks, or else of its ensembles."""
+  assert trial.result
+  readers = trial.result["readers"].values()
+  return max((r[which] for r in readers if r["single"] == single), default=None)
+
+
+def accuracies(trials: Iterable[Trial], measure: str) -> list[float]:
+  """Of each run, those without left out."""
+  found = (accuracy(trial, measure) for trial in trials)
+  return [value for value in found if value is not None]
+
+
+def of_all(trials: Sequence[Trial], measure: str) -> Interval | None:
+  """Of the best single networks' accuracies, None where a run lacks the measure."""
+  values = accuracies(trials, measure)
+  return interval(values) if values and len(values) == len(trials) else None
+
+
+def replicate(trial: Trial) -> Hashable:
+  """What pairs a run with those of other methods: the draw of its data, or else its seed."""
+  draw = trial.config["data"].get("draw")
+  return trial.seed if draw is None else ("draw", draw)
+
+
+def difference(ours: Iterable[Trial], theirs: Iterable[Trial], measure: str) -> Interval | None:
+  """ours - theirs over what both have, as fractions; None where they have nothing in common.
+
+  Several runs of one replicate count as their mean.
+  """
+  mine, other = _by_replicate(ours, measure), _by_replicate(theirs, measure)
+  pairs = [mine[key] - other[key] for key in mine if key in other]
+  return interval(pairs) if pairs else None
+
+
+def _by_replicate(trials, measure) -> Mapping[Hashable, float]:
+  values = {}
+  for trial in trials:
+    if (value := accuracy(trial, measure)) is not None:
+      values.setdefault(replicate(trial), []).append(value)
+  return {key: statistics.mean(found) for key, found in values.items()}
+
+
+def clear_best(rows: Sequence[Row], measure: str) -> str | None:
+  """The label of the row with the highest mean, if it is above every other row for certain.
+
+  That is, if the interval of its paired difference to each of them leaves out zero.
+  """
+  measured = [row for row in rows if accuracies(row[1], measure)]
+  if len(measured) < 2:
+    return None
+  label, best = max(measured, key=lambda row: statistics.mean(accuracies(row[1], measure)))
+  others = [difference(best, row[1], measure) for row in measured if row[0] != label]
+  return label if all(d and d.clear and d.mean > 0 for d in others) else None
+
+
+def spread(fractions: Sequence[float]) -> str:
+  """Fractions as "mean ± standard deviation" in %, ddof = 1; "" for none."""
+  if not fractions:
+    return ""
+  percent = [100 * fraction for fraction in fractions]
+  mean = f"{statistics.mean(percent):.2f}"
+  return mean if len(percent) == 1 else f"{mean} ± {statistics.stdev(percent):.2f}"

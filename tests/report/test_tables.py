@@ -1,0 +1,144 @@
+"""Statistics, gaps, and the tables as LaTeX and CSV, of made-up runs."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from okdph_jax.cli import report
+from okdph_jax.report import runs, statistics, tables
+from tests.report.made import folder, trial
+
+OURS, THEIRS = (0.50, 0.52, 0.51, 0.55), (0.45, 0.46, 0.47, 0.50)
+
+
+def two_methods(ours=OURS, theirs=THEIRS, **more):
+  rows = [("okdph", ours), ("base", theirs)]
+  return [trial(m, seed, last=x, **more) for m, row in rows for seed, x in enumerate(row)]
+
+
+def test_a_paired_difference_is_that_of_a_paired_t_test():
+  trials = two_methods()
+  found = statistics.difference(trials[:4], trials[4:], "last")
+  wanted = stats.ttest_rel(OURS, THEIRS).confidence_interval(0.95)
+  np.testing.assert_allclose((found.low, found.high), wanted)
+  assert found.n == 4 and found.mean == pytest.approx(np.mean(OURS) - np.mean(THEIRS))
+  assert found.clear
+
+
+def test_pairs_are_those_of_equal_seeds_whatever_the_order():
+  shuffled = [trial("base", seed, last=THEIRS[seed]) for seed in (3, 0, 7, 2) if seed < 4]
+  found = statistics.difference(two_methods()[:4], shuffled, "last")
+  assert found.n == 3  # seed 1 is not there
+  assert found.mean == pytest.approx(np.mean([OURS[s] - THEIRS[s] for s in (0, 2, 3)]))
+
+
+def test_one_pair_has_no_interval_and_none_no_difference():
+  one = statistics.difference([trial("okdph", 0)], [trial("base", 0), trial("base", 1)], "last")
+  assert (one.n, one.low, one.high, one.clear) == (1, None, None, False)
+  assert statistics.difference([trial("okdph", 0)], [trial("base", 1)], "last") is None
+  assert statistics.difference([trial("okdph", 0)], [trial("base", 0)], "chosen") is None
+
+
+def test_draws_of_the_data_pair_runs_and_their_seeds_are_averaged():
+  ours = [trial("okdph", seed, last=x, draw=d) for d, seed, x in ((0, 1, 0.5), (1, 2, 0.7))]
+  theirs = [
+    trial("base", seed, last=x, draw=d)
+    for d, seed, x in ((0, 5, 0.3), (0, 6, 0.5), (1, 7, 0.5))
+  ]
+  found = statistics.difference(ours, theirs, "last")
+  assert found.n == 2 and found.mean == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_the_best_is_bold_only_where_every_interval_says_so():
+  clear = tables.render(tables.sections(two_methods()))
+  assert "**51.33" not in clear and "**52.00 ± 2.16**" in clear
+  noisy = two_methods(theirs=(0.40, 0.53, 0.40, 0.56))
+  assert "** " not in tables.render(tables.sections(noisy)).split("###")[1]
+  third = [trial("dml", 0, last=0.2)]  # one run: nothing is known about it
+  assert statistics.clear_best([("a", two_methods()[:4]), ("b", third)], "last") is None
+
+
+def test_differences_to_a_baseline_that_is_named_by_method_or_label():
+  trials = two_methods()
+  (section,) = tables.sections(trials, "base")
+  (table,) = [t for t in section.tables if t.caption.startswith("Difference to base")]
+  assert [cell.text for cell in table.rows[0]] == [
+    *("okdph", "4", "+5.00 [+3.70, +6.30]", "+5.00 [+3.70, +6.30]")
+  ]
+  with pytest.raises(ValueError, match="--baseline=bas: no run is named so.*base; okdph"):
+    tables.sections(trials, "bas")
+  several = [*trials, trial("okdph", 0, omega=0.5)]
+  with pytest.raises(ValueError, match="okdph, omega=0.5; okdph, omega=0.8"):
+    tables.sections(several, "okdph")
+  (section,) = tables.sections(several, "okdph, omega=0.5")
+  assert section.baseline == "okdph, omega=0.5"
+
+
+def test_gaps_of_the_grid_and_runs_that_are_not_finished(tmp_path, capsys):
+  for method, seed in (("okdph", 0), ("okdph", 1), ("base", 0)):
+    folder(tmp_path / f"{method}-{seed}", method, seed)
+  folder(tmp_path / "vgg", "base", 0, network="vgg16")
+  folder(tmp_path / "going", "base", 2, finished=False, done=3)
+  assert report.main([str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  assert "| going | 3 of 10 (30%) |" in " ".join(said.split())
+  gaps = said.split("Missing from the grid:")[1].strip().splitlines()
+  assert gaps == [
+    "- digits, resnet8: base: seed 1",
+    "- digits, resnet8: okdph: seed 2",
+    "- digits, vgg16: no run of okdph",
+  ]
+
+
+def test_runs_behind_links_are_found_once(tmp_path):
+  folder(tmp_path / "real" / "run", "base", 0)
+  (tmp_path / "linked").mkdir()
+  (tmp_path / "linked" / "run").symlink_to(tmp_path / "real" / "run")
+  (tmp_path / "linked" / "circle").symlink_to(tmp_path / "linked")
+  (found,), warnings = runs.find([tmp_path / "linked"])
+  assert found.name == "run" and found.result and not warnings
+
+
+def test_latex_is_a_booktabs_table_with_its_signs_escaped():
+  trials = [*two_methods(), *two_methods(network="vgg16")]
+  text = tables.latex(tables.sections(trials, "base"))
+  assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 1 + 2 * 4
+  assert r"\textbf{52.00 $\pm$ 2.16}" in text
+  assert "**" not in text and r"\textbf{Bold}: the interval" in text
+  assert tables.escaped("a_b & 5% {x} ± -0.3 | 1-2") == (
+    r"a\_b \& 5\% \{x\} $\pm$ $-$0.3 \textbar{} 1-2"
+  )
+  for line in text.splitlines():
+    if line.endswith(r"\\"):  # cells as many as columns
+      assert "_" not in line.replace(r"\_", "")
+
+
+def test_csv_has_numbers_for_programs():
+  trials = [*two_methods(), trial("dml", 0, last=0.3)]
+  lines = list(csv.DictReader(io.StringIO(tables.csv(tables.sections(trials, "base")))))
+  (okdph,) = [
+    line
+    for line in lines
+    if (line["method"], line["reader"], line["measure"])
+    == ("okdph", "best single network", "last")
+  ]
+  assert float(okdph["mean"]) == pytest.approx(52) and okdph["n"] == okdph["pairs"] == "4"
+  assert float(okdph["sd"]) == pytest.approx(100 * np.std(OURS, ddof=1), abs=1e-3)
+  assert float(okdph["difference_low"]) == pytest.approx(3.70, abs=0.01)
+  (dml,) = [x for x in lines if x["method"] == "dml" and x["reader"] == "student_0"][:1]
+  assert (dml["sd"], dml["low"], dml["difference"]) == ("", "", "")
+
+
+def test_a_torn_config_is_named_and_the_others_stand(tmp_path):
+  folder(tmp_path / "good", "base", 0)
+  (tmp_path / "torn").mkdir()
+  (tmp_path / "torn" / "config.json").write_text(json.dumps({"config": {}})[:-3])
+  (tmp_path / "foreign").mkdir()
+  (tmp_path / "foreign" / "config.json").write_text('{"model": "bert"}')
+  found, warnings = runs.find([tmp_path])
+  assert [trial.name for trial in found] == ["good"]
+  assert len(warnings) == 2 and all("left out" in warning for warning in warnings)
