@@ -7,15 +7,15 @@ import functools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from okdph_jax.report import paper
-from okdph_jax.run import ADDED, CONFIG, MAY_DIFFER, RESULT, Run, flat
+from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, Run, completed, flat
 
 # Runs that differ in these alone are the same experiment.
-NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "devices", "snapshots"}
+NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "data.seed", "devices", "snapshots"}
 # These name a group of rows, or the row itself.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
 ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run without JSON of ours
@@ -46,6 +46,11 @@ class Trial:
   @property
   def seed(self) -> int:
     return self.config["seed"]
+
+  @property
+  def draw(self) -> int:
+    """The seed of the draw of its images."""
+    return self.config["data"]["seed"]
 
   @functools.cached_property
   def record(self) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
       except (OSError, ValueError) as error:
         warnings.append(f"{file}: left out, {error}")
         continue
-      same = seen.setdefault((variant(trial.config), trial.seed), file)
+      same = seen.setdefault((variant(trial.config), trial.seed, trial.draw), file)
       if same is file:
         trials.append(trial)
       else:
@@ -146,12 +151,12 @@ def _trial(file, root):
   name = str(file.relative_to(root)) if file != root else file.name
   if file.name not in (CONFIG, RESULT):
     result = read(file)
-    return Trial(name.removesuffix(".json"), ADDED | result["config"], result, None)
+    return Trial(name.removesuffix(".json"), completed(result["config"]), result, None)
   folder = os.path.dirname(name) or Path(os.path.abspath(root)).name
   run = Run(file.parent) if (file.parent / CONFIG).exists() else None
   if file.name == RESULT:
     result = read(file)
-    return Trial(folder, ADDED | result["config"], result, run)
+    return Trial(folder, completed(result["config"]), result, run)
   assert run
   try:
     config = run.require_config()
@@ -199,7 +204,7 @@ def variant(config: Config) -> tuple[tuple[str, str], ...]:
   """What tells one experiment from another: ((key, value as JSON), ...)."""
   return tuple(
     (key, json.dumps(value))
-    for key, value in sorted(flat(ADDED | dict(config)).items())
+    for key, value in sorted(flat(completed(config)).items())
     if key not in NOT_THE_EXPERIMENT
   )
 
@@ -247,23 +252,33 @@ def _settings(config, configs, hidden):
       yield f"{key.removeprefix('method.')}={shown}"
 
 
+def replicates(trials: Iterable[Trial]) -> tuple[str, Callable[[Trial], int]]:
+  """What repeats an experiment and pairs its runs with another's: (word, value of a run).
+
+  The draw of the images where runs have several, else the seed.
+  """
+  draws = {trial.draw for trial in trials}
+  return ("data.seed", lambda t: t.draw) if len(draws) > 1 else ("seed", lambda t: t.seed)
+
+
 # What is missing.
 
 
 def missing(trials: Iterable[Trial]) -> list[str]:
   """The gaps of the grid that the runs make up, a line for each.
 
-  A seed that others of the group have, and a method that another network or dataset has.
-  Runs that are not finished count as there.
+  A seed, or draw of the images, that others of the group have, and a method that another
+  network or dataset has. Runs that are not finished count as there.
   """
   found, lines = list(grouped(trials)), []
   everywhere = {_base(label) for _, rows in found for label, _ in rows}
   for name, rows in found:
-    seeds = {trial.seed for _, trials in rows for trial in trials}
+    word, key = replicates(trial for _, trials in rows for trial in trials)
+    there = {key(trial) for _, trials in rows for trial in trials}
     for label, trials in rows:
-      if absent := sorted(seeds - {trial.seed for trial in trials}):
+      if absent := sorted(there - {key(trial) for trial in trials}):
         plural = "s" * (len(absent) > 1)
-        lines.append(f"{name.title}: {label}: seed{plural} {', '.join(map(str, absent))}")
+        lines.append(f"{name.title}: {label}: {word}{plural} {', '.join(map(str, absent))}")
     if absent := sorted(everywhere - {_base(label) for label, _ in rows}):
       lines.append(f"{name.title}: no run of {', '.join(absent)}")
   return lines

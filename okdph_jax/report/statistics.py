@@ -1,10 +1,10 @@
 """Means, spreads, and differences of paired runs with their confidence intervals."""
 
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from okdph_jax.report.runs import Row, Trial
+from okdph_jax.report.runs import Row, Trial, replicates
 
 LEVEL = 0.95
 
@@ -77,28 +77,23 @@ def of_all(trials: Sequence[Trial], measure: str) -> Interval | None:
   return interval(values) if values and len(values) == len(trials) else None
 
 
-def replicate(trial: Trial) -> Hashable:
-  """What pairs a run with those of other methods: the draw of its data, or else its seed."""
-  draw = trial.config["data"].get("draw")
-  return trial.seed if draw is None else ("draw", draw)
-
-
-def difference(ours: Iterable[Trial], theirs: Iterable[Trial], measure: str) -> Interval | None:
+def difference(ours: Sequence[Trial], theirs: Sequence[Trial], measure: str) -> Interval | None:
   """ours - theirs over what both have, as fractions; None where they have nothing in common.
 
   Several runs of one replicate count as their mean.
   """
-  mine, other = _by_replicate(ours, measure), _by_replicate(theirs, measure)
-  pairs = [mine[key] - other[key] for key in mine if key in other]
+  _, key = replicates([*ours, *theirs])
+  mine, other = (_by_replicate(trials, key, measure) for trials in (ours, theirs))
+  pairs = [mine[name] - other[name] for name in mine if name in other]
   return interval(pairs) if pairs else None
 
 
-def _by_replicate(trials, measure) -> Mapping[Hashable, float]:
+def _by_replicate(trials, key, measure):
   values = {}
   for trial in trials:
     if (value := accuracy(trial, measure)) is not None:
-      values.setdefault(replicate(trial), []).append(value)
-  return {key: statistics.mean(found) for key, found in values.items()}
+      values.setdefault(key(trial), []).append(value)
+  return {name: statistics.mean(found) for name, found in values.items()}
 
 
 def clear_best(rows: Sequence[Row], measure: str) -> str | None:

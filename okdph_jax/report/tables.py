@@ -18,8 +18,8 @@ from okdph_jax.report.runs import Group, Row, Trial, grouped, missing
 from okdph_jax.report.statistics import MEASURES, accuracies, spread
 
 NOTES = """\
-Test accuracy in %: mean ± standard deviation (ddof = 1) over n seeds; a single run has no
-spread. *last*: after the last epoch. *best on test*: the highest of all evaluations on the test
+Test accuracy in %: mean ± standard deviation (ddof = 1) over n runs, which differ in their seed
+or draw of the images; a single run has no spread. *last*: after the last epoch. *best on test*: the highest of all evaluations on the test
 set. It is biased upwards, the more so the more evaluations and networks it is taken over, and
 so is the best of a run's single networks. **Bold**: above every other row of the table, each
 by a paired difference whose 95 % t confidence interval leaves out zero.
@@ -32,9 +32,10 @@ with where the run has others. It is the mean of five runs of about 300 evaluati
 given only for runs with the hyper-parameters that it was measured with."""
 
 DIFFERENCES = """\
-Difference to {baseline} in points of accuracy, of runs with the same seed or draw of the data;
-in brackets its 95 % t confidence interval, which takes two pairs at least and is not corrected
-for the number of rows. **Bold**: the interval leaves out zero."""
+Difference to {baseline} in points of accuracy, of runs with the same seed, or on the same draw
+of the images where there are several; in brackets its 95 % t confidence interval, which takes
+two pairs at least and is not corrected for the number of rows. **Bold**: the interval leaves
+out zero."""
 
 HEAD_NOTES = """\
 Test accuracy in % of the best single network after the last epoch, for n > 1 the mean ±
@@ -128,7 +129,7 @@ def overview(found: Sequence[Section]) -> list[Table]:
       for name, row in zip(names, rows, strict=True):
         trials = there.get(name, [])
         row[section.group.network] = _accuracy(trials, "last", bold=name == clear)
-        row[f"{section.group.network}, paper"] = _paper(trials[0]) if trials else Cell("")
+        row[f"{section.group.network}, paper"] = _paper(trials) if trials else Cell("")
     caption = f"{data}: best single network, last epoch, test accuracy in %"
     tables.append(_table(caption, rows))
   return tables
@@ -174,7 +175,7 @@ def _summary(rows):
       )
     row |= {
       "as the paper counts: best on test": _as_the_paper_counts(trials),
-      "paper": _paper(trials[0]),
+      "paper": _paper(trials),
       "epochs": _same(run["epochs"] for run in runs),
       "evaluations": _same(run["evaluations"] for run in runs),
       "minutes": _mean(trials, [run["seconds"] / 60 for run in runs]),
@@ -247,9 +248,11 @@ def _as_the_paper_counts(trials):
   return cell._replace(text=cell.text + named)
 
 
-def _paper(trial):
+def _paper(trials):
+  """The number of the paper that describes every one of these runs, if there is one."""
+  trial, *others = trials
   cell = paper.cell(trial.config)
-  if cell is None:
+  if cell is None or any(paper.cell(other.config) != cell for other in others):
     return Cell("")
   views = {view.replace("|noise", "") for view in trial.config["views"]}
   other = f" ({', '.join(cell.views)})" if views != set(cell.views) else ""
@@ -327,7 +330,7 @@ def _head(rows):
         "views": Cell(_views(trials[0])),
         "networks or branches": _number(trials[0].result["students"]),
         "accuracy": accuracy._replace(text=accuracy.text + n),
-        "paper": _paper(trials[0]),
+        "paper": _paper(trials),
       }
     )
   return _table("", table)
@@ -443,7 +446,7 @@ def _csv_line(section, label, trials, reader, measure, values, base) -> dict[str
   single = reader == "best single network"
   ours = statistics.interval(values) if values else None
   difference = statistics.difference(trials, base, measure) if base and single else None
-  published, result = paper.cell(trials[0].config), trials[0].result
+  published, result = _paper(trials), trials[0].result
 
   def percent(value):
     return "" if value is None else f"{100 * value:.4f}"
@@ -460,7 +463,7 @@ def _csv_line(section, label, trials, reader, measure, values, base) -> dict[str
     "sd": percent(plain_statistics.stdev(values) if len(values) > 1 else None),
     "low": percent(ours and ours.low),
     "high": percent(ours and ours.high),
-    "paper": published.accuracy if published and single else "",
+    "paper": percent(published.order) if single else "",
     "baseline": section.baseline if difference else "",
     "pairs": difference.n if difference else "",
     "difference": percent(difference and difference.mean),

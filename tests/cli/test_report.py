@@ -12,7 +12,7 @@ from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, statistics, tables
 from okdph_jax.report.runs import Trial
-from okdph_jax.run import ADDED, Run
+from okdph_jax.run import Run, completed
 from okdph_jax.training import logbook
 
 # With omega = 1, Table 7's cell of CIFAR-10, 1 %, ResNet32.
@@ -50,7 +50,7 @@ def made(seed=0, last=(0.3, 0.4, 0.35, 0.45), method="okdph", wrappers=(), **con
     parameters=933812,
     version="0.1.0",
   )
-  return Trial(f"{method}-{seed}", ADDED | whole, result, None)
+  return Trial(f"{method}-{seed}", completed(whole), result, None)
 
 
 def rendered(trials, baseline=None):

@@ -7,12 +7,8 @@ from okdph_jax.training import logbook
 READERS = ("student_0", "student_1", "hybrid", "ensemble")
 
 
-def config(
-  method, seed, *, network="resnet8", draw=None, epochs=10, validation=False, **options
-):
-  data = {"name": "digits", "fraction": 1.0, "validation": 100 * validation}
-  if draw is not None:
-    data["draw"] = draw
+def config(method, seed, *, network="resnet8", draw=42, epochs=10, validation=False, **options):
+  data = {"name": "digits", "fraction": 1.0, "validation": 100 * validation, "seed": draw}
   return ADDED | {
     "seed": seed,
     "epochs": epochs,
