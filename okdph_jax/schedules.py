@@ -1,6 +1,5 @@
-"""Learning rates, ramp-ups, and durations in words as steps."""
+"""Learning rates and ramp-ups, as functions of the step."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
@@ -8,23 +7,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from okdph_jax.core import Number, is_traced
+from okdph_jax.durations import REFERENCE_EPOCHS, steps
 
 Step = Int[Array, ""] | int
-REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
-
-
-def parse(duration: str) -> tuple[int, str]:
-  """ "5 steps" -> (5, "step"), "1 epoch" -> (1, "epoch"); ValueError for anything else."""
-  match = re.fullmatch(r"\s*([1-9]\d*)\s*(step|epoch)s?\s*", str(duration))
-  if not match:
-    raise ValueError(f"{duration!r} is not a duration; write '5 steps' or '1 epoch'")
-  return int(match[1]), match[2]
-
-
-def steps(duration: str, epoch_steps: int) -> int:
-  """A duration in words as a number of steps."""
-  count, unit = parse(duration)
-  return count * epoch_steps if unit == "epoch" else count
 
 
 def milestone(when: float | str, *, epochs: Number, epoch_steps: int) -> Step:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from okdph_jax import schedules
+from okdph_jax import durations, schedules
 
 
 def multistep(rate, whens, **run):
@@ -14,13 +14,13 @@ def multistep(rate, whens, **run):
   "text, want", [("5 steps", 5), ("1 step", 1), ("1 epoch", 391), (" 3  epochs ", 1173)]
 )
 def test_durations_in_steps(text, want):
-  assert schedules.steps(text, 391) == want
+  assert durations.steps(text, 391) == want
 
 
 @pytest.mark.parametrize("text", ["5", "0 steps", "-1 epoch", "1.5 epochs", "5 batches", ""])
 def test_other_words_are_no_duration(text):
   with pytest.raises(ValueError, match="is not a duration; write '5 steps' or '1 epoch'"):
-    schedules.parse(text)
+    durations.parse(text)
 
 
 def test_the_papers_learning_rates():

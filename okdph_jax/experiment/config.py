@@ -13,6 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from okdph_jax import durations
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
 from okdph_jax.run import MAY_DIFFER
@@ -333,8 +334,6 @@ def _check_groups(config):
 
 
 def _check_sequences(config):
-  from okdph_jax import schedules  # imports JAX
-
   for wrapper in config.wrappers:
     if not isinstance(wrapper, (dict, ml_collections.ConfigDict)):
       raise ValueError(
@@ -349,7 +348,7 @@ def _check_sequences(config):
   for when in config.milestones:
     if isinstance(when, str):
       try:
-        when, _ = schedules.parse(when)
+        when, _ = durations.parse(when)
       except ValueError as error:
         raise ValueError(f"config.milestones: {error}") from None
     elif isinstance(when, bool) or not isinstance(when, (int, float)):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from okdph_jax import schedules
+from okdph_jax import durations
 from okdph_jax.core import Terms, is_traced
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
@@ -132,8 +132,8 @@ def okdph(
 def fusion_clock(fuse_every: str, fuse_clock: str, epoch_steps: int) -> Callable[[Step], Any]:
   """Whether students are fused at the end of a step: `due(t)`, t steps done."""
   check_choice("okdph", "fuse_clock", fuse_clock, ("run", "epoch"))
-  count, unit = schedules.parse(fuse_every)
-  interval = schedules.steps(fuse_every, epoch_steps)
+  count, unit = durations.parse(fuse_every)
+  interval = durations.steps(fuse_every, epoch_steps)
   if fuse_clock == "run":
     return lambda t: t % interval == 0
   if unit == "step":  # the batches of an epoch count from 0, so the first one fuses

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import statistics as plain_statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,10 +55,11 @@ class Chart(NamedTuple):
   traces: list[dict[str, Any]]
   layout: dict[str, Any]
   controls: list[Control]
+  wide: bool = False  # over all columns of the page
 
 
 class Style:
-  """A colour and a symbol for each label, the same in all charts of a page."""
+  """A colour and a symbol for each label, the same for the same labels."""
 
   def __init__(self, labels: Iterable[str]):
     self._index = {label: i for i, label in enumerate(sorted(set(labels)))}
@@ -74,8 +75,9 @@ class Style:
     return [Option(label, label, self.colour(label)) for label in labels]
 
 
-def of_section(section: Section, style: Style, index: Mapping[Trial, int]) -> list[Chart]:
+def of_section(section: Section, index: Mapping[Trial, int]) -> list[Chart]:
   """The charts of one group; `index` numbers the runs."""
+  style = Style(label for label, _ in section.everything)
   charts = [
     standing(section.rows, style, index),
     against(section, style, index),
@@ -185,20 +187,23 @@ def _measures(traces):
   options = [
     Option(m, name, chosen=m == there[0]) for m, name in MEASURES.items() if m in there
   ]
-  return Control("measure", "epoch", options, several=False)
+  return Control("measure", "accuracy", options, several=False)
 
 
 def _rows_layout(rows, title):
+  texts = [_wrapped(label) for label, _ in rows]
+  tallest = max(text.count("<br>") + 1 for text in texts)
   return {
-    "height": 110 + 32 * len(rows),
+    "height": 110 + (16 + 15 * tallest) * len(rows),
     "xaxis": {"title": {"text": title}, "zeroline": False},
     "yaxis": {
       "automargin": True,
       "categoryorder": "array",
       "categoryarray": [label for label, _ in rows],
-      "ticktext": [_wrapped(label) for label, _ in rows],
+      "ticktext": texts,
       "tickvals": [label for label, _ in rows],
       "fixedrange": True,
+      "range": [-0.6, len(rows) - 0.4],
     },
   }
 
@@ -210,7 +215,7 @@ def _wrapped(label, width=28):
     if lines[-1] and len(lines[-1]) + len(part) > width:
       lines.append("")
     lines[-1] += part + ", "
-  return "<br>".join(lines)[:-2]
+  return "<br>".join(line.strip() for line in lines)[:-1]
 
 
 # Curves.
@@ -255,15 +260,14 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
     "Curves",
     "Mean over seeds, the band is ± one standard deviation; a run that is not finished has a "
     "thin line of its own. Solid: networks; dashed: averaged networks (hybrid, centre, SWA, "
-    "EMA); dotted: several networks together. Shaded: between these evaluations the learning "
-    "rate dropped.",
+    "EMA); dotted: several networks together. Vertical lines: the learning rate drops.",
     traces,
     {
       "height": 460,
       "xaxis": {"title": {"text": "epoch"}, "zeroline": False}
       | ({"dtick": 1} if last <= 12 else {}),
       "yaxis": {"title": {"text": views[0].layout["yaxis.title.text"]}, "zeroline": False},
-      "shapes": [_shade(*drop) for drop in drops(_all(rows))],
+      "shapes": _drops(_all(rows)),
       "hovermode": "closest",
     },
     [
@@ -271,6 +275,7 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
       Control("method", "methods", style.options(labels)),
       Control("reader", "networks", choice),
     ],
+    wide=True,
   )
 
 
@@ -363,37 +368,32 @@ def _band(x, means, spreads, colour, meta):
     "y": [*upper, *reversed(lower)],
     "mode": "lines",
     "fill": "toself",
-    "fillcolor": f"rgba({red},{green},{blue},0.18)",
+    "fillcolor": f"rgba({red},{green},{blue},0.13)",
     "line": {"width": 0},
     "hoverinfo": "skip",
     "meta": meta,
   }
 
 
-def drops(trials: Sequence[Trial]) -> list[tuple[float, float]]:
-  """(epoch, epoch): evaluations between which the rate of most runs fell to a half or less."""
-  counts = defaultdict(int)
-  evaluated = [trial for trial in trials if trial.lines]
-  for trial in evaluated:
-    for before, after in itertools.pairwise(trial.lines):
-      rate, then = (line.get("learning_rate") or 0 for line in (after, before))
-      if 0 < rate <= then / 2:
-        counts[before["epoch"], after["epoch"]] += 1
-  return sorted(drop for drop, count in counts.items() if 2 * count >= len(evaluated))
-
-
-def _shade(start, end):
-  where = {"x0": start, "x1": end, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-  style = {"fillcolor": "#7F7F7F", "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
-  return where | style | {"type": "rect"}
+def _drops(trials):
+  """A line at each epoch at which the learning rate of most runs drops."""
+  counts = Counter(epoch for trial in trials for epoch in trial.milestones)
+  line = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
+  line |= {"line": {"color": "#7F7F7F", "width": 1, "dash": "longdash"}}
+  return [
+    line | {"x0": epoch, "x1": epoch}
+    for epoch, count in counts.items()
+    if 2 * count > len(trials)
+  ]
 
 
 # Cost.
 
 
-def cost(sections: Sequence[Section], style: Style, index: Mapping[Trial, int]) -> Chart | None:
+def cost(sections: Sequence[Section], index: Mapping[Trial, int]) -> Chart | None:
   """Accuracy against what it costs, of all networks on the same data."""
   rows = [(s.group.network, *row) for s in sections for row in s.rows]
+  style = Style(label for _, label, _ in rows)
   if len(rows) < 2:
     return None
   traces = [
@@ -421,6 +421,7 @@ def cost(sections: Sequence[Section], style: Style, index: Mapping[Trial, int]) 
       Control("method", "methods", style.options(dict.fromkeys(label for _, label, _ in rows))),
       Control("network", "networks", [Option(network, network) for network in networks]),
     ],
+    wide=True,
   )
 
 

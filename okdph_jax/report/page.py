@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from okdph_jax.report import charts, tables
-from okdph_jax.report.charts import Chart, Style
+from okdph_jax.report.charts import Chart
 from okdph_jax.report.runs import Trial, grouped, missing
 from okdph_jax.report.tables import Cell, Section, Table
 
@@ -27,7 +27,6 @@ def render(trials: Sequence[Trial], sections: Sequence[Section], *, title: str) 
 
   index = {trial: i for i, trial in enumerate(trials)}
   labels = {trial: label for _, rows in grouped(trials) for label, row in rows for trial in row}
-  style = Style(labels.values())
   drawn: list[Chart] = []
 
   def placed(found):
@@ -39,8 +38,8 @@ def render(trials: Sequence[Trial], sections: Sequence[Section], *, title: str) 
   datasets = []
   for data in dict.fromkeys(section.group.data for section in sections):
     there = [section for section in sections if section.group.data == data]
-    across = charts.cost(there, style, index)
-    parts = [(s, placed(charts.of_section(s, style, index))) for s in there]
+    across = charts.cost(there, index)
+    parts = [(section, placed(charts.of_section(section, index))) for section in there]
     datasets.append((data, parts, placed([across] if across else [])))
 
   environment = jinja2.Environment(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from okdph_jax import durations
 from okdph_jax.report import paper
 from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, Run, completed, flat
 
@@ -71,6 +72,17 @@ class Trial:
   def analyses(self) -> list[Path]:
     """What `okdph analysis` wrote: JSON files with a picture beside each."""
     return sorted((self.run.path / "analysis").glob("*.json")) if self.run else []
+
+  @property
+  def milestones(self) -> list[float]:
+    """The epochs at which its learning rate drops, those given in steps left out."""
+    planned = self.record.get("extended_from_epochs") or self.config["epochs"]
+    found = []
+    for when in self.config.get("milestones") or ():
+      count, unit = durations.parse(when) if isinstance(when, str) else (when, "")
+      if unit != "step":
+        found.append(count if unit else round(count * planned / durations.REFERENCE_EPOCHS))
+    return [epoch for epoch in found if epoch < self.config["epochs"]]
 
   def progress(self) -> tuple[float, int]:
     """(epochs done, epochs in all), as of its last line."""

@@ -19,10 +19,11 @@ from okdph_jax.report.statistics import MEASURES, accuracies, spread
 
 NOTES = """\
 Test accuracy in %: mean ± standard deviation (ddof = 1) over n runs, which differ in their seed
-or draw of the images; a single run has no spread. *last*: after the last epoch. *best on test*: the highest of all evaluations on the test
-set. It is biased upwards, the more so the more evaluations and networks it is taken over, and
-so is the best of a run's single networks. **Bold**: above every other row of the table, each
-by a paired difference whose 95 % t confidence interval leaves out zero.
+or draw of the images; a single run has no spread. *last*: after the last epoch. *best on test*:
+the highest of all evaluations on the test set. It is biased upwards, the more so the more
+evaluations and networks it is taken over, and so is the best of a run's single networks.
+**Bold**: above every other row of the table, each by a paired difference whose 95 % t
+confidence interval leaves out zero.
 
 *as the paper counts*: the highest of all evaluations and of the readers that the authors'
 release reports. For ONE, OKDDip and FFL these include an ensemble or a fused head, which is

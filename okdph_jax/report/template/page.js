@@ -188,8 +188,7 @@ function update(number) {
 
 function layoutOf(chart) {
   const single = chart.controls.filter((c) => !c.several).flatMap((c) => c.options.filter((o) => o.chosen));
-  const patch = { "xaxis.autorange": true, "yaxis.autorange": true };
-  return single.reduce((all, option) => ({ ...all, ...option.layout }), single.length ? patch : {});
+  return single.reduce((all, option) => ({ ...all, ...option.layout }), {});
 }
 
 for (const controls of document.querySelectorAll(".controls")) {

@@ -1,0 +1,19 @@
+"""Durations in words, "5 steps" or "1 epoch"; needs no JAX."""
+
+import re
+
+REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
+
+
+def parse(duration: str) -> tuple[int, str]:
+  """ "5 steps" -> (5, "step"), "1 epoch" -> (1, "epoch"); ValueError for anything else."""
+  match = re.fullmatch(r"\s*([1-9]\d*)\s*(step|epoch)s?\s*", str(duration))
+  if not match:
+    raise ValueError(f"{duration!r} is not a duration; write '5 steps' or '1 epoch'")
+  return int(match[1]), match[2]
+
+
+def steps(duration: str, epoch_steps: int) -> int:
+  """A duration in words as a number of steps."""
+  count, unit = parse(duration)
+  return count * epoch_steps if unit == "epoch" else count
