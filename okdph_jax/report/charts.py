@@ -233,19 +233,15 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
         meta = {"quantity": name, "method": label, "reader": reader}
         dash = DASHES[readers.kind(reader)]
         traces += _curve(label, trials, numbers, style, index, meta, reader, dash)
-  for loss in _names(line["losses"] for t in _all(rows) for line in t.lines):
-    name = f"training {loss.replace('_', ' ')}"
-    title = "fraction" if loss.endswith("accuracy") else "nats"
-    views.append(Option(name, name, layout={"yaxis.title.text": f"{name} [{title}]"}))
-    for label, trials in rows:
-      meta = {"quantity": name, "method": label}
-      traces += _curve(label, trials, _mean_loss(loss), style, index, meta, name)
-  for loss in _names(line["losses"] for t in _all(rows) for line in t.training):
-    name = f"training {loss.replace('_', ' ')}, single steps"
-    views.append(Option(name, name, layout={"yaxis.title.text": name}))
-    for label, trials in rows:
-      meta = {"quantity": name, "method": label}
-      traces += _curve(label, trials, _step_loss(loss), style, index, meta, name)
+  for words, lines_of in (("", "lines"), (", single steps", "training")):
+    for loss in _names(x["losses"] for t in _all(rows) for x in getattr(t, lines_of)):
+      name = f"training {loss.replace('_', ' ')}{words}"
+      unit = "fraction" if loss.endswith("accuracy") else "nats"
+      views.append(Option(name, name, layout={"yaxis.title.text": f"{name} [{unit}]"}))
+      for label, trials in rows:
+        meta = {"quantity": name, "method": label}
+        numbers = _losses(lines_of, loss)
+        traces += _curve(label, trials, numbers, style, index, meta, name)
   if not traces:
     return None
   views = [view._replace(chosen=not i) for i, view in enumerate(views)]
@@ -307,17 +303,12 @@ def _evaluated(split, measure, reader, scale) -> Numbers:
   return numbers
 
 
-def _mean_loss(loss) -> Numbers:
-  return lambda trial: _losses(trial.lines, loss)
+def _losses(lines_of, loss) -> Numbers:
+  def numbers(trial):
+    there = ((x["epoch"], x["losses"].get(loss)) for x in getattr(trial, lines_of))
+    return {epoch: value for epoch, value in there if value is not None}
 
-
-def _step_loss(loss) -> Numbers:
-  return lambda trial: _losses(trial.training, loss)
-
-
-def _losses(lines, loss):
-  there = ((line["epoch"], line["losses"].get(loss)) for line in lines)
-  return {epoch: value for epoch, value in there if value is not None}
+  return numbers
 
 
 def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):

@@ -17,6 +17,7 @@ from okdph_jax.report import charts, tables
 from okdph_jax.report.charts import Chart
 from okdph_jax.report.runs import Trial, grouped, missing
 from okdph_jax.report.tables import Cell, Section, Table
+from okdph_jax.status import FINISHED, status
 
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -74,7 +75,6 @@ def _runs(trials, labels) -> Table:
   """A row for each run."""
   rows = []
   for trial in trials:
-    done, epochs = trial.progress()
     readers = (trial.result or {}).get("readers", {})
     single = {name: reader["last"] for name, reader in readers.items() if reader["single"]}
     best = max(single, key=lambda name: single[name], default="")
@@ -86,7 +86,7 @@ def _runs(trials, labels) -> Table:
         Cell(trial.config["data"]["name"]),
         Cell(trial.config["network"]),
         Cell(str(trial.seed), order=trial.seed),
-        Cell("finished" if trial.result else f"epoch {done:g} of {epochs}"),
+        Cell(status(trial.run).state if trial.run else FINISHED),
         Cell("" if last is None else f"{100 * last:.2f}", [trial], last),
         Cell(best),
       ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from okdph_jax import durations
 from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, MAY_DIFFER, RESULT, Run, completed, flat
+from okdph_jax.run import CONFIG, ERROR, MAY_DIFFER, RESULT, Run, completed, flat
 
 # Runs that differ in these alone are the same experiment.
 NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "data.seed", "devices", "snapshots"}
@@ -84,11 +84,6 @@ class Trial:
         found.append(count if unit else round(count * planned / durations.REFERENCE_EPOCHS))
     return [epoch for epoch in found if epoch < self.config["epochs"]]
 
-  def progress(self) -> tuple[float, int]:
-    """(epochs done, epochs in all), as of its last line."""
-    last = [lines[-1]["epoch"] for lines in (self.lines, self.training) if lines]
-    return max(last, default=0.0), self.config["epochs"]
-
 
 class Group(NamedTuple):
   """What stands in one table: runs whose accuracies may be compared."""
@@ -125,7 +120,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
   """
   trials, warnings, seen = [], [], {}
   for root in map(Path, paths):
-    for file in _below(root) if root.is_dir() else [root]:
+    for file in _below(root, warnings) if root.is_dir() else [root]:
       try:
         trial = _trial(file, root)
       except (OSError, ValueError) as error:
@@ -139,8 +134,11 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
   return trials, warnings
 
 
-def _below(root):
-  """Of each run its result, or else its config; then the JSON files that lie elsewhere."""
+def _below(root, warnings):
+  """Of each run its result, or else its config; then the JSON files that lie elsewhere.
+
+  What failed before it had a config is added to the warnings.
+  """
   runs, found, alone, visited = [], [], [], set()
   for folder, folders, files in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
@@ -152,6 +150,8 @@ def _below(root):
     here = Path(folder)
     if CONFIG in files:
       runs.append(here)
+    if ERROR in files and CONFIG not in files:
+      warnings.append(f"{here}: failed before it began, {(Run(here).failure or '').strip()}")
     if CONFIG in files or RESULT in files:
       found.append(here / (RESULT if RESULT in files else CONFIG))
     if not any(here.is_relative_to(run) for run in runs):

@@ -16,6 +16,7 @@ from okdph_jax.errors import nearest
 from okdph_jax.report import paper, statistics
 from okdph_jax.report.runs import Group, Row, Trial, grouped, missing
 from okdph_jax.report.statistics import MEASURES, accuracies, spread
+from okdph_jax.status import FAILED, status
 
 NOTES = """\
 Test accuracy in %: mean ± standard deviation (ddof = 1) over n runs, which differ in their seed
@@ -44,7 +45,8 @@ standard deviation over n seeds. *paper*: the number in arXiv:2303.14666 for the
 hyper-parameters, the highest of about 300 evaluations on the test set, in brackets the views it
 was measured with where the run has others."""
 
-WORDS = ("method", "views", "reader")  # columns that are aligned to the left
+# Columns that are aligned to the left.
+WORDS = ("method", "views", "reader", "run", "data", "network", "state", "why")
 
 
 class Cell(NamedTuple):
@@ -137,19 +139,21 @@ def overview(found: Sequence[Section]) -> list[Table]:
 
 
 def unfinished(trials: Iterable[Trial]) -> Table:
-  """The runs that are not finished, and how far they are."""
+  """The runs that are not finished: how far they are, and why they stopped if they failed."""
   rows: list[dict[str, Cell]] = []
   for trial in trials:
-    if trial.result:
+    if trial.result or not trial.run:
       continue
-    done, epochs = trial.progress()
-    test = trial.lines[-1]["accuracy"]["test"] if trial.lines else {}
-    best = max(test, key=lambda reader: test[reader], default=None)
+    now = status(trial.run)
+    done = now.epoch / trial.config["epochs"]
+    so_far = "" if now.accuracy is None else f"{100 * now.accuracy:.2f} ({now.reader})"
     rows.append(
       {
         "run": Cell(trial.name, [trial]),
-        "epochs done": Cell(f"{done:g} of {epochs} ({done / epochs:.0%})", order=done / epochs),
-        "test accuracy so far": Cell(f"{100 * test[best]:.2f} ({best})" if best else ""),
+        "state": Cell(now.state),
+        "epochs": Cell(f"{now.epoch:g} of {trial.config['epochs']} ({done:.0%})", order=done),
+        "test accuracy so far": Cell(so_far, order=now.accuracy),
+        "why": Cell(now.message if now.state == FAILED else ""),
       }
     )
   return _table("Runs that are not finished:", rows)

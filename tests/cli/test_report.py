@@ -379,6 +379,7 @@ for name in absent:
   sys.modules[name] = None
 from okdph_jax.cli.report import main
 assert main([{str(tmp_path)!r}]) == 0
+assert main([{str(tmp_path)!r}, "--out={tmp_path}/report"]) == 0
 assert main(["curves", {str(tmp_path)!r}, "--out={tmp_path}/curves.png"]) == 0
 """
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

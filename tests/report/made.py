@@ -12,6 +12,7 @@ def config(method, seed, *, network="resnet8", draw=42, epochs=10, validation=Fa
   return ADDED | {
     "seed": seed,
     "epochs": epochs,
+    "milestones": [150, 225],
     "network": network,
     "views": ["crop(1)"],
     "data": data,

@@ -85,7 +85,7 @@ def test_gaps_of_the_grid_and_runs_that_are_not_finished(tmp_path, capsys):
   folder(tmp_path / "going", "base", 2, finished=False, done=3)
   assert report.main([str(tmp_path)]) == 0
   said = capsys.readouterr().out
-  assert "| going | 3 of 10 (30%) |" in " ".join(said.split())
+  assert "| going | interrupted | 3 of 10 (30%) | 32.50 (student_0) |" in " ".join(said.split())
   gaps = said.split("Missing from the grid:")[1].strip().splitlines()
   assert gaps == [
     "- digits, resnet8: base: seed 1",
@@ -139,6 +139,8 @@ def test_a_torn_config_is_named_and_the_others_stand(tmp_path):
   (tmp_path / "torn" / "config.json").write_text(json.dumps({"config": {}})[:-3])
   (tmp_path / "foreign").mkdir()
   (tmp_path / "foreign" / "config.json").write_text('{"model": "bert"}')
+  (tmp_path / "early").mkdir()
+  (tmp_path / "early" / "error.txt").write_text("there is no such dataset\n")
   found, warnings = runs.find([tmp_path])
   assert [trial.name for trial in found] == ["good"]
-  assert len(warnings) == 2 and all("left out" in warning for warning in warnings)
+  assert len(warnings) == 3 and "early: failed before it began, there is no such" in warnings[0]
