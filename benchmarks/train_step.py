@@ -275,13 +275,13 @@ def multiplications(jaxpr):
   return total
 
 
-def okdph(network, students):
-  """The method, two or more students and the hybrid on ten classes, and its optimizer."""
+def okdph(network, students, classes=10):
+  """The method, two or more students and the hybrid, and its optimizer."""
   from okdph_jax import models
   from okdph_jax.methods import METHODS
   from okdph_jax.methods.protocol import Context
 
-  task = Context(models.build(network, 10), 10, epoch_steps=391, epochs=300)
+  task = Context(models.build(network, classes), classes, epoch_steps=391, epochs=300)
   method = METHODS["okdph"](task, students=students)
   return method, method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
 
