@@ -208,7 +208,9 @@ def table(found):
 def measured(target, args):
   """Compiles the step for the target: what the program says of itself."""
   os.nice(19)
-  lowered = step(target, args)
+  traced, flops = step(target, args)
+  platform = {"tpu": "tpu", "gpu": "cuda"}[target.platform]
+  lowered = traced.lower(lowering_platforms=(platform,))
   began = time.process_time()
   compiled = lowered.compile()
   seconds = time.process_time() - began
@@ -218,9 +220,11 @@ def measured(target, args):
     name = f"{str(target).replace(':', '-')}-{args.network}-{args.batch}.hlo"
     with open(os.path.join(args.hlo, name), "w") as file:
       file.write(text)
-  chip, cost, memory = CHIPS[target.chip], compiled.cost_analysis(), compiled.memory_analysis()
-  sizes = collectives(text)
-  compute, traffic = cost["flops"] / chip.flops, cost["bytes accessed"] / chip.memory
+  chip, memory, sizes = CHIPS[target.chip], compiled.memory_analysis(), collectives(text)
+  # Not for GPUs: then what is asked for, and all results and operands.
+  own = {"flops": flops / math.prod(target.grid), "bytes accessed": traffic(text)}
+  cost = own | (compiled.cost_analysis() or {})
+  compute, memory_s = cost["flops"] / chip.flops, cost["bytes accessed"] / chip.memory
   links = target.seconds([size for each in sizes.values() for size in each])
   kinds, grouped = convolutions(text)
   held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -240,15 +244,15 @@ def measured(target, args):
     "collectives": {kind: len(each) for kind, each in sizes.items()},
     "collective_mb": sum(map(sum, sizes.values())) / 1e6,
     "compute_ms": 1e3 * compute,
-    "memory_ms": 1e3 * traffic,
+    "memory_ms": 1e3 * memory_s,
     "collective_ms": 1e3 * links,
-    "roofline_ms": 1e3 * (max(compute, traffic) + links),
+    "roofline_ms": 1e3 * (max(compute, memory_s) + links),
     "estimate_ms": 1e3 * cycles(text) / chip.clock if chip.clock else None,
   }
 
 
 def step(target, args):
-  """`train_step` lowered for the target's chips, the batch split over them."""
+  """`train_step` traced for the target's chips, which share the batch; its FLOPs in all."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -257,6 +261,7 @@ def step(target, args):
   from okdph_jax import views
   from okdph_jax.core import Batch
   from okdph_jax.data import batches
+  from okdph_jax.training.compile import flops_of
   from okdph_jax.training.step import initial_state, train_step
 
   mesh = Mesh(np.array(target.devices()), ("data",), axis_types=(AxisType.Auto,))
@@ -278,11 +283,10 @@ def step(target, args):
   batch = Batch(shape(image, len(crops)), shape(label, 0))
   key = shape(jax.eval_shape(lambda: jax.random.key(0)))
   state = shape(jax.eval_shape(functools.partial(initial_state, *parts), batch, key))
-  jitted = jax.jit(
-    functools.partial(train_step, *parts), donate_argnums=0, out_shardings=key.sharding
-  )
-  platform = {"tpu": "tpu", "gpu": "cuda"}[target.platform]
-  return jitted.trace(state, batch, key).lower(lowering_platforms=(platform,))
+  function = functools.partial(train_step, *parts)
+  jitted = jax.jit(function, donate_argnums=0, out_shardings=key.sharding)
+  traced = jitted.trace(state, batch, key)
+  return traced, flops_of(traced, function, state, batch, key)
 
 
 # Reading a compiled program.
@@ -323,6 +327,20 @@ def padding(text):
   found = [pair for result in results for pair in arrays(result)]
   content, tiled = map(sum, zip(*found, strict=True))
   return tiled / content if tiled != content else None
+
+
+def traffic(text):
+  """Bytes of the results and operands of all operations but those that move nothing."""
+  sizes, total = {}, 0
+  for line in computations(text)[ENTRY]:
+    match = re.match(r"\s*(?:ROOT )?%?(\S+) = (.+?) ([\w-]+)\((.*?)\)", line)
+    if match:
+      name, shape, operation, operands = match.groups()
+      sizes[name] = sum(content for content, _ in arrays(shape))
+      if operation not in ("parameter", "constant", "tuple", "get-tuple-element", "bitcast"):
+        read = [sizes.get(operand.strip(" %"), 0) for operand in operands.split(",")]
+        total += sizes[name] + sum(read)
+  return total
 
 
 def convolutions(text):

@@ -39,6 +39,9 @@ ADDED = {
   "teacher_network": "",
   "test_view": "plain",
   "log_every_steps": 0,
+  "accumulate": 1,
+  "batch_norm_images": None,
+  "compute": "float32",
 }
 ADDED_DATA = {"seed": 42}
 

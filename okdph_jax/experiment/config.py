@@ -314,6 +314,7 @@ def check(config: ConfigDict) -> None:
   _check_sequences(config)
   if config.seed + config.generations > 2**32:  # generation k has the seed + k
     raise ValueError(f"config.seed is {config.seed}; with its generations it exceeds 32 bits")
+  check_parts(config)
   if config.data.test == config.data.train:
     raise ValueError(
       f"config.data.test and config.data.train are both {config.data.test!r}; test on images "
@@ -324,6 +325,20 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f"{name} has no teacher of another run; take the method kd, or leave "
       "config.teacher empty and config.generations at 1"
+    )
+
+
+def check_parts(config: ConfigDict) -> None:
+  """Refuses parts that a batch does not consist of."""
+  batch, parts, images = config.batch_size, config.accumulate, config.batch_norm_images
+  if batch % parts:
+    raise ValueError(
+      f"config.accumulate={parts} does not divide batch_size={batch}; choose a number that does"
+    )
+  part = f"batch_size / accumulate={batch // parts}" if parts > 1 else f"batch_size={batch}"
+  if images and batch // parts % images:
+    raise ValueError(
+      f"config.batch_norm_images={images} does not divide {part}; choose a number that does"
     )
 
 

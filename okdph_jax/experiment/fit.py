@@ -45,7 +45,7 @@ def fit(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> Result:
   with interruptible() as interrupted:
     config = load_config(config)
     check(config)
-    host.configure(config.devices, config.batch_size)
+    host.configure(config.devices, config.batch_size // config.accumulate)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
       raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
     with distributed.only_leader_prints():

@@ -12,6 +12,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from okdph_jax.nn import execution
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def normalize(
@@ -20,12 +22,15 @@ def normalize(
   """Normalises x over all axes but the last: (y, mean, variance).
 
   y = scale (x - mean) / sqrt(variance + epsilon) + bias (Ioffe and Szegedy, ICML 2015,
-  arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax.
+  arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax. All of it is
+  computed in the type of the scale, and y has that of x.
   """
-  axes = tuple(range(x.ndim - 1))
+  axes, dtype = tuple(range(x.ndim - 1)), x.dtype
+  x = x.astype(scale.dtype)
   mean = x.mean(axes)
   variance = jnp.maximum(0, (x * x).mean(axes) - mean * mean)
-  return (x - mean) * (scale * lax.rsqrt(variance + epsilon)) + bias, mean, variance
+  y = (x - mean) * (scale * lax.rsqrt(variance + epsilon)) + bias
+  return y.astype(dtype), mean, variance
 
 
 @normalize.defjvp
@@ -38,12 +43,13 @@ def _derivative(epsilon, primals, tangents):
 @jax.checkpoint  # else x and the normalised x are both kept for the backward pass
 def _tangent(x, scale, mean, variance, dx, dscale, dbias):
   """Linear in dx, dscale and dbias, with two sums; so is its transpose, the gradient."""
-  axes = tuple(range(x.ndim - 1))
+  axes, dtype = tuple(range(x.ndim - 1)), x.dtype
+  x, dx = x.astype(scale.dtype), dx.astype(scale.dtype)
   unit = (x - mean) * lax.rsqrt(variance)
   slope = scale * lax.rsqrt(variance)
   dmean, along = dx.mean(axes), (dx * unit).mean(axes)
   dy = slope * dx + (dbias - slope * dmean) + unit * (dscale - slope * along)
-  return dy, dmean, 2 * jnp.sqrt(variance) * along
+  return dy.astype(dtype), dmean, 2 * jnp.sqrt(variance) * along
 
 
 def is_plain(
@@ -53,15 +59,27 @@ def is_plain(
   average = nn.merge_param(
     "use_running_average", module.use_running_average, use_running_average
   )
-  affine = module.use_scale and module.use_bias and module.param_dtype == x.dtype
+  stored = x.dtype in (module.param_dtype, execution.current().dtype)
+  affine = module.use_scale and module.use_bias and stored
   local = module.axis == -1 and module.axis_name is None and mask is None
   return not average and affine and local and module.dtype is None
 
 
 def batch_norm(module: nn.BatchNorm, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-  """What `module` does to x in training, running statistics included."""
+  """What `module` does to x in training, running statistics included.
+
+  Groups of the batch with moments of their own (see `Execution`) move the running statistics
+  by the mean of these.
+  """
   scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
-  y, mean, variance = normalize(x, scale, bias, module.epsilon)
+  groups = execution.current().groups(len(x))
+  if groups == 1:
+    y, mean, variance = normalize(x, scale, bias, module.epsilon)
+  else:
+    apart = x.reshape(groups, -1, *x.shape[1:])
+    each = jax.vmap(lambda x: normalize(x, scale, bias, module.epsilon))
+    y, mean, variance = each(apart)
+    y, mean, variance = y.reshape(x.shape), mean.mean(0), variance.mean(0)
   for name, value in {"mean": mean, "var": variance}.items():
     running = module.get_variable("batch_stats", name)
     running += (1 - module.momentum) * (value - running)

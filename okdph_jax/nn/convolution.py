@@ -131,7 +131,10 @@ def _on_cpu(a, b, *, target, shape, geometry, stacked):
   options = {"target": target, "shape": shape, "geometry": geometry, "stacked": stacked}
   if onednn.takes(target, geometry, lhs, rhs, a.dtype):
     return onednn.convolve(a, b, **options)
-  return _unrolled(a, b, **options, solve=partial(convolution_cpu.solve, plain=plain))
+  solve, dtype = partial(convolution_cpu.solve, plain=plain), a.dtype
+  if dtype == jnp.bfloat16:  # XLA:CPU is slow at it, and its products are exact in float32
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return _unrolled(a, b, **options, solve=solve).astype(dtype)
 
 
 def _abstract(a, b, *, target, shape, geometry, stacked):

@@ -4,9 +4,9 @@ XLA:CPU's own convolutions reach half the speed of oneDNN's, which PyTorch calls
 lowering of `convolution` on a CPU asks `takes`, and `convolve`s here or by `convolution_cpu`.
 
 The environment variable `OKDPH_CONVOLUTION` chooses: `xla` switches oneDNN off, `onednn` makes
-it an error not to have it, and `onednn-bfloat16` rounds the operands of products to bfloat16,
-as TPUs do by default, on a CPU with instructions for it (sums and results stay float32). Each
-repeats its own bits; the first two agree up to the order of float32 sums.
+it an error not to have it. Each repeats its own bits, and the two agree up to the order of
+float32 sums. bfloat16 images and kernels (`config.compute`) are multiplied by a CPU's
+instructions for them, where it has any, and are summed in float32.
 """
 
 import ctypes
@@ -45,12 +45,10 @@ class Choice(NamedTuple):
 
   onednn: str | None
   reason: str = ""
-  bfloat16: bool = False
 
   @property
   def name(self):
-    products = ", bfloat16 products" if self.bfloat16 else ""
-    return f"oneDNN {self.onednn}{products}" if self.onednn else "XLA"
+    return f"oneDNN {self.onednn}" if self.onednn else "XLA"
 
   def __str__(self):
     return f"{self.name} ({self.reason})" if self.reason else self.name
@@ -60,19 +58,17 @@ class Choice(NamedTuple):
 def choice():
   """The `Choice` of this process; the first call loads the extension."""
   wanted = os.environ.get(VARIABLE, "")
-  if wanted not in ("", "onednn", "onednn-bfloat16", "xla"):
+  if wanted not in ("", "onednn", "xla"):
     raise ValueError(
-      f"{VARIABLE}={wanted} is not known; use onednn, onednn-bfloat16 or xla, or leave it unset"
+      f"{VARIABLE}={wanted} is not known; use onednn or xla, or leave it unset (bfloat16 is "
+      "--config.compute=bfloat16)"
     )
   if wanted == "xla":
     return Choice(None, f"{VARIABLE}=xla")
   if jax.default_backend() != "cpu":
     return Choice(None)
-  bfloat16 = wanted == "onednn-bfloat16"
   try:
-    if bfloat16 and not host.has_bfloat16():
-      raise ImportError("this CPU has no instructions for bfloat16")
-    return Choice(_load(), bfloat16=bfloat16)
+    return Choice(_load())
   except (ImportError, OSError) as error:
     if wanted:
       raise ValueError(f"{VARIABLE}={wanted} is not possible: {error}") from error
@@ -119,7 +115,7 @@ def register(primitive):
 def takes(target, geometry, lhs, rhs, dtype):
   """Whether oneDNN computes `target` for one network's image and kernel of these shapes."""
   return (
-    dtype == jnp.float32
+    dtype in (jnp.float32, jnp.bfloat16)
     and 3 <= len(lhs) <= 5
     and geometry.channels_last
     and set(geometry.lhs_dilation) == {1}
@@ -162,7 +158,10 @@ def _on_one_device(a, b, target, shape, geometry, stacked):
   if target != "rhs":
     batch = (a if target == "out" else b).shape[stacked]
     shape = (*shape[:stacked], batch, *shape[stacked + 1 :])
-  return _call.bind(a, b, target=target, shape=shape, geometry=geometry, stacked=stacked)
+  half = a.dtype == jnp.bfloat16 and host.has_bfloat16()
+  wide = (x.astype(jnp.float32) for x in (a, b))
+  options = dict(target=target, shape=shape, geometry=geometry, stacked=stacked, bfloat16=half)
+  return _call.bind(*wide, **options).astype(a.dtype)
 
 
 def _abstract(a, b, *, shape, **_):
@@ -170,7 +169,7 @@ def _abstract(a, b, *, shape, **_):
   return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
 
 
-def _lower(context, a, b, *, target, shape, geometry, stacked):
+def _lower(context, a, b, *, target, shape, geometry, stacked, bfloat16):
   del shape
   low, high = zip(*geometry.padding, strict=True)
   spans = {
@@ -185,7 +184,7 @@ def _lower(context, a, b, *, target, shape, geometry, stacked):
     b,
     target=np.int64(TENSORS.index(target)),
     stacked=bool(stacked),
-    bfloat16=choice().bfloat16 and geometry.precision is None,
+    bfloat16=bfloat16,
     groups=np.int64(geometry.feature_group_count),
     threads=np.int64(_threads()),
     **{name: np.asarray(span, np.int64) for name, span in spans.items()},

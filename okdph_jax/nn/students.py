@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from okdph_jax.core import Variables
-from okdph_jax.nn import convolution_cpu
+from okdph_jax.nn import convolution_cpu, execution
 from okdph_jax.nn.batch_norm import batch_norm, is_plain
 from okdph_jax.nn.convolution import conv_general_dilated
 
@@ -40,13 +40,15 @@ def run(
   """Runs one network: what it returns, and its batch statistics afterwards.
 
   x: what the network takes, [B, ...]. `key` is for dropout. With `train=False` the
-  statistics come back unchanged.
+  statistics come back unchanged. What it returns is float32, however it is executed.
   """
   rngs = None if key is None else {"dropout": key}
   with nn.intercept_methods(_own_layers):
     if not train:
       return net.apply(variables, x, False, rngs=rngs), variables["batch_stats"]
     outputs, new = net.apply(variables, x, True, rngs=rngs, mutable=["batch_stats"])
+  if execution.current().dtype is not None:
+    outputs = jax.tree.map(lambda y: y.astype(jnp.float32), outputs)
   return outputs, new.get("batch_stats", {})
 
 
@@ -72,9 +74,12 @@ def shared_input(x: Float[Array, "B ..."], n: int) -> Float[Array, "N B ..."]:
 
 
 def _own_layers(call, args, kwargs, context):
-  """Flax's own layers, computed faster; the results are the same."""
+  """Flax's own layers, computed faster, with the same results but for the `Execution`."""
   module = context.module
   if context.method_name == "__call__":
+    dtype = execution.current().dtype
+    if dtype is not None and isinstance(module, (nn.Conv, nn.Dense)) and module.dtype is None:
+      object.__setattr__(module, "dtype", dtype)
     if isinstance(module, nn.Conv):  # a frozen dataclass
       object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
     elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):

@@ -68,12 +68,14 @@ def compile_steps(
   shapes: dict[int, Batch],
   key: Key[Array, ""],
   thread: futures.Executor,
+  **options: Any,
 ) -> Compiled:
   """Compiles the training step: now for the full batch, in `thread` for a short last one.
 
   parts: `numbers -> (method, tx)`, see `train_step`. Numbers other than 0 and 1 are arguments
   of the compiled step, so that a run with others finds it in the compilation cache. shapes:
   {size: Batch} of shapes with shardings, the full batch first. The state is placed as `key` is.
+  options: of `train_step`.
   """
   began = time.monotonic()
   full, *short = shapes
@@ -84,7 +86,7 @@ def compile_steps(
     compiler_options=host.fast_compile_options(),
   )(key)
 
-  given, step = with_arguments(parts, numbers, augment)
+  given, step = with_arguments(parts, numbers, augment, **options)
   given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
   jitted = jax.jit(
     step, donate_argnums=1, out_shardings=place, compiler_options=host.compiler_options()
@@ -102,7 +104,7 @@ def compile_steps(
 
 
 def with_arguments(
-  parts: Parts, numbers: Any, augment: Augment
+  parts: Parts, numbers: Any, augment: Augment, **options: Any
 ) -> tuple[Any, Callable[..., tuple[State, Metrics]]]:
   """(arguments, step(arguments, state, batch, key)): `train_step` with its numbers outside."""
   fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
@@ -115,7 +117,7 @@ def with_arguments(
       is_leaf=lambda number: number is None,
     )
     method, tx = parts(numbers)
-    return train_step(method, tx, augment, state, batch, key)
+    return train_step(method, tx, augment, state, batch, key, **options)
 
   return given, step
 

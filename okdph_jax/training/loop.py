@@ -56,7 +56,7 @@ def train(
     logbook.Logbook(run) as book,
   ):
     program = experiment.parts, experiment.numbers, experiment.augment
-    compiled = compile_steps(*program, shapes, key, thread)
+    compiled = compile_steps(*program, shapes, key, thread, accumulate=config.accumulate)
     print(f"compiled in {compiled.seconds:.1f} s", flush=True)
     stop_before_the_first_step(interrupted)
     state = checkpoints.restore(compiled.state) or compiled.state

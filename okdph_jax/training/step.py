@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,27 +33,107 @@ def train_step(
   state: State,
   batch: Batch,
   key: Key[Array, ""],
+  *,
+  accumulate: int = 1,
 ) -> tuple[State, Metrics]:
   """The state after one more batch, and the metrics of that batch.
 
   `key` is the run's: every draw is a function of (key, step). Jit it with the first three
-  arguments bound and the state donated.
+  arguments bound and the state donated. accumulate: how many parts of the batch go one after
+  another through the networks, see `mean_over_parts`.
   """
-  key_views, key_losses, key_after = jax.random.split(jax.random.fold_in(key, state.step), 3)
+  key_views, key_losses, key_after = keys_of(key, state.step)
   views = Views(augment(key_views, batch.image), batch.label)
-
-  def objective(params):
-    learner = state.learner.replace(params=params)
-    terms, (learner, metrics) = method.losses(learner, views, state.step, key_losses)
-    return terms, (learner, metrics | report(terms))
-
   params = state.learner.params
-  grads, (learner, metrics) = method.gradient(objective, params)
+
+  def gradient(views, key):
+    def objective(params):
+      learner = state.learner.replace(params=params)
+      terms, (learner, metrics) = method.losses(learner, views, state.step, key)
+      return terms, (learner, metrics | report(terms))
+
+    return method.gradient(objective, params)
+
+  if accumulate == 1:
+    grads, (learner, metrics) = gradient(views, key_losses)
+  else:
+    grads, learner, metrics = mean_over_parts(
+      accumulate, gradient, state.learner, views, key_losses
+    )
   updates, opt_state = tx.update(grads, state.opt_state, params)
   learner = learner.replace(params=optax.apply_updates(params, updates))
   learner = method.after_step(learner, state.step + 1, key_after)
   sums = {name: state.sums.get(name, 0.0) + metrics[name] for name in metrics}
   return State(state.step + 1, learner, opt_state, sums), metrics
+
+
+def keys_of(key: Key[Array, ""], step: Any) -> Key[Array, " 3"]:
+  """The keys of a step: for its views, its losses, and what follows the update."""
+  return jax.random.split(jax.random.fold_in(key, step), 3)
+
+
+def mean_over_parts(
+  count: int,
+  gradient: Callable[[Views, Key[Array, ""]], tuple[PyTree, tuple[Learner, Metrics]]],
+  learner: Learner,
+  views: Views,
+  key: Key[Array, ""],
+) -> tuple[PyTree, Learner, Metrics]:
+  """(gradients, learner, metrics): the mean over `count` parts of the batch, weighted by size.
+
+  Part i has every count-th image from the i-th on, so that a batch that is split over devices
+  stays where it is, and a key of its own. All parts begin with the same `learner`: what they do
+  to batch statistics and memory is averaged too, and batch normalisation has moments of each
+  part. Where `count` does not divide the batch, the first parts have one image more.
+  """
+
+  def part(views, key):
+    grads, (after, metrics) = gradient(views, key)
+    moved = jax.tree.map(
+      lambda a, b: a - b if _is_float(b) else None, rest(after), rest(learner)
+    )
+    return grads, moved, metrics
+
+  def add(total, item):
+    views, key = item
+    return jax.tree.map(lambda t, x: t + len(views.label) * x, total, part(views, key)), None
+
+  size, total, start = len(views.label), None, 0
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+  for parts, each in ((size % count, size // count + 1), (count - size % count, size // count)):
+    if not parts or not each:
+      continue
+    images, first = slice(start, start + parts * each), count - parts if start else 0
+    block = Views(
+      _every(parts, views.image[:, images], 1), _every(parts, views.label[images], 0)
+    )
+    if total is None:
+      shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], block), key)
+      total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # XLA:CPU runs what is inside a loop many times more slowly.
+    unroll = parts if jax.default_backend() == "cpu" else 1
+    total, _ = jax.lax.scan(add, total, (block, keys[first : first + parts]), unroll=unroll)
+    start += parts * each
+  grads, moved, metrics = jax.tree.map(lambda x: x / size, total)
+  after = jax.tree.map(
+    lambda a, b: a if b is None else a + b, rest(learner), moved, is_leaf=lambda x: x is None
+  )
+  return grads, after, metrics
+
+
+def rest(learner: Learner) -> Learner:
+  """What of a learner descent does not move."""
+  return learner.replace(params={})
+
+
+def _is_float(x):
+  return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _every(parts, x, axis):
+  """[..., B, ...] -> [parts, ..., B / parts, ...], part i with every `parts`-th entry."""
+  x = x.reshape(*x.shape[:axis], -1, parts, *x.shape[axis + 1 :])
+  return jnp.moveaxis(x, axis + 1, 0)
 
 
 def report(terms: Terms) -> Metrics:

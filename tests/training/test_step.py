@@ -96,3 +96,42 @@ def test_shapes_are_enough_to_start(run):
   a = initial_state(method, tx, augment, shapes, jax.random.key(0))
   b = initial_state(method, tx, augment, Batch(image, jnp.zeros(4, int)), jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("size, count", [(8, 4), (7, 3), (2, 4)])
+def test_parts_of_a_batch_give_its_gradient_where_nothing_normalises(size, count):
+  """Also where they are unequal, or some empty."""
+  method = okdph(Context(Stateless(3), 3, 3, 4))
+  tx = method.optimizer(0.1, momentum=0.9, weight_decay=5e-4)
+  parts = method, tx, views.make(SPECS, (0.5,) * 3, (0.25,) * 3)
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (size, 6, 6, 3), dtype=np.uint8)
+  batch, key = Batch(image, np.arange(size, dtype=np.int32) % 3), jax.random.key(3)
+  state = initial_state(*parts, batch, key)
+  whole, metrics = jax.jit(functools.partial(train_step, *parts))(state, batch, key)
+  step = jax.jit(functools.partial(train_step, *parts, accumulate=count))
+  ours, mine = step(state, batch, key)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+  jax.tree.map(compare, (ours.learner, mine), (whole.learner, metrics))
+  assert mine["steps"] == 1
+  jax.tree.map(np.testing.assert_array_equal, ours.learner.memory, whole.learner.memory)
+
+
+def test_batch_normalisation_sees_a_part():
+  """Every second image; the running statistics move by the mean of the parts' moments."""
+  method = okdph(Context(Small(3), 3, 3, 4))
+  tx = method.optimizer(0.0, momentum=0.9, weight_decay=0.0)
+  parts = method, tx, views.make(("plain",) * 3, (0.5,) * 3, (0.25,) * 3)
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
+  batch, key = Batch(image, np.arange(8, dtype=np.int32) % 3), jax.random.key(3)
+  state = initial_state(*parts, batch, key)
+
+  def stats(batch, **options):
+    step = jax.jit(functools.partial(train_step, *parts, **options))
+    return step(state, batch, key)[0].learner.stats["students"]["BatchNorm_0"]
+
+  halves = [stats(Batch(image[i::2], batch.label[i::2])) for i in range(2)]
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+  jax.tree.map(compare, stats(batch, accumulate=2), mean)
