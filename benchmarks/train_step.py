@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128]
 
-One worker process each for JAX, JAX with bfloat16 products and with XLA's own convolutions
-where oneDNN's are in use, PyTorch (NCHW, the release's layout) and PyTorch channels-last; they
+One worker process each for JAX, JAX in bfloat16 and JAX with XLA's own convolutions where
+oneDNN's are in use, PyTorch (NCHW, the release's layout) and PyTorch channels-last; they
 take turns, so that a machine that drifts drifts for all. One process could not give separate
 peaks of memory, and our huge pages would change PyTorch's. PyTorch's step is given its views;
 ours is timed with its views given and with the views included. Times are the best of all
@@ -27,8 +27,8 @@ from tabulate import tabulate
 from okdph_jax.runtime import host, memory
 
 VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
-CONVOLUTIONS = {"okdph_jax_bfloat16": "onednn-bfloat16", "okdph_jax_xla": "xla"}
-WORKERS = ("okdph_jax", *CONVOLUTIONS, "torch", "torch_channels_last")
+BFLOAT16, XLA = "okdph_jax_bfloat16", "okdph_jax_xla"
+WORKERS = ("okdph_jax", BFLOAT16, XLA, "torch", "torch_channels_last")
 STEP, WITH_VIEWS = "step, views given", "step"
 
 
@@ -107,8 +107,8 @@ class Worker:
     for key, value in options.items():
       command += [f"--{key}"] if value is True else [f"--{key}={value}"]
     environment = dict(os.environ)
-    if name in CONVOLUTIONS:
-      environment["OKDPH_CONVOLUTION"] = CONVOLUTIONS[name]
+    if name == XLA:
+      environment["OKDPH_CONVOLUTION"] = "xla"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     self.process = subprocess.Popen(command, env=environment, **pipes)
     self.about = self.answer()
@@ -135,7 +135,7 @@ def start(args):
   options = {name: getattr(args, name) for name in names}
   workers = {"okdph_jax": Worker("okdph_jax", **options)}
   onednn = workers["okdph_jax"].about["convolutions"].startswith("oneDNN")
-  names = ["okdph_jax_bfloat16"] * (onednn and host.has_bfloat16()) + ["okdph_jax_xla"] * onednn
+  names = [BFLOAT16] * (onednn and host.has_bfloat16()) + [XLA] * onednn
   if has_torch(args.network) and args.size == 32:
     names += ["torch", "torch_channels_last"]
   return workers | {name: Worker(name, **options) for name in names}
@@ -208,10 +208,14 @@ def jax_parts(args):
 
   from okdph_jax import views
   from okdph_jax.core import Batch, Views
+  from okdph_jax.methods.protocol import trained_as
   from okdph_jax.nn import onednn
+  from okdph_jax.nn.execution import Execution
 
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are first ones
   method, tx = okdph(args.network, args.students)
+  if args.worker == BFLOAT16:
+    method = trained_as(method, Execution("bfloat16"))
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
   augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
   mesh = host.mesh()

@@ -16,8 +16,8 @@ from okdph_jax.errors import nearest
 from okdph_jax.experiment.config import check, check_names, check_type
 from okdph_jax.experiment.teacher import pretrained, teacher
 from okdph_jax.methods import METHODS, WRAPPERS, assemble
-from okdph_jax.methods.protocol import Context, Method, Schedule
-from okdph_jax.nn.execution import Execution, executed
+from okdph_jax.methods.protocol import Context, Method, Schedule, trained_as
+from okdph_jax.nn.execution import Execution
 from okdph_jax.training.step import Augment
 
 Numbers = dict[str, Any]  # rates, weights and decays, which may be traced
@@ -77,7 +77,7 @@ def build(
     )
     schedule = schedule_of(method, numbers)
     rates = {name: numbers[name] for name in ("momentum", "weight_decay")}
-    return trained_as(execution, method), method.optimizer(schedule, **rates)
+    return trained_as(method, execution), method.optimizer(schedule, **rates)
 
   method, _ = parts(numbers)
   check_views(config, method)
@@ -98,16 +98,6 @@ def build(
     teacher=taught_by and taught_by.origin,
     start=start,
   )
-
-
-def trained_as(execution: Execution, method: Method) -> Method:
-  """`method` whose networks run so in training; evaluated they run as always."""
-
-  def losses(*arguments):
-    with executed(execution):
-      return method.losses(*arguments)
-
-  return method._replace(losses=losses)
 
 
 def hyperparameters(config: ConfigDict, epochs: int, epoch_steps: int) -> Numbers:

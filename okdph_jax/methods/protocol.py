@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from okdph_jax import optimizers
 from okdph_jax.core import Learner, Number, Terms, Variables, Views, is_traced
+from okdph_jax.nn.execution import Execution, executed
 from okdph_jax.nn.students import run
 from okdph_jax.schedules import Step
 
@@ -193,6 +194,16 @@ def add_averaged_readers(
     predict=partial(doubled, method.predict),
     ensembles=partial(doubled, method.ensembles),
   )
+
+
+def trained_as(method: Method, execution: Execution) -> Method:
+  """`method` whose networks run so in training; evaluated they run as always."""
+
+  def losses(*arguments):
+    with executed(execution):
+      return method.losses(*arguments)
+
+  return method._replace(losses=losses)
 
 
 def check_students(name: str, students: int) -> None:

@@ -5,8 +5,8 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.accelerators import collectives
-from okdph_jax.experiment.build import trained_as
 from okdph_jax.methods.okdph import okdph
+from okdph_jax.methods.protocol import trained_as
 from okdph_jax.nn.execution import Execution, executed
 from okdph_jax.nn.students import run, start
 from okdph_jax.runtime import host
@@ -20,7 +20,7 @@ def step_of(execution, **options):
   """(parts, step, state, batch): a jitted step of tiny networks on two host devices."""
   mesh = host.mesh()
   everywhere = jax.NamedSharding(mesh, jax.P())
-  method = trained_as(execution, okdph(tiny.context()))
+  method = trained_as(okdph(tiny.context()), execution)
   tx = method.optimizer(0.1, momentum=0.9, weight_decay=5e-4)
   parts = method, tx, tiny.augment(3)
   batch = jax.device_put(tiny.batch(IMAGES), jax.NamedSharding(mesh, jax.P("data")))
