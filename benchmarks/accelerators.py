@@ -5,7 +5,8 @@
 TPU targets need `pip install "jax[tpu]"` and name a topology: "tpu:v5e:4x4" is 16 chips. GPU
 targets need `pip install "jax[cuda12]"`: "gpu:h100:8" is one machine of 8, "gpu:h100:4x8" are
 four. The step is that of `okdph train`, OKDPH with `--students` on `--batch` images in all,
-compiled by the target's own compiler, one target after another. The tables say, per chip:
+with or without (`--views=given`) views; --compute and --batch_norm_images are a config's.
+The target's own compiler compiles it, one target after another. The table says, per chip:
 
   compile      seconds, of one core
   memory       arguments, results and temporaries
@@ -36,7 +37,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from benchmarks.train_step import VIEWS, known, okdph
+from benchmarks.train_step import VIEWS, given, known, okdph
 
 
 class Chip(NamedTuple):
@@ -149,6 +150,9 @@ def main():
   parser.add_argument("--students", type=int, default=2)
   parser.add_argument("--batch", type=int, default=128, help="images per step, on all chips")
   parser.add_argument("--size", type=int, default=32, help="pixels along a side; 224: ImageNet")
+  parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--batch_norm_images", type=int)
+  parser.add_argument("--views", choices=("computed", "given"), default="computed")
   parser.add_argument("--hlo", help="a folder to write the compiled programs to")
   parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -261,12 +265,15 @@ def step(target, args):
   from okdph_jax import views
   from okdph_jax.core import Batch
   from okdph_jax.data import batches
+  from okdph_jax.methods.protocol import trained_as
+  from okdph_jax.nn.execution import Execution
   from okdph_jax.training.compile import flops_of
   from okdph_jax.training.step import initial_state, train_step
 
   mesh = Mesh(np.array(target.devices()), ("data",), axis_types=(AxisType.Auto,))
   imagenet = args.size == 224
   method, tx = okdph(args.network, args.students, classes=1000 if imagenet else 10)
+  method = trained_as(method, Execution(args.compute, args.batch_norm_images))
   specs = STREAMED if imagenet else VIEWS  # a stream has cropped for every view
   specs = [specs[v % len(specs)] for v in range(method.views)]
   parts = method, tx, views.make(specs, (0.5,) * 3, (0.25,) * 3)
@@ -277,8 +284,10 @@ def step(target, args):
       place = batches.sharding(mesh, args.batch, axis=axis)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
-  crops = (method.views,) if imagenet else ()
+  crops = (method.views,) if imagenet or args.views == "given" else ()
   image = jax.ShapeDtypeStruct((*crops, args.batch, args.size, args.size, 3), jnp.uint8)
+  if args.views == "given":
+    parts, image = (method, tx, given), image.update(dtype=jnp.float32)
   label = jax.ShapeDtypeStruct((args.batch,), jnp.int32)
   batch = Batch(shape(image, len(crops)), shape(label, 0))
   key = shape(jax.eval_shape(lambda: jax.random.key(0)))

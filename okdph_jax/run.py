@@ -42,6 +42,7 @@ ADDED = {
   "accumulate": 1,
   "batch_norm_images": None,
   "compute": "float32",
+  "views_on": "device",
 }
 ADDED_DATA = {"seed": 42}
 

@@ -68,6 +68,13 @@ OPTIONS = (
   Option(
     "views", tuple, ("hflip",), "", "one per network, or a single one for all", "supplement"
   ),
+  Option(
+    "views_on",
+    str,
+    "device",
+    ("device", "host"),
+    "where they are computed: in the step, or by the host's CPU in advance",
+  ),
   Option("test_view", str, "plain", "", "view of the images that are evaluated", PAPER),
   Option(
     "teacher",

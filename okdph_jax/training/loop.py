@@ -20,6 +20,7 @@ from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
 from okdph_jax.training.compile import Advance, background, compile_steps
 from okdph_jax.training.evaluate import Measured, evaluator
+from okdph_jax.training.feed import feed
 from okdph_jax.training.progress import Progress, duration
 from okdph_jax.training.step import State
 from okdph_jax.training.timer import StepTimer
@@ -47,16 +48,14 @@ def train(
   mesh = host.mesh(config.devices)
   place = NamedSharding(mesh, PartitionSpec())
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=place)()
-  feed = dict(batch_size=config.batch_size, views=experiment.method.views, mesh=mesh)
-  batch = dataset.train.batches(seed=config.seed, **feed)
-  shapes = dataset.train.shapes(**feed)
+  fed = feed(config, dataset, experiment.augment, experiment.method.views, mesh)
   with (
     background() as thread,
     run.checkpoints() as checkpoints,
     logbook.Logbook(run) as book,
   ):
-    program = experiment.parts, experiment.numbers, experiment.augment
-    compiled = compile_steps(*program, shapes, key, thread, accumulate=config.accumulate)
+    program = experiment.parts, experiment.numbers, fed.augment
+    compiled = compile_steps(*program, fed.shapes, key, thread, accumulate=config.accumulate)
     print(f"compiled in {compiled.seconds:.1f} s", flush=True)
     stop_before_the_first_step(interrupted)
     state = checkpoints.restore(compiled.state) or compiled.state
@@ -68,9 +67,11 @@ def train(
         experiment=experiment,
         extended=extended,
         key=key,
-        batch=batch,
+        batch=fed.batch,
         advance=compiled.advance,
-        measure=evaluator(dataset, experiment, batch, key, state.learner, interrupted, thread),
+        measure=evaluator(
+          dataset, experiment, fed.images, key, state.learner, interrupted, thread
+        ),
         interrupted=interrupted,
         checkpoints=checkpoints,
         book=book,
