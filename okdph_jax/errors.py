@@ -1,6 +1,8 @@
 """What went wrong, in a line."""
 
 import difflib
+import errno
+import os
 import textwrap
 from collections.abc import Iterable
 
@@ -8,6 +10,20 @@ from collections.abc import Iterable
 def one_line(error: object, width: int = 300) -> str:
   """An error's message in one line of at most `width` characters, or its kind."""
   return textwrap.shorten(str(error), width, placeholder=" ...") or type(error).__name__
+
+
+class DiskError(OSError):
+  """Something that a run needs could not be written: the disk is full, or fails."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_full(error: Exception) -> str | None:
+  """What of the disk `error` says, "No space left on device"; None where it is another."""
+  texts = [os.strerror(number) for number in FULL]
+  found = [text for text in texts if text in str(error)]
+  return found[0] if found else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import socket
@@ -18,10 +19,46 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from okdph_jax.errors import DiskError, one_line
+
 if TYPE_CHECKING:  # they import JAX
   from okdph_jax.core import Learner
   from okdph_jax.trained_network import TrainedNetwork
   from okdph_jax.training.checkpoint import Checkpoints
+
+Number = (int, float)
+
+# What the files hold at least: {key: type or shape}; {str: ...} has any keys.
+CONFIG_SHAPE = {
+  "network": str,
+  "epochs": int,
+  "seed": int,
+  "data": {"name": str},
+  "method": {"name": str},
+  "wrappers": list,
+}
+RECORD_SHAPE = {"config": CONFIG_SHAPE, "environment": dict}
+MEASURED_SHAPE = {  # of config.data, once the data were read
+  "classes": int,
+  "image": list,
+  "normalisation": {"mean": list, "std": list},
+}
+LINE_SHAPE = {
+  "step": int,
+  "epoch": Number,
+  "seconds": Number,
+  "losses": dict,
+  "accuracy": {"test": {str: Number}},
+}
+STEP_SHAPE = {"step": int, "epoch": Number, "losses": dict}
+RESULT_SHAPE = {
+  "config": CONFIG_SHAPE,
+  "seed": int,
+  "epochs": int,
+  "evaluations": int,
+  "readers": {str: {"single": bool, "last": Number, "best": Number, "best_epoch": Number}},
+  "best_single": {"reader": str, "accuracy": Number, "epoch": Number, "chosen_on": str},
+}
 
 CONFIG, METRICS, RESULT, LOCK = "config.json", "metrics.jsonl", "result.json", "lock"
 ERROR, LOG = "error.txt", "log.txt"
@@ -87,7 +124,7 @@ class Run:
   @property
   def record(self) -> dict[str, Any] | None:
     """config.json: {"config", "environment", "class_names", ...}, or None before the start."""
-    return _read_json(self.path / CONFIG)
+    return _read_json(self.path / CONFIG, RECORD_SHAPE)
 
   @property
   def config(self) -> dict[str, Any] | None:
@@ -118,19 +155,19 @@ class Run:
     """The evaluations in metrics.jsonl, without a last line that a kill tore.
 
     Raises:
-      ValueError: a line that is not the last is not JSON.
+      ValueError: a line that is not the last is no evaluation.
     """
-    return _read_lines(self.path / METRICS)
+    return _read_lines(self.path / METRICS, LINE_SHAPE)
 
   @property
   def training(self) -> list[dict[str, Any]]:
     """The losses of single steps in training.jsonl, none without `config.log_every_steps`."""
-    return _read_lines(self.path / TRAINING)
+    return _read_lines(self.path / TRAINING, STEP_SHAPE)
 
   @property
   def result(self) -> dict[str, Any] | None:
     """result.json, which a finished run has, or None."""
-    return _read_json(self.path / RESULT)
+    return _read_json(self.path / RESULT, RESULT_SHAPE)
 
   @property
   def finished(self) -> Result | None:
@@ -214,6 +251,7 @@ class Run:
     from okdph_jax.runtime import distributed
 
     held = refused = None
+    made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
     if distributed.is_leader():
       try:
         held = _lock(self.path)
@@ -228,7 +266,8 @@ class Run:
         (self.path / LOCK).unlink(missing_ok=True)
         held.close()
         with contextlib.suppress(OSError):  # it is not empty: the usual case
-          self.path.rmdir()
+          for folder in dict.fromkeys((self.path, *made)):
+            folder.rmdir()
 
   # Checkpoints, snapshots, networks.
 
@@ -309,6 +348,8 @@ class Run:
     from okdph_jax.training import checkpoint, logbook
 
     config = self.require_config()
+    if wrong := misfit(config["data"], MEASURED_SHAPE, "config.data"):
+      raise ValueError(f"{self.path / CONFIG}: {wrong}; restore it, or choose another folder")
     name, data, names = config["network"], config["data"], self.class_names
     if ":" in name and name != network:
       raise ValueError(
@@ -439,20 +480,45 @@ def _items(config, prefix=""):
 # Files.
 
 
-def _read_json(path):
+def _read_json(path, shape):
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_bytes()
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except ValueError as error:
-    raise ValueError(
-      f"{path} is not JSON ({error}); restore it, or choose another folder"
-    ) from None
-  if not isinstance(found, dict):
-    raise ValueError(
-      f"{path} holds a {type(found).__name__}; restore it, or choose another folder"
-    )
-  return found
+  return _parsed(text, path, shape)
+
+
+def _parsed(text: bytes, where: Any, shape: Any) -> Any:
+  """JSON of that shape; ValueError, in one line, for anything else."""
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+    wrong = f"it is not JSON ({one_line(error, 80)})"
+  else:
+    wrong = misfit(found, shape)
+    if not wrong:
+      return found
+  raise ValueError(f"{where}: {wrong}; restore the file, or choose another folder") from None
+
+
+def misfit(value: Any, shape: Any, name: str = "it") -> str | None:
+  """What of a `value` from JSON is not as `shape` says; None where all is."""
+  if isinstance(shape, dict):
+    if not isinstance(value, dict):
+      return f"{name} is {one_line(repr(value), 40)}, and not a group of values"
+    inner = dict.fromkeys(value, shape[str]) if str in shape else shape
+    parts = [
+      misfit(value[key], inner[key], key if name == "it" else f"{name}.{key}")
+      if key in value
+      else f"{name} has no {key!r}"
+      for key in inner
+    ]
+    return next(filter(None, parts), None)
+  kinds = shape if isinstance(shape, tuple) else (shape,)
+  right = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+  if right and not (isinstance(value, float) and not math.isfinite(value)):
+    return None
+  return f"{name} is {one_line(repr(value), 40)}, and not {kinds[-1].__name__}"
 
 
 def _pretty(tree):
@@ -475,18 +541,36 @@ def _replace(path, text):
 def _write_whole(path, text):
   """Writes a file whole or not at all: a kill leaves the old one."""
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with _written(path), open(temporary, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def _written(path):
+  """Errors of writing as a `DiskError`."""
+  try:
+    yield
+  except OSError as error:
+    raise DiskError(
+      f"{path} cannot be written: {error.strerror}; make room, and the same command goes on"
+    ) from error
 
 
 def _append(path, lines):
   if not _writes():
     return
-  with open(path, "ab") as file:
-    file.truncate(len(_whole_lines(path)))
+  whole = _whole_lines(path)
+  with _written(path), open(path, "ab") as file:
+    file.truncate(len(whole))
+    if whole and not whole.endswith(b"\n"):
+      file.write(b"\n")
     for line in lines:
       file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
     file.flush()
@@ -497,26 +581,25 @@ def _rewrite(path, lines):
   _replace(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _read_lines(path):
-  found = []
-  for number, text in enumerate(_whole_lines(path).splitlines(), start=1):
-    try:
-      found.append(json.loads(text))
-    except ValueError:
-      raise ValueError(
-        f"{path}, line {number} is not JSON: {text[:40]!r}; restore the file, or start again "
-        "in another --workdir"
-      ) from None
-  return found
+def _read_lines(path, shape):
+  return [
+    _parsed(text, f"{path}, line {number}", shape)
+    for number, text in enumerate(_whole_lines(path).split(b"\n"), start=1)
+    if text
+  ]
 
 
 def _whole_lines(path):
-  """The file up to its last newline, as bytes: what comes after was torn by a kill."""
+  """The file, as bytes, without a last line that a kill tore; it may lack its newline."""
   try:
     text = path.read_bytes()
   except FileNotFoundError:
     return b""
-  return text[: text.rfind(b"\n") + 1]
+  end = text.rfind(b"\n") + 1
+  with contextlib.suppress(ValueError):
+    json.loads(text[end:])  # a part of a line would not be JSON
+    return text
+  return text[:end]
 
 
 def _flock(file):

@@ -1,5 +1,6 @@
 """A user's own networks: what `--config.network=tests.nets:Small` names."""
 
+import jax
 from flax import linen as nn
 from flax import nnx
 
@@ -34,6 +35,28 @@ class Broken(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     return nn.Dense(self.classes + 1)(x.mean((1, 2)))
+
+
+class Noisy(nn.Module):
+  """It needs random numbers that training does not give."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    if train:
+      x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+    return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class Untrainable(nn.Module):
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    if train:
+      raise RuntimeError("not finished\nyet")
+    return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
 class Wide(nn.Module):

@@ -276,6 +276,31 @@ def test_training_losses_are_logged_step_by_step_and_resume_exactly(
   assert resumed.training == [whole.training[0], whole.training[2]]
 
 
+@pytest.mark.parametrize("lost", ["deleted", "emptied", "the last", "its newline"])
+def test_lost_metrics_cost_their_lines_and_not_the_run(trained, tmp_path, lost, capsys):
+  """After the last evaluation, before result.json."""
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+  run.reopen()
+  metrics = run.path / "metrics.jsonl"
+  first, last = metrics.read_text().splitlines(keepends=True)
+  if lost == "deleted":
+    metrics.unlink()
+  else:
+    texts = {"emptied": "", "the last": first, "its newline": first + last[:-1]}
+    metrics.write_text(texts[lost])
+  result = fit(asked, run.path)
+  said, lines = capsys.readouterr().out, runs.evaluations(run.path)
+  assert ("lost 1 evaluations, of steps 2 to 2" in said) == (lost in ("deleted", "emptied"))
+  if lost == "its newline":
+    assert lines == runs.evaluations(source.run.path)
+  else:  # evaluated again; the losses since the line before are not known
+    assert lines[-1]["accuracy"] == json.loads(last)["accuracy"]
+    assert set(lines[-1]["losses"].values()) == {None} and "loss unknown" in said
+  readers = [result.readers["student_0"], source.readers["student_0"]]
+  assert readers[0]["last"] == readers[1]["last"]
+
+
 class Killed(BaseException):
   """In place of kill -9."""
 

@@ -27,13 +27,63 @@ OLD = {  # as version 0.1.0 wrote it at first: without the options added since
   "method": {"name": "okdph", "omega": 0.8},
   "wrappers": (),
 }
+LINE = {
+  "step": 2,
+  "epoch": 1.0,
+  "seconds": 0.5,
+  "losses": {"loss": 1.5},
+  "accuracy": {"test": {"student_0": 0.5}},
+}
 OWN = "tests.nets:Small"
 
 
 def test_a_broken_line_before_the_last_is_an_error(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-  with pytest.raises(ValueError, match="line 2 is not JSON"):
+  line = json.dumps(LINE) + "\n"
+  (tmp_path / "metrics.jsonl").write_text(line + line[:9] + "\n" + line)
+  with pytest.raises(ValueError, match="line 2: it is not JSON"):
     list(Run(tmp_path).lines)
+
+
+def test_a_last_line_may_lack_its_newline_and_a_torn_one_is_left_out(tmp_path):
+  run, line = Run(tmp_path), json.dumps(LINE)
+  for end, whole in (("", 2), (line[:30], 2), ("\n" + line, 3), ("\n" + line[:-1], 2)):
+    (tmp_path / "metrics.jsonl").write_text(
+      f"{line}\n{line}" + ("\n" + end.strip() if end else "")
+    )
+    assert len(run.lines) == whole
+    run.append(LINE)
+    assert run.lines == [LINE] * (whole + 1)
+
+
+MISSHAPEN = ["[]", "3", "null", "{}", '"x"', "[" * 100_000, "\0", '{"a"', "1e400", ""]
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl"])
+def test_json_of_another_shape_is_refused_in_one_line(name, trained, tmp_path):
+  run, config = copied(trained[0].run, tmp_path / "run"), trained[1]
+  file, whole = run.path / name, (trained[0].run.path / name).read_text()
+  texts = [text for text in MISSHAPEN if text or name != "metrics.jsonl"]
+  if name == "metrics.jsonl":
+    texts = [text + "\n" for text in texts]
+    (run.path / "result.json").unlink()
+  for key in (
+    '"config": {',
+    '"data": {',
+    '"method": {',
+    '"accuracy": ',
+    '"step": ',
+    '"single": ',
+  ):
+    texts += [whole.replace(key, f'"x": 1, {key[:-1]}[7], "y": {{', 1)] if key in whole else []
+    texts += [whole.replace(key, f'{key.partition(":")[0][:-1]}s":{key.partition(":")[2]}')]
+  for text in texts:
+    if text == whole:
+      continue
+    file.write_text(text)
+    with pytest.raises(ValueError, match=name) as error:
+      _ = run.lines, run.finished, run.config
+      fit(config, run.path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(file))
 
 
 def test_without_any_file_there_is_nothing(tmp_path):
@@ -67,7 +117,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     Run(tmp_path).write_result({"seed": float("nan")})
   with pytest.raises(TypeError):
     Run(tmp_path).write_result({"seed": object()})
-  assert Run(tmp_path).result == {"seed": 1}
+  assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+  assert json.loads((tmp_path / "result.json").read_text()) == {"seed": 1}
 
 
 def test_importing_it_needs_neither_jax_nor_tensorflow():

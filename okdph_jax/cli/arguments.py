@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from okdph_jax.errors import nearest, one_line
+from okdph_jax.errors import DiskError, disk_full, nearest, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +81,6 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
       return 130
     except (ValueError, OSError) as error:
       print(f"okdph_jax: {one_line(error, width=sys.maxsize)}", file=sys.stderr)
-      return 2
+      return 1 if isinstance(error, DiskError) or disk_full(error) else 2
 
   return run

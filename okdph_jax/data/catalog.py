@@ -20,7 +20,7 @@ from okdph_jax.data.pictures import stacked
 from okdph_jax.data.source import Source, option, skips_corrupt, streamed
 from okdph_jax.data.split import Split
 from okdph_jax.data.stream import UNKNOWN, Shards
-from okdph_jax.errors import nearest, one_line
+from okdph_jax.errors import DiskError, disk_full, nearest, one_line
 from okdph_jax.runtime import host
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def prepared(name: str, directory: str | None = None) -> Builder:
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare()
   except Exception as error:  # network, disk, checksums, files to be downloaded by hand
+    if full := disk_full(error):
+      raise DiskError(f"{name} cannot be prepared in {builder.data_path}: {full}") from None
     if not _is_prepared(builder):  # otherwise another process was faster
       raise ValueError(
         f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "

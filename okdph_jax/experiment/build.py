@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from okdph_jax import data, models, schedules, views
-from okdph_jax.core import Learner
+from okdph_jax.core import Learner, Views
 from okdph_jax.errors import nearest
 from okdph_jax.experiment.config import check, check_names, check_type
 from okdph_jax.experiment.teacher import pretrained, teacher
@@ -173,25 +173,34 @@ def described(config: ConfigDict) -> str:
 def check_shapes(
   network: str, method: Method, dataset: data.Dataset
 ) -> tuple[Learner, tuple[str, ...]]:
-  """Runs init and the readers on shapes alone: (learner, names of the single networks).
+  """Runs init, readers and losses on shapes alone: (learner, names of the single networks).
 
   A network that does not fit fails here, in one line, and not in the middle of a compilation.
   """
   shape = (2, *dataset.image_shape)
   views = jax.ShapeDtypeStruct((method.views, *shape), jnp.float32)
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
-  try:
-    learner = jax.eval_shape(method.init, jax.random.key(0), views)
-    single = jax.eval_shape(method.networks, learner)
-    logits = jax.eval_shape(method.predict, learner, image)
-    logits |= jax.eval_shape(method.ensembles, learner, image)
-  except Exception as error:  # whatever a network may raise
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise ValueError(f"network {network!r} fails on images {list(shape)}: {reason}") from error
+
+  def shapes_of(function, *arguments):
+    try:
+      return jax.eval_shape(function, *arguments)
+    except Exception as error:  # whatever a network may raise
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise ValueError(
+        f"network {network!r} fails on images {list(shape)}: {reason}"
+      ) from error
+
+  learner = shapes_of(method.init, jax.random.key(0), views)
+  single = shapes_of(method.networks, learner)
+  logits = shapes_of(method.predict, learner, image)
+  logits |= shapes_of(method.ensembles, learner, image)
   for name, row in logits.items():
     if row.shape != (2, dataset.classes):
       raise ValueError(
         f"network {network!r} gives {name} {list(row.shape)} for images {list(shape)}; "
         f"logits [2, {dataset.classes}] are needed"
       )
+  if ":" in network:  # a user's own, which may fail with train=True alone
+    label, step = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    shapes_of(method.losses, learner, Views(views, label), step, jax.random.key(0))
   return learner, tuple(single)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from okdph_jax.core import Learner
-from okdph_jax.errors import one_line
+from okdph_jax.errors import DiskError, disk_full, one_line
 from okdph_jax.runtime import distributed
 
 ITEM = "state"
@@ -54,7 +54,8 @@ class Checkpoints(AbstractContextManager):
       _discard_torn(directory)
     # Without a name for the item, Orbax guesses the layout from the latest directory, and one
     # that is damaged makes all of them unreadable.
-    with _quiet():
+    _hush()
+    with _saving(directory):
       self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
 
   def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
@@ -74,7 +75,8 @@ class Checkpoints(AbstractContextManager):
     metrics = {"accuracy": None if accuracy is None else float(accuracy), "step": step}
     metrics["digest"] = digest(state, metrics)
     args = ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)})
-    self._manager.save(step, args=args, metrics=metrics, force=True)
+    with _saving(self._workdir):
+      self._manager.save(step, args=args, metrics=metrics, force=True)
     if accuracy is not None:
       self._wait()
 
@@ -134,7 +136,8 @@ class Checkpoints(AbstractContextManager):
 
   def _wait(self):
     """Until the save that goes on is complete; then the links lead to what there is."""
-    self._manager.wait_until_finished()
+    with _saving(self._workdir):
+      self._manager.wait_until_finished()
     for name, step in (("latest", self.latest_step), ("best", self.best_step)):
       if step is not None and distributed.is_leader():
         _link(self._workdir / name, f"checkpoints/{step}/{ITEM}")
@@ -163,33 +166,44 @@ def digest(state: Any, metrics: Any) -> str:
 
 def _restored(manager, step, how):
   """The state of a checkpoint, whose digest is compared; earlier versions saved none."""
-  with _quiet():
-    state = manager.restore(step, args=ocp.args.Composite(**{ITEM: how}))[ITEM]
-    metrics = manager.metrics(step) or {}
-    if "digest" in metrics and metrics["digest"] != digest(jax.device_get(state), metrics):
-      raise ValueError("its numbers are not those that were saved")
+  state = manager.restore(step, args=ocp.args.Composite(**{ITEM: how}))[ITEM]
+  metrics = manager.metrics(step) or {}
+  if "digest" in metrics and metrics["digest"] != digest(jax.device_get(state), metrics):
+    raise ValueError("its numbers are not those that were saved")
   return state
 
 
+def _hush() -> None:
+  """Keeps to one line what Orbax and tensorstore also write pages about, in any thread.
+
+  Of a damaged file, or a full disk: they raise an error too, which the caller is told.
+  """
+  for logger in ("absl", "asyncio"):
+    logging.getLogger(logger).addFilter(_not_of_orbax)
+  if sys.unraisablehook is not _unraisable:
+    sys.unraisablehook = _unraisable
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  text = record.pathname + record.getMessage()
+  return "/orbax/" not in text and "OCDBT" not in text
+
+
+def _unraisable(unraisable: Any) -> None:
+  if not str(unraisable.exc_value).startswith(LATE_READS):
+    sys.__unraisablehook__(unraisable)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Nothing is logged: on a damaged file Orbax and tensorstore write pages, we one line."""
-  hook, disabled = sys.unraisablehook, logging.root.manager.disable
-
-  def but_for_late_reads(unraisable):
-    if not str(unraisable.exc_value).startswith(LATE_READS):
-      hook(unraisable)
-
-  sys.unraisablehook = but_for_late_reads
-  logging.disable()
+def _saving(directory: Path) -> Iterator[None]:
+  """Errors of a save as a `DiskError`."""
   try:
     yield
-    sys.unraisablehook = hook
-  except Exception:  # other reads of the checkpoint fail later: the hook stays
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    raise
-  finally:
-    logging.disable(disabled)
+  except Exception as error:  # Orbax and tensorstore each raise their own
+    raise DiskError(
+      f"a checkpoint cannot be written to {directory}: {disk_full(error) or one_line(error)}; "
+      "those before are kept: make room, and the same command goes on"
+    ) from error
 
 
 def _discard_torn(directory):
@@ -244,10 +258,10 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
   directory = Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
     raise ValueError(f"{workdir} has no checkpoints")
+  _hush()  # it warns that it only reads
   try:
-    with _quiet():  # Orbax warns three times that it only reads
-      options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
-      return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
+    options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
+    return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
   except Exception as error:  # of damaged metrics
     raise ValueError(
       f"the checkpoints of {workdir} cannot be read: {one_line(error)}"

@@ -3,12 +3,14 @@
 Plain numbers; TensorFlow is imported where events are written.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from okdph_jax.errors import DiskError, disk_full, one_line
 from okdph_jax.runtime import distributed, host
 
 
@@ -58,9 +60,15 @@ class Logbook(AbstractContextManager):
       "images_per_second": _number(images_per_second),
     } | more
     self._run.append(line)
-    if self._events:
-      self._events.write_scalars(line["step"], _scalars(line))
-      self._events.flush()
+    try:
+      if self._events:
+        self._events.write_scalars(line["step"], _scalars(line))
+        self._events.flush()
+    except Exception as error:  # TensorFlow raises its own
+      raise DiskError(
+        f"TensorBoard events cannot be written to {self._run.path}: "
+        f"{disk_full(error) or one_line(error)}; make room, and the same command goes on"
+      ) from error
     return line
 
   def append_training(self, steps: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
@@ -77,7 +85,8 @@ class Logbook(AbstractContextManager):
 
   def __exit__(self, *_):
     if events := vars(self).get("_events"):  # not opened here
-      events.close()
+      with contextlib.suppress(Exception):  # they were flushed; the disk may be full
+        events.close()
 
 
 def best_single(line: Mapping[str, Any], singles: Iterable[str]) -> tuple[float, str]:

@@ -128,6 +128,13 @@ class Session:
     with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
       self.run.cut_after(self.step, evaluated=not missing)
     lines = self.run.lines
+    lost = {*range(0, self.step + 1, self._evaluate_every)} - {0, *(x["step"] for x in lines)}
+    missing = missing or self.step in lost
+    if earlier := sorted(lost - {self.step}):
+      self.progress.say(
+        f"metrics.jsonl has lost {len(earlier)} evaluations, of steps {earlier[0]} to "
+        f"{earlier[-1]}: the result is made of the others"
+      )
     self.timer = StepTimer(lines[-1]["seconds"] if lines else 0.0)
     if self.step:
       self.progress.say(f"going on from step {self.step}")
@@ -251,10 +258,10 @@ class Session:
 
 
 def losses(sums: Metrics) -> dict[str, float]:
-  """Means of the metrics that were summed over sums["steps"] steps."""
+  """Means of the metrics that were summed over sums["steps"] steps; NaN of none."""
   totals = {name: float(total) for name, total in sums.items()}
   steps = totals.pop("steps")
-  return {name: total / steps for name, total in totals.items()}
+  return {name: total / (steps or math.nan) for name, total in totals.items()}
 
 
 def readable(line: dict[str, Any]) -> str:
@@ -263,4 +270,6 @@ def readable(line: dict[str, Any]) -> str:
     f"{split} " + ", ".join(f"{reader} {value:.4f}" for reader, value in readers.items())
     for split, readers in line["accuracy"].items()
   )
-  return f"epoch {line['epoch']:g}: loss {line['losses']['loss']:.4f}; " + "; ".join(splits)
+  loss = line["losses"]["loss"]
+  shown = "unknown" if loss is None else f"{loss:.4f}"  # where its line was lost
+  return f"epoch {line['epoch']:g}: loss {shown}; " + "; ".join(splits)

@@ -332,7 +332,8 @@ def test_nothing_to_show_is_one_line_and_exit_code_2(tmp_path, capsys, arguments
 
 def test_curves_draws_a_line_per_reader(tmp_path):
   lines = [
-    {"epoch": e, "accuracy": {"test": {"hybrid": e / 10}, "validation": {"hybrid": e / 9}}}
+    {"step": e, "epoch": e, "seconds": e, "losses": {}}
+    | {"accuracy": {"test": {"hybrid": e / 10}, "validation": {"hybrid": e / 9}}}
     for e in range(1, 6)
   ]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -371,7 +372,9 @@ def test_comparison_draws_the_single_networks_and_what_is_more_than_one(tmp_path
 
 def test_it_runs_without_jax_and_tensorflow(tmp_path):
   (tmp_path / "result.json").write_text(json.dumps(made().result))
-  (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "accuracy": {"test": {"a": 0.5}}}\n')
+  line = {"step": 1, "epoch": 1, "seconds": 1, "losses": {}}
+  line["accuracy"] = {"test": {"a": 0.5}}
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
   code = f"""
 import sys
 absent = {{"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "clu", "ml_collections"}}

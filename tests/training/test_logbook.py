@@ -67,7 +67,7 @@ def test_what_is_not_a_number_is_null(tmp_path, book):
   assert Run(tmp_path).lines[0]["losses"] == {"loss": None, "task": 0.25}
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 30, "ep', b'{"step": 30}'])
+@pytest.mark.parametrize("torn", [b'{"step": 30, "ep', b'{"step": 30, "epoch": 3'])
 def test_a_torn_last_line_is_cut(tmp_path, book, torn):
   first = book.append(**evaluation(10))
   path = tmp_path / "metrics.jsonl"
