@@ -2,6 +2,7 @@
 
 import re
 
+MOST_STEPS = 2**31 - 1  # a step is an int32
 REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
 
 
@@ -16,4 +17,7 @@ def parse(duration: str) -> tuple[int, str]:
 def steps(duration: str, epoch_steps: int) -> int:
   """A duration in words as a number of steps."""
   count, unit = parse(duration)
-  return count * epoch_steps if unit == "epoch" else count
+  count *= epoch_steps if unit == "epoch" else 1
+  if count > MOST_STEPS:
+    raise ValueError(f"{duration!r} is {count} steps; there can be {MOST_STEPS}")
+  return count

@@ -26,6 +26,12 @@ def disk_full(error: Exception) -> str | None:
   return found[0] if found else None
 
 
+def shown(value: object, width: int = 60) -> str:
+  """What was given, as Python writes it, in one line; the beginning of what is longer."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= width else f"{text[:width]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
   """ "; did you mean 'epochs'?": the known name that is nearest; "" where none is near."""
   close = difflib.get_close_matches(name, known, 1)

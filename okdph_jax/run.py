@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from okdph_jax.errors import DiskError, one_line
+from okdph_jax.errors import DiskError, one_line, shown
 
 if TYPE_CHECKING:  # they import JAX
   from okdph_jax.core import Learner
@@ -505,7 +505,7 @@ def misfit(value: Any, shape: Any, name: str = "it") -> str | None:
   """What of a `value` from JSON is not as `shape` says; None where all is."""
   if isinstance(shape, dict):
     if not isinstance(value, dict):
-      return f"{name} is {one_line(repr(value), 40)}, and not a group of values"
+      return f"{name} is {shown(value, 40)}, and not a group of values"
     inner = dict.fromkeys(value, shape[str]) if str in shape else shape
     parts = [
       misfit(value[key], inner[key], key if name == "it" else f"{name}.{key}")
@@ -518,7 +518,7 @@ def misfit(value: Any, shape: Any, name: str = "it") -> str | None:
   right = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
   if right and not (isinstance(value, float) and not math.isfinite(value)):
     return None
-  return f"{name} is {one_line(repr(value), 40)}, and not {kinds[-1].__name__}"
+  return f"{name} is {shown(value, 40)}, and not {kinds[-1].__name__}"
 
 
 def _pretty(tree):

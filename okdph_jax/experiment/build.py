@@ -201,6 +201,7 @@ def check_shapes(
         f"logits [2, {dataset.classes}] are needed"
       )
   if ":" in network:  # a user's own, which may fail with train=True alone
-    label, step = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    shapes_of(method.losses, learner, Views(views, label), step, jax.random.key(0))
+    label, step = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2,), ()))
+    batch: Any = Views(*[views, label])
+    shapes_of(method.losses, learner, batch, step, jax.random.key(0))
   return learner, tuple(single)

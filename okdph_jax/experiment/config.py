@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from okdph_jax import durations
-from okdph_jax.errors import nearest, one_line
+from okdph_jax.errors import nearest, one_line, shown
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
 from okdph_jax.run import MAY_DIFFER
 
@@ -310,7 +310,7 @@ def check(config: ConfigDict) -> None:
     if not option.admits(value):
       bounds = option.bounds
       bounds = f"lie in {bounds}" if isinstance(bounds, str) else f"be {' or '.join(bounds)}"
-      raise ValueError(f"config.{option.name} is {value!r}; it must {bounds}")
+      raise ValueError(f"config.{option.name} is {shown(value)}; it must {bounds}")
   _check_sequences(config)
   if config.seed + config.generations > 2**32:  # generation k has the seed + k
     raise ValueError(f"config.seed is {config.seed}; with its generations it exceeds 32 bits")
@@ -345,19 +345,21 @@ def check_parts(config: ConfigDict) -> None:
 def _check_groups(config):
   for name in GROUPS:
     if name in config and not isinstance(config[name], ml_collections.ConfigDict):
-      raise ValueError(f"config.{name} is {config[name]!r}; it must be a group of options")
+      raise ValueError(f"config.{name} is {shown(config[name])}; it must be a group of options")
 
 
 def _check_sequences(config):
   for wrapper in config.wrappers:
     if not isinstance(wrapper, (dict, ml_collections.ConfigDict)):
       raise ValueError(
-        f"config.wrappers has {wrapper!r}; each is a dict, written without dict(...): "
+        f"config.wrappers has {shown(wrapper)}; each is a dict, written without dict(...): "
         "\"({'name':'swa'},)\""
       )
   for view in config.views:
     if not isinstance(view, str):
-      raise ValueError(f"config.views has {view!r}; each is a string such as 'crop(4)|flip'")
+      raise ValueError(
+        f"config.views has {shown(view)}; each is a string such as 'crop(4)|flip'"
+      )
   if not config.views:
     raise ValueError("config.views is empty; give one view for all networks, or one for each")
   for when in config.milestones:
@@ -367,7 +369,7 @@ def _check_sequences(config):
       except ValueError as error:
         raise ValueError(f"config.milestones: {error}") from None
     elif isinstance(when, bool) or not isinstance(when, (int, float)):
-      raise ValueError(f"config.milestones has {when!r}; each is a number, or '40 epochs'")
+      raise ValueError(f"config.milestones has {shown(when)}; each is a number, or '40 epochs'")
     if not 0 <= when <= 1e6:
       raise ValueError(f"config.milestones has {when}; each must lie in [0, 1e6]")
 
@@ -387,6 +389,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
   if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
     if not (kind is float and type(value) is int):
       wanted = getattr(kind, "__name__", str(kind))
-      raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be {wanted}")
+      given = f"{shown(value)}, a {type(value).__name__}"
+      raise ValueError(f"{name} is {given}; it must be {wanted}")
   if isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f"{name} is {value}; it must be a finite number")

@@ -133,7 +133,8 @@ def failures_noted(run: Run) -> Iterator[None]:
     raise
   except Exception as error:
     if distributed.is_leader():
-      run.write_failure(one_line(error))
+      with contextlib.suppress(OSError):  # the disk may be what failed
+        run.write_failure(one_line(error))
     raise
 
 

@@ -3,7 +3,7 @@
 from okdph_jax.core import Terms, is_traced
 from okdph_jax.losses import cross_entropy
 from okdph_jax.methods.peers import peers
-from okdph_jax.methods.protocol import Context, Method
+from okdph_jax.methods.protocol import Context, Method, check_students
 
 
 def base(context: Context, *, students: int = 1, label_smoothing: float = 0.0) -> Method:
@@ -13,8 +13,7 @@ def base(context: Context, *, students: int = 1, label_smoothing: float = 0.0) -
 
   With `students=3` and OKDPH's three views this is the control of equal cost.
   """
-  if students < 1:
-    raise ValueError(f"base needs at least 1 student; method.students is {students}")
+  check_students("base", students, least=1)
   if not is_traced(label_smoothing) and not 0 <= label_smoothing < 1:
     raise ValueError(f"base: label_smoothing={label_smoothing} is outside [0, 1)")
 

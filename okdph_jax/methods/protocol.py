@@ -1,6 +1,5 @@
 """What a method is: a tuple of pure functions. To change one, wrap it."""
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from operator import itemgetter
@@ -206,24 +205,35 @@ def trained_as(method: Method, execution: Execution) -> Method:
   return method._replace(losses=losses)
 
 
-def check_students(name: str, students: int) -> None:
-  """A one-line ValueError for fewer than two students."""
-  if students < 2:
-    raise ValueError(f"{name} needs at least 2 students; method.students is {students}")
+MOST_STUDENTS = 100  # each is traced, and compiled
+LARGEST, SMALLEST = 1e30, 1e-30  # numbers that float32 holds, and so do their products
+
+
+def check_students(name: str, students: int, least: int = 2) -> None:
+  """A one-line ValueError for a number of students that a method cannot have."""
+  if students < least:
+    plural = "s" * (least > 1)
+    raise ValueError(
+      f"{name} needs at least {least} student{plural}; method.students is {students}"
+    )
+  if students > MOST_STUDENTS:
+    raise ValueError(
+      f"{name} trains at most {MOST_STUDENTS} students; method.students is {students}"
+    )
 
 
 def check_positive(name: str, **options: Number) -> None:
   """A one-line ValueError for an option of the method `name` that is not a number above 0."""
   for option, value in options.items():
-    if not is_traced(value) and not 0 < value < math.inf:
-      raise ValueError(f"{name}: {option}={value} must be positive and finite")
+    if not is_traced(value) and not SMALLEST <= value <= LARGEST:
+      raise ValueError(f"{name}: {option}={value} must lie in [{SMALLEST:g}, {LARGEST:g}]")
 
 
 def check_nonnegative(name: str, **options: Number) -> None:
-  """A one-line ValueError for an option that is negative, infinite or not a number."""
+  """A one-line ValueError for an option that is negative, too large or not a number."""
   for option, value in options.items():
-    if not is_traced(value) and not 0 <= value < math.inf:
-      raise ValueError(f"{name}: {option}={value} must be finite and at least 0")
+    if not is_traced(value) and not 0 <= value <= LARGEST:
+      raise ValueError(f"{name}: {option}={value} must lie in [0, {LARGEST:g}]")
 
 
 def check_fraction(name: str, **options: Number) -> None:

@@ -34,6 +34,8 @@ def swa(
   """
   if not isinstance(start, str):
     check_positive("swa", start=start)
+    if start > 1e6:
+      raise ValueError(f"swa: start={start} must lie in (0, 1e6]")
   check_positive("swa", learning_rate=learning_rate)
   first_step = milestone(start, epochs=context.epochs, epoch_steps=context.epoch_steps)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, Shaped
 
+from okdph_jax.errors import shown
 from okdph_jax.views import edits
 
 Image = Shaped[Array, "H W C"]
@@ -118,12 +119,12 @@ def any(*alternatives: Op) -> Op:
 
 def check_integer(name: str, value: int, least: int) -> None:
   if isinstance(value, bool) or not isinstance(value, int) or value < least:
-    raise ValueError(f"{name} is a whole number >= {least}, not {value!r}")
+    raise ValueError(f"{name} is a whole number >= {least}, not {shown(value)}")
 
 
 def check_number(name: str, value: float, most: float) -> None:
   if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-    raise ValueError(f"{name} is a number from 0 to {most}, not {value!r}")
+    raise ValueError(f"{name} is a number from 0 to {most}, not {shown(value)}")
 
 
 def size_of(image: Image) -> str:

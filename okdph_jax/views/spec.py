@@ -8,7 +8,7 @@ A name with parentheses is always an op: `cutout` is the view, `cutout(16)` the 
 import ast
 import inspect
 
-from okdph_jax.errors import nearest
+from okdph_jax.errors import nearest, one_line, shown
 from okdph_jax.views import ops, policies
 
 # The paper's five compositions (arXiv:2303.14666, supplement Table 2).
@@ -43,8 +43,8 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
     if name in VIEWS and not isinstance(node, ast.Call):
       if position:
         raise ValueError(
-          f"view {spec!r}: {name!r} is the name of a whole view ({VIEWS[name]}) and can only "
-          "come first; an op of that name has parentheses"
+          f"view {shown(spec, 200)}: {name!r} is the name of a whole view ({VIEWS[name]}) and "
+          "can only come first; an op of that name has parentheses"
         )
       pixel += parse(VIEWS[name])[0]
     elif name in FLOAT_OPS:
@@ -53,8 +53,8 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
       raise ValueError(_unknown(name, spec))
     elif after:
       raise ValueError(
-        f"view {spec!r}: {name!r} works on pixels and cannot follow an op on the normalised "
-        f"image ({', '.join(FLOAT_OPS)}); move it to the front"
+        f"view {shown(spec, 200)}: {name!r} works on pixels and cannot follow an op on the "
+        f"normalised image ({', '.join(FLOAT_OPS)}); move it to the front"
       )
     else:
       pixel.append(_call(PIXEL_OPS[name], name, node, spec))
@@ -63,12 +63,13 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
 
 def _tree(spec):
   if not isinstance(spec, str):
-    raise ValueError(f"a view is a string such as 'crop(4)|flip|cutout(16)', not {spec!r}")
+    raise ValueError(f"a view is a string such as 'crop(4)|flip|cutout(16)', not {shown(spec)}")
   try:
     return ast.parse(spec.strip(), mode="eval").body
-  except SyntaxError as error:
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    reason = getattr(error, "msg", None) or one_line(error)
     raise ValueError(
-      f"view {spec!r} cannot be read ({error.msg}); write ops joined by |, such as "
+      f"view {shown(spec, 200)} cannot be read ({reason}); write ops joined by |, such as "
       "'crop(4)|flip|cutout(16)'"
     ) from None
 
@@ -93,7 +94,8 @@ def _call(factory, name, node, spec):
     return factory(*args, **named)
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"view {spec!r}: {ast.unparse(node)}: {error}; it is written {name}{signature}"
+      f"view {shown(spec, 200)}: {ast.unparse(node)[:60]}: {one_line(error)}; it is written "
+      f"{name}{signature}"
     ) from None
 
 
@@ -101,7 +103,7 @@ def _number(node):
   try:
     return ast.literal_eval(node)
   except ValueError:
-    raise ValueError(f"{ast.unparse(node)!r} is not a number") from None
+    raise ValueError(f"{shown(ast.unparse(node))} is not a number") from None
 
 
 def _alternative(node):
@@ -115,6 +117,6 @@ def _unknown(name, spec):
   known = [*PIXEL_OPS, *FLOAT_OPS, *VIEWS]
   hint = nearest(name, known) or ";"
   return (
-    f"view {spec!r}: unknown op {name!r}{hint} ops: {', '.join([*PIXEL_OPS, *FLOAT_OPS])}; "
-    f"named views: {', '.join(VIEWS)}"
+    f"view {shown(spec, 200)}: unknown op {shown(name)}{hint} "
+    f"ops: {', '.join([*PIXEL_OPS, *FLOAT_OPS])}; named views: {', '.join(VIEWS)}"
   )

@@ -165,7 +165,7 @@ def momenta(opt_state):
     ("base", dict(students=0), "base needs at least 1 student"),
     ("dml", dict(students=1), "dml needs at least 2 students"),
     ("kdcl", dict(task_weight=-0.5), "kdcl: task_weight=-0.5"),
-    ("kd", dict(temperature=np.inf), "kd: temperature=inf must be positive and finite"),
+    ("kd", dict(temperature=np.inf), "kd: temperature=inf must lie in"),
     ("kd", dict(targets="firm"), "kd: targets='firm' is not one of soft, hard, smoothed"),
     ("kr", dict(temperature=0.0), "kr: temperature=0.0"),
     ("ffl", dict(fusion_weight_decay=-1e-5), "ffl: fusion_weight_decay=-1e-05"),
