@@ -294,7 +294,7 @@ def test_one_weight_decay_per_subtree():
     ("sam", dict(rho=-1.0), "sam: rho=-1.0 must lie in"),
     ("asam", dict(eta=np.inf), "asam: eta=inf"),
     ("ema", dict(decay=2.0), r"ema: decay=2.0 is outside \[0, 1\]"),
-    ("swa", dict(start=-1), "swa: start=-1 must be positive"),
+    ("swa", dict(start=-1), "swa: start=-1 must lie in"),
     ("swa", dict(learning_rate=np.nan), "swa: learning_rate=nan"),
     ("dot", dict(delta=-0.1), "dot: delta=-0.1"),
     ("weighted", dict(distill_weight=-1.0), "weighted: distill_weight=-1.0"),
