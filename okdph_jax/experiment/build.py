@@ -178,8 +178,9 @@ def check_shapes(
   A network that does not fit fails here, in one line, and not in the middle of a compilation.
   """
   shape = (2, *dataset.image_shape)
-  views = jax.ShapeDtypeStruct((method.views, *shape), jnp.float32)
-  image = jax.ShapeDtypeStruct(shape, jnp.float32)
+  shape_of: Any = jax.ShapeDtypeStruct  # stands for an array
+  views = shape_of((method.views, *shape), jnp.float32)
+  image = shape_of(shape, jnp.float32)
 
   def shapes_of(function, *arguments):
     try:
@@ -201,7 +202,6 @@ def check_shapes(
         f"logits [2, {dataset.classes}] are needed"
       )
   if ":" in network:  # a user's own, which may fail with train=True alone
-    label, step = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2,), ()))
-    batch: Any = Views(*[views, label])
-    shapes_of(method.losses, learner, batch, step, jax.random.key(0))
+    label, step = shape_of((2,), jnp.int32), shape_of((), jnp.int32)
+    shapes_of(method.losses, learner, Views(views, label), step, jax.random.key(0))
   return learner, tuple(single)

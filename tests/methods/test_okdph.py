@@ -293,7 +293,7 @@ def test_students_start_equal_by_default():
     (dict(weights="beta"), "dirichlet, uniform"),
     (dict(alpha=0.0), "alpha"),
     (dict(alpha=np.inf), "alpha=inf must lie in"),
-    (dict(beta=np.nan), "beta=nan must be finite"),
+    (dict(beta=np.nan), "beta=nan must lie in"),
     (dict(beta=-1.0), "beta=-1.0"),
     (dict(temperature=0.0), "temperature=0.0"),
   ],
