@@ -97,7 +97,8 @@ def test_commands_exist_and_parse(words, tmp_path, monkeypatch, capsys):
     parse(options)
     return
   shutil.copytree(ROOT / "docs" / "results", tmp_path / "runs")
-  line = {"epoch": 1, "accuracy": {"test": {"student_0": 0.5}}}
+  line = {"step": 1, "epoch": 1, "seconds": 1.0, "losses": {}}
+  line["accuracy"] = {"test": {"student_0": 0.5}}
   (tmp_path / "runs" / "limited").mkdir()
   (tmp_path / "runs" / "limited" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
   monkeypatch.chdir(tmp_path)
