@@ -24,7 +24,9 @@ def normal(name):
 
 
 def declared():
-  return {normal(re.match(r"[\w.-]+", d)[0]) for d in PROJECT["project"]["dependencies"]}
+  optional = PROJECT["project"]["optional-dependencies"]["export"]
+  every = [*PROJECT["project"]["dependencies"], *optional]
+  return {normal(re.match(r"[\w.-]+", d)[0]) for d in every}
 
 
 def imported():
