@@ -22,6 +22,8 @@ COMMANDS = {  # module of this package -> what it does
   "evaluate": "accuracy, calibration and confusion matrix of a run's networks, on any dataset",
   "views": "a picture of what each network sees of the training images",
   "analysis": "flatness of trained networks: landscape, Hessian, sharpness, barriers, ...",
+  "export": "a trained network as StableHLO, ONNX, TFLite and safetensors",
+  "predict": "classes of pictures, a page to drop pictures on, and speed of the formats",
   "report": "tables and learning curves of finished runs",
 }
 

@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
   def parse(self, arguments: list[str]) -> argparse.Namespace:
     """The options as a namespace; ValueError, in one line, for an unknown one."""
-    found, rest = self.parse_known_args(arguments)
+    found, rest = self.parse_known_intermixed_args(arguments)
     if rest:
       known = [*self._option_string_actions, "--config"]
       given = rest[0].partition("=")[0]

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from okdph_jax import data as datasets
 from okdph_jax import methods, models, views
+from okdph_jax.data import Dataset, Split
 from okdph_jax.experiment.config import default
 from okdph_jax.methods.protocol import Context
 from okdph_jax.run import Run
@@ -88,7 +89,7 @@ def evaluate_all(
   which, step = run.chosen(which)
   run.network(None, which, network)  # refuses what cannot be read
   config, names = run.require_config(), run.class_names
-  dataset, images = _images(config, data, split, run)
+  dataset, images = dataset_for(run, data, split)
   net = models.build(config["network"], len(names), config["network_options"])
   context = Context(net, len(names), 1, config["epochs"], teacher=(net, {}))
   method = methods.assemble(context, config["method"], config["wrappers"])
@@ -118,9 +119,15 @@ def evaluate_all(
   }
 
 
-def _images(config, changes, split, run):
-  """(the dataset, its split) to evaluate on; ValueError where it does not fit the run."""
-  changes, own = dict(changes or {}), default().data
+def dataset_for(
+  run: Run, changes: Mapping[str, Any] | None = None, split: str = "test"
+) -> tuple[Dataset, Split]:
+  """(the dataset of a run, one split of it), with these options of `config.data` changed.
+
+  Raises:
+    ValueError: in one line, where they do not fit the run's networks.
+  """
+  config, changes, own = run.require_config(), dict(changes or {}), default().data
   if changes.get("name", config["data"]["name"]) == config["data"]["name"]:
     own.update({name: config["data"][name] for name in own if name in config["data"]})
   own.update(changes)
