@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from okdph_jax.data import Split
-from okdph_jax.experiment.evaluation import dataset_for
 from okdph_jax.export.formats import FORMATS
 from okdph_jax.export.model import ABOUT, digest
 from okdph_jax.run import BEST_TEST, BEST_VALIDATION, LAST, Run
@@ -65,6 +64,8 @@ def export(
     ValueError: in one line, for what cannot be exported, or a file whose logits differ from
       the checkpoint's by more than the tolerance; nothing has been written then.
   """
+  from okdph_jax.experiment.evaluation import dataset_for  # configs come with it
+
   run = Run(workdir)
   out = Path(out or run.path / "export")
   formats = _checked(formats, int8)

@@ -3,23 +3,33 @@
 Needs NumPy, onnxruntime and, for pictures, Pillow. model.json says what the network takes.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 HERE = Path(__file__).resolve().parent
-ABOUT = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
-SESSION = onnxruntime.InferenceSession(
-  str(HERE / "model.onnx"), providers=["CPUExecutionProvider"]
-)
+
+
+@functools.cache
+def about():
+  """What model.json says."""
+  return json.loads((HERE / "model.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def session():
+  import onnxruntime
+
+  providers = ["CPUExecutionProvider"]
+  return onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=providers)
 
 
 def probabilities(images):
   """uint8 [B, H, W, C], values from 0 to 255 -> float32 [B, K], in the order of the classes."""
-  logits = np.asarray(SESSION.run(None, {"images": images})[0])
+  logits = np.asarray(session().run(None, {"images": images})[0])
   odds = np.exp(logits - logits.max(-1, keepdims=True))
   return odds / odds.sum(-1, keepdims=True)
 
@@ -28,9 +38,9 @@ def pixels(path):
   """A picture as the network takes it: uint8 [H, W, C]."""
   from PIL import Image, ImageOps
 
-  _, height, width, channels = ABOUT["input"]["shape"]
+  _, height, width, channels = about()["input"]["shape"]
   image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
-  scale = ABOUT["input"]["resize"]["shorter_side"] / min(width, height)
+  scale = about()["input"]["resize"]["shorter_side"] / min(width, height)
   size = round(width * scale), round(height * scale)
   image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)  # resizes, cuts off the sides
   left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -42,4 +52,4 @@ if __name__ == "__main__":
   for name in sys.argv[1:]:
     (row,) = probabilities(pixels(name)[None])
     best = np.argsort(-row)[:5]
-    print(name, *(f"{ABOUT['classes'][k]} {row[k]:.1%}" for k in best), sep="  ")
+    print(name, *(f"{about()['classes'][k]} {row[k]:.1%}" for k in best), sep="  ")
