@@ -4,6 +4,7 @@
 """
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,6 +53,7 @@ def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
 
   config = load_config(spec, overrides)
   check(config)
+  flags.command = shlex.join(["okdph", "train", *arguments])
   flags.named = not flags.workdir
   if flags.named:
     if flags.pod:
@@ -103,7 +105,7 @@ def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
   try:
     if flags.pod:
       distributed.join()
-    fit(config, flags.workdir)
+    fit(config, flags.workdir, command=flags.command)
     return 0
   except signals.Interrupted as stopped:
     if distributed.is_leader():

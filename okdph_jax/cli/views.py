@@ -7,12 +7,15 @@ from okdph_jax.cli.arguments import Parser, command, split_options
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
+  from okdph_jax.data import Dataset
+
 ROWS = 8
 DESCRIPTION = """\
-A picture of what each network sees: a row per image, the first of the training set; the
-original, then a column per view.
+A picture of what each network sees: a row per training image, of several classes; the original,
+then a column per view, named by the network that is trained on it.
 
   okdph views --config=cifar10 --out=views.png
+  okdph views --config=cifar10:dml,resnet32 --out=views.pdf
 """
 
 
@@ -37,33 +40,40 @@ def main(arguments: list[str]) -> int:
 
 
 def draw(config: "ConfigDict", path: str) -> None:
-  """Writes the picture of `config`'s views of its first training images to `path`."""
+  """Writes the picture of what `config`'s networks see of a few training images to `path`."""
   import jax
-  import matplotlib
   import numpy as np
 
   from okdph_jax import data, views
+  from okdph_jax.report import plots
 
   dataset = data.load(config)
-  images = dataset.train.first(ROWS)
+  names = seen_by(config, dataset)
+  views.check(config.views, dataset.image_shape)
+  examples = dataset.train.examples(ROWS, len(config.views))
   augment = views.make(config.views, dataset.mean, dataset.std)
-  seen = np.asarray(jax.jit(augment)(jax.random.key(config.seed), images))
+  seen = np.asarray(jax.jit(augment)(jax.random.key(config.seed), examples.training))
   mean, std = np.asarray((dataset.mean, dataset.std), np.float32)
   seen = (seen * std + mean).clip(0, 1)
+  columns = [("original", "", examples.original / 255)]
+  columns += zip(names, config.views, seen, strict=True)
+  plots.views(columns, [dataset.class_names[label] for label in examples.labels], path)
 
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt  # after `use`: else it looks for a screen
 
-  columns = [("original", images / 255), *zip(config.views, seen, strict=True)]
-  size = (1.5 * len(columns), 1.45 * len(images) + 0.5)
-  figure, axes = plt.subplots(
-    len(images), len(columns), figsize=size, squeeze=False, layout="compressed"
-  )
-  for (title, column), down in zip(columns, axes.T, strict=True):
-    if len(title) > 16:
-      title = title.replace("|", "|\n").replace(", ", ",\n")
-    down[0].set_title(title, fontsize=9)
-    for image, axis in zip(column, down, strict=True):
-      axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-      axis.set_axis_off()
-  figure.savefig(path, dpi=150)
+def seen_by(config: "ConfigDict", dataset: "Dataset") -> list[str]:
+  """Which network sees each view; a single view in the config becomes one for each."""
+  from okdph_jax import models
+  from okdph_jax.experiment.build import check_options, check_views
+  from okdph_jax.methods import assemble
+  from okdph_jax.methods.protocol import Context
+
+  check_options(config)
+  net = models.build(config.network, dataset.classes, config.network_options)
+  context = Context(net, dataset.classes, 1, config.epochs, teacher=(net, {}))
+  method = assemble(context, config.method, config.wrappers)
+  check_views(config, method)
+  students = config.method.get("students", 1)
+  if method.views == 1:
+    return ["every network" if students > 1 else "student_0"]
+  more = {"okdph": ["hybrid"], "mean_teacher": ["teacher"]}.get(config.method.name, [])
+  return [f"student_{i}" for i in range(students)] + more

@@ -2,13 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int32, UInt8
+from jaxtyping import Array, Bool, Int, Int32, UInt8
 
 from okdph_jax.core import Batch
 from okdph_jax.data import batches, stream
@@ -16,6 +18,31 @@ from okdph_jax.data import batches, stream
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, a channel
 
 SEED = 42  # of a drawn test part and of samples; `config.data.seed` by default
+
+
+POOL = 16  # times as many streamed images are looked at as a picture shows
+
+
+class Examples(NamedTuple):
+  """A few images to look at."""
+
+  original: UInt8[np.ndarray, "B H W C"]  # as evaluation sees them
+  training: UInt8[np.ndarray, "*V B H W C"]  # as batches have them: a random crop for each view
+  labels: Int[np.ndarray, " B"]
+
+
+def several(labels: Sequence[int] | np.ndarray, count: int) -> list[int]:
+  """Indices of `count` images, of as many classes as possible, spread over them; by class."""
+  places = defaultdict(list)
+  for place, label in enumerate(labels):
+    places[int(label)].append(place)
+  classes = sorted(places)
+  if len(classes) > count:
+    spaced = np.linspace(0, len(classes) - 1, count).round().astype(int)
+    classes = [classes[i] for i in spaced]
+  turns = itertools.zip_longest(*(places[label] for label in classes))  # one of each, and again
+  chosen = [place for turn in turns for place in turn if place is not None][:count]
+  return sorted(chosen, key=lambda place: (labels[place], place))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +69,12 @@ class Split:
   def first(self, count: int) -> UInt8[np.ndarray, "N H W C"]:
     """The first images as evaluation sees them."""
     return self.images[:count]
+
+  def examples(self, count: int, views: int) -> Examples:
+    """Images of as many classes as there are, for a picture."""
+    chosen = several(self.labels, count)
+    images = self.images[chosen]
+    return Examples(images, images, self.labels[chosen])
 
   def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """(mean, std, what they were measured on) per channel of x / 255."""
@@ -112,6 +145,12 @@ class StreamedSplit(Split):
 
   def first(self, count):
     return stream.sample(self.images, count)
+
+  def examples(self, count, views):
+    entries = stream.peek(self.images, POOL * count, (SEED, 0))
+    entries = [entries[i] for i in several([entry.label for entry in entries], count)]
+    original, seen = stream.crops(self.images, entries, views, SEED)
+    return Examples(original, seen, np.array([entry.label for entry in entries]))
 
   def normalisation(self):
     images = stream.sample(self.images, 1_000, order=(SEED, 0))

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol
 
@@ -233,6 +233,23 @@ def padded_stream(
   yield from _ahead(preparer.submit(entries, pad_to=batch_size) for entries in store)
 
 
+def peek(pictures: Pictures, count: int, order: tuple[int, int] | None) -> list[Entry]:
+  """The first `count` entries of an `order` (seed, epoch), or of the canonical one."""
+  return next(pictures.store.batches(pictures.chosen, count, order))
+
+
+def crops(
+  pictures: Pictures, entries: Sequence[Entry], views: int, seed: int
+) -> tuple[UInt8[np.ndarray, "B S S C"], UInt8[np.ndarray, "V B S S C"]]:
+  """(as evaluation crops the entries, a random crop for each view)."""
+  images = [pictures.read(entry) for entry in entries]
+  seen = [
+    [pictures.crop(image, (seed, 0, i, view)) for i, image in enumerate(images)]
+    for view in range(views)
+  ]
+  return np.stack([pictures.evaluation(entry) for entry in entries]), np.array(seen)
+
+
 def sample(
   pictures: Pictures, count: int, order: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "N S S C"]:
@@ -240,7 +257,7 @@ def sample(
 
   Cropped for evaluation; corrupt ones are left for the run to report.
   """
-  entries = next(pictures.store.batches(pictures.chosen, count, order))
+  entries = peek(pictures, count, order)
 
   def pixels_of(entry):
     with contextlib.suppress(ValueError):

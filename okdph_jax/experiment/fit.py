@@ -26,11 +26,14 @@ from okdph_jax.training import logbook
 from okdph_jax.training.loop import train
 
 
-def fit(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> Result:
+def fit(
+  config: ConfigDict | str, workdir: str | os.PathLike[str], *, command: str | None = None
+) -> Result:
   """Trains what `config` says in the folder `workdir`, or goes on with it: the `Result`.
 
   config: a ConfigDict, a file "configs/cifar10.py:okdph,resnet32", or a name
   "cifar10:okdph,resnet32". Where there are several generations, the result is the last one's.
+  command: what was typed, which config.json keeps for reports.
 
       >>> result = fit(config, workdir)
       software ...
@@ -51,7 +54,7 @@ def fit(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> Result:
     with distributed.only_leader_prints():
       stop_before_the_first_step(interrupted)
       for one, folder in generations(config, workdir):
-        result = run_one(one, Run(folder), interrupted)
+        result = run_one(one, Run(folder), interrupted, command)
   return result
 
 
@@ -78,7 +81,9 @@ def generations(
     yield one, os.path.join(workdir, f"generation_{k}")
 
 
-def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Result:
+def run_one(
+  config: ConfigDict, run: Run, interrupted: Callable[[], bool], command: str | None = None
+) -> Result:
   """One run, from its beginning or its latest checkpoint: its `Result`."""
   if finished := already_finished(config, run):
     print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
@@ -94,9 +99,15 @@ def run_one(config: ConfigDict, run: Run, interrupted: Callable[[], bool]) -> Re
     fingerprint = dataset.fingerprint()
     same_data(run, fingerprint)
     extended = {"extended_from_epochs": planned} if planned else {}
+    command = command or (run.record or {}).get("command")
     names = dataset.class_names
     run.write_record(
-      resolved, environment(), class_names=names, fingerprint=fingerprint, **extended
+      resolved,
+      environment(),
+      command=command,
+      class_names=names,
+      fingerprint=fingerprint,
+      **extended,
     )
     run.reopen()
     print(summary(config, dataset, experiment), flush=True)

@@ -1,6 +1,7 @@
 """Pictures of runs: learning curves of one, the accuracies of many."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,36 @@ def curves(lines: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> N
   axes.grid(alpha=0.3)
   axes.legend(fontsize="small", loc="lower right")
   save()
+
+
+def views(
+  columns: Sequence[tuple[str, str, Any]], rows: Sequence[str], out: str | os.PathLike[str]
+) -> None:
+  """Draws images: a column per view under its name and specification, a row per image.
+
+  columns: [(name, specification, images [B, H, W, C] in [0, 1]), ...]; rows: class names. The
+  picture's format follows the ending of `out`.
+  """
+  save, axes = _grid(len(rows), len(columns), 1.15, out)
+  for (name, specification, images), down in zip(columns, axes.T, strict=True):
+    down[0].set_title(f"{name}\n{_broken(specification)}", fontsize=7, linespacing=1.3)
+    for image, axis in zip(images, down, strict=True):
+      axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+  for name, axis in zip(rows, axes[:, 0], strict=True):
+    axis.set_ylabel(name.replace(" ", "\n", 1), fontsize=7, rotation=0, ha="right", va="center")
+  save()
+
+
+def _broken(specification, width=20):
+  """Lines of about this width, broken after the separators of a view."""
+  lines = [""]
+  for part in re.split(r"(?<=[|,])", specification):
+    if lines[-1] and len(lines[-1]) + len(part) > width:
+      lines.append("")
+    lines[-1] += part.strip() if not lines[-1] else part
+  return "\n".join(lines)
 
 
 def comparison(
@@ -85,14 +116,25 @@ def comparison(
 
 def _figure(width, height, out):
   """Axes of that size in inches, and what saves their figure."""
+  figure, save = _new((width, height), "constrained", out)
+  return figure.add_subplot(), save
+
+
+def _grid(rows, columns, side, out):
+  """What saves a figure of squares of that side, and their axes [rows, columns]."""
+  figure, save = _new((side * columns + 0.6, side * rows + 0.6), "compressed", out)
+  return save, figure.subplots(rows, columns, squeeze=False)
+
+
+def _new(size, layout, out):
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), layout="constrained")
+  figure = Figure(figsize=size, layout=layout)
   FigureCanvasAgg(figure)
 
   def save():
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
 
-  return figure.add_subplot(), save
+  return figure, save

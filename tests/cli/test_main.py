@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -130,6 +131,12 @@ def test_what_a_finished_run_leaves(finished):
   assert any(p.name.startswith("events") for p in workdir.iterdir())
   for word in ("tests.nets:Small", "digits", "jax 0.", "a step: about", "best single network"):
     assert word in output
+
+
+def test_a_run_knows_its_command(finished):
+  workdir, _ = finished
+  words = shlex.split(Run(workdir).record["command"])
+  assert words == ["okdph", "train", *RUN, f"--workdir={workdir}"]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
