@@ -1,7 +1,7 @@
 """The OKDPH step in PyTorch eager, to compare with: students and hybrid, KD loss, SGD.
 
-The paper's backbones for CIFAR-10 as its release builds them, untuned. Only
-`benchmarks.train_step` runs this.
+The paper's backbones for CIFAR-10 as its release builds them, and smaller ones, untuned.
+`benchmarks.train_step` runs it.
 """
 
 import functools
@@ -100,6 +100,8 @@ def densenet40_12():
 
 
 NETWORKS = {
+  "resnet8": functools.partial(resnet, basic, 1),
+  "resnet20": functools.partial(resnet, basic, 3),
   "resnet32": functools.partial(resnet, basic, 5),
   "resnet110": functools.partial(resnet, bottleneck, 12),
   "wrn20_8": functools.partial(resnet, functools.partial(bottleneck, widen=8), 2),
