@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.torch_step import NETWORKS
-from okdph_jax import data, schedules
+from okdph_jax import data, durations
 from okdph_jax.experiment.build import build
 from okdph_jax.main import parse
 from okdph_jax.training.step import initial_state
@@ -40,7 +40,7 @@ class Loop:
     *self.students, self.hybrid = networks
     self.omega, self.beta, self.gamma = (method[name] for name in ("omega", "beta", "gamma"))
     self.temperature, self.epoch_steps = method["temperature"], epoch_steps
-    self.count, self.unit = schedules.parse(method["fuse_every"])
+    self.count, self.unit = durations.parse(method["fuse_every"])
     self.optimizers = [
       torch.optim.SGD(net.parameters(), 0.1, momentum, weight_decay=weight_decay)
       for net in self.students

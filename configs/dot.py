@@ -10,16 +10,17 @@ The argument is VARIANT,SYSTEM, dot,resnet32x4-resnet8x4 by default. VARIANT is 
     ce        the student on labels alone; the teacher only measures how far from it that leads
     kd        the student with the teacher
     dot       the same by DOT (Zhao et al., ICCV 2023, arXiv:2307.08436)
-    control   kd by plain SGD with DOT's steady-state weights of the two losses
+    control   kd by plain SGD with DOT's steady-state weights of the two losses, and its pull
+              of weight decay: wd (1 - momentum) / (1 - momentum + delta)
 
 metrics.jsonl has for every epoch `label_loss` and `teacher_loss`, both unweighted. Expected on
 ImageNet (paper): dot 2.59 points above kd.
 
-Every number is megvii-research/mdistiller's (configs/*/dot, engine/cfg.py, dataset/), but its
-student on Tiny-ImageNet is MobileNetV2, and both networks there are made for small images: ours
-are ImageNet's. Tiny-ImageNet is a folder, --config.data.dir=DIR with DIR/train/CLASS/*.JPEG and
-DIR/val/CLASS/*.JPEG: the archive's images/ folders have to go, and its val/ is to be sorted by
-val_annotations.txt.
+Every number is megvii-research/mdistiller's (configs/*/dot, engine/cfg.py, dataset/). SYSTEM is
+one of those below. Tiny-ImageNet is a folder, --config.data.dir=DIR with DIR/train/CLASS/*.JPEG
+and DIR/val/CLASS/*.JPEG: the archive's images/ folders have to go, and its val/ is to be sorted
+by val_annotations.txt. How far the gradients of the two losses agree is logged with
+--config.wrappers="({'name':'dot','delta':0.075},{'name':'gradient_cosine'})".
 """
 
 from okdph_jax.experiment import paper
@@ -27,7 +28,10 @@ from okdph_jax.experiment import paper
 SYSTEMS = {  # name -> dataset, teacher, student
   "resnet32x4-resnet8x4": ("cifar100", "resnet32x4", "resnet8x4"),
   "vgg13-vgg8": ("cifar100", "vgg13", "vgg8"),
-  "resnet18-mobilenet_v1": ("tiny_imagenet", "resnet18", "mobilenet_v1"),
+  "resnet32x4-shufflenet_v2": ("cifar100", "resnet32x4", "shufflenet_v2"),
+  "resnet18_small-mobilenet_v2": ("tiny_imagenet", "resnet18_small", "mobilenet_v2"),
+  "resnet18_small-shufflenet_v2": ("tiny_imagenet", "resnet18_small", "shufflenet_v2"),
+  "resnet34-resnet18": ("imagenet2012", "resnet34", "resnet18"),
   "resnet50-mobilenet_v1": ("imagenet2012", "resnet50", "mobilenet_v1"),
 }
 CIFAR_KD = dict(task_weight=0.1, distill_weight=0.9, temperature=4.0)
@@ -54,6 +58,7 @@ SETTINGS = {  # dataset -> view, KD's options, DOT's delta, the schedule
   ),
   "imagenet2012": ("flip", IMAGENET_KD, 0.09, schedule(100, (30, 60, 90), 512, 0.2, 1e-4)),
 }
+LEARNING_RATES = {("cifar100", "shufflenet_v2"): 0.01}  # where not the dataset's
 METHODS = ("dot", "kd", "ce", "control", "teacher")  # the first is the default
 
 
@@ -71,18 +76,22 @@ def get_config(argument=""):
   else:
     weights = dict(task_weight=1.0, distill_weight=0.0) if method == "ce" else {}
     config = paper.recipe(dataset, "kd", student, **kd | weights)
+  config.views = (view,)
+  config.update(plan)
+  if method != "teacher":
+    config.learning_rate = LEARNING_RATES.get((dataset, student), plan["learning_rate"])
   if method == "dot":
     config.wrappers = (dict(name="dot", delta=delta),)
   if method == "control":  # of 1 / (1 - momentum), what DOT's two momenta sum up to
     task, distill = (0.1 / (0.1 + sign * delta) for sign in (1, -1))
     config.wrappers = (dict(name="weighted", task_weight=task, distill_weight=distill),)
-  config.views = (view,)
-  config.update(plan)
+    config.weight_decay = plan["weight_decay"] * task  # DOT has it beside the task's gradient
 
   if dataset == "tiny_imagenet":
     config.data.name = "folder"
     config.data.test = "val"
     config.data.image_size = 64
+    config.data.normalise_as = "tiny_imagenet"
   if dataset == "imagenet2012":
     config.data.test = "validation"
     config.data.image_size = 224

@@ -3,11 +3,12 @@
     python -m okdph_jax.main --config=configs/self_distillation.py:resnet32 --workdir=DIR
 
 The argument is NETWORK,DATASET,GENERATIONS, resnet32,cifar10,3 by default. Generation k is a
-run of its own in DIR/generation_k, from another seed; generation 0 learns from labels alone, or
-from --config.teacher=DIR. Born-Again Networks (Furlanello et al., ICML 2018, arXiv:1805.04770)
-have T = 1. The weights a = 1 - b and T are --config.method.task_weight, .distill_weight and
-.temperature: b = 1 is the teacher alone; --config.method.targets=hard gives its decisions. The
-rest is the recipe of `configs/cifar10.py`.
+run of its own in DIR/generation_k, from a seed that follows from config.seed and k; generation
+0 learns from labels alone, or from --config.teacher=DIR. Born-Again Networks (Furlanello et
+al., ICML 2018, arXiv:1805.04770) have T = 1. The weights a = 1 - b and T are
+--config.method.task_weight, .distill_weight and .temperature: b = 1 is the teacher alone;
+--config.method.targets=hard gives its decisions. The rest is the recipe of
+`configs/cifar10.py`.
 """
 
 from okdph_jax.experiment import paper

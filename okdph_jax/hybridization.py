@@ -13,18 +13,24 @@ training loop of your own:
     stack = fuse(stack, hybridize(stack, weights), gamma=0.5)   # every few batches
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 
-def dirichlet(key: Key[Array, ""], n: int, alpha: float = 1.0) -> Float[Array, " N"]:
-  """Hybrid weights r ~ Dir(alpha, ..., alpha), positive, summing to one.
+def dirichlet(
+  key: Key[Array, ""], n: int, alpha: float | Sequence[float] = 1.0
+) -> Float[Array, " N"]:
+  """Hybrid weights r ~ Dir(alpha), positive, summing to one.
 
-  alpha = 1, the paper's, is uniform over the simplex.
+  alpha: one number for all students, or N of them; 1, the paper's, is uniform over the
+  simplex.
   """
-  return jax.random.dirichlet(key, jnp.full((n,), alpha, jnp.float32))
+  each = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), (n,))
+  return jax.random.dirichlet(key, each)
 
 
 def uniform(n: int) -> Float[Array, " N"]:

@@ -11,17 +11,22 @@ from okdph_jax.core import Terms, is_traced
 
 
 def sgd(
-  schedule: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: Any = 5e-4
+  schedule: optax.ScalarOrSchedule,
+  *,
+  momentum: float = 0.9,
+  weight_decay: Any = 5e-4,
+  nesterov: bool = False,
 ) -> optax.GradientTransformation:
   """SGD with coupled L2 on every leaf, as PyTorch's.
 
-  g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v. No Nesterov momentum and
-  no dampening; weight decay includes batch normalisation's scale and shift. `weight_decay` is
-  one number, or one per subtree (a tree that is a prefix of the parameters).
+  g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v, or with Nesterov momentum
+  theta <- theta - lr (g + momentum v). No dampening; weight decay includes batch
+  normalisation's scale and shift. `weight_decay` is one number, or one per subtree (a tree that
+  is a prefix of the parameters).
   """
   return optax.chain(
     optax.stateless(lambda grads, params: add_decay(grads, params, weight_decay)),
-    optax.trace(momentum),
+    optax.trace(momentum, nesterov=nesterov),
     optax.scale_by_learning_rate(schedule),
   )
 
@@ -31,6 +36,7 @@ def dot_sgd(
   *,
   momentum: float = 0.9,
   weight_decay: Any = 5e-4,
+  nesterov: bool = False,
   delta: float,
 ) -> optax.GradientTransformation:
   """SGD with a separate momentum for each of the two losses (DOT, arXiv:2307.08436).
@@ -42,6 +48,8 @@ def dot_sgd(
   Gradients are `Terms` of two trees, with None where a loss does not depend on a leaf. A leaf
   of only one loss has one buffer, v_ce, with momentum mu (its v_kd stays zero).
   """
+  if nesterov:
+    raise ValueError("dot has no Nesterov momentum; leave config.nesterov out")
   traced = is_traced(delta) or is_traced(momentum)
   if not traced and not 0 <= delta <= momentum < 1 - delta:
     raise ValueError(

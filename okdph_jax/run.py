@@ -80,8 +80,9 @@ ADDED = {
   "batch_norm_images": None,
   "compute": "float32",
   "views_on": "device",
+  "nesterov": False,
 }
-ADDED_DATA = {"seed": 42}
+ADDED_DATA = {"seed": 42, "normalise_as": ""}
 
 
 class Result(NamedTuple):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
@@ -20,15 +19,10 @@ from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import mean_of_calls
 from okdph_jax.analysis.subject import Subject
 from okdph_jax.core import Batch, Learner, Views
+from okdph_jax.methods.gradient_cosine import cosine
 from okdph_jax.methods.protocol import Method
 from okdph_jax.runtime import host
 from okdph_jax.training.step import Augment
-
-
-def cosine(a: PyTree, b: PyTree) -> Float[Array, ""]:
-  """The cosine of two trees as vectors; NaN where one of them is zero."""
-  dots = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
-  return sum(jax.tree.leaves(dots)) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
 def term_gradients(

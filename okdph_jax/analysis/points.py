@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from okdph_jax.core import Variables
 from okdph_jax.losses import accuracy, cross_entropy
-from okdph_jax.methods.swa import batch_norm_momentum
+from okdph_jax.methods.statistics import with_mean_statistics
 from okdph_jax.nn.students import run
 from okdph_jax.runtime import host
 
@@ -152,11 +152,12 @@ def reestimate(
 
   def absorb(stats, item):
     i, image = item
-    with batch_norm_momentum(i / (i + 1)):
-      _, stats = run(
-        net, variables | {"batch_stats": stats}, image, jax.random.key(0), train=True
-      )
-    return stats, None
+    network = variables | {"batch_stats": stats}
+
+    def forward():
+      return run(net, network, image, jax.random.key(0), train=True)[1]
+
+    return with_mean_statistics(forward, i, 1), None  # every batch counts the same
 
   count = jnp.arange(len(image), dtype=image.dtype)
   stats, _ = lax.scan(absorb, variables["batch_stats"], (count, image))

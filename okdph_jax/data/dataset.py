@@ -27,12 +27,13 @@ SOURCES: dict[str, Callable[[ConfigDict], Source]] = {  # else TFDS
   "digits": digits.read,
 }
 
-# Mean and standard deviation per channel of x / 255 as in the paper's release; other datasets
-# are measured. CIFAR-10's std is the mean of the images' own, the value in common use.
+# Mean and standard deviation per channel of x / 255, of the paper's datasets as in its release;
+# others are measured. CIFAR-10's std is the mean of the images' own, the value in common use.
 NORMALISATION = {
   "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
   "cifar100": ((0.5070752, 0.4865489, 0.4409178), (0.2673343, 0.2564385, 0.2761505)),
   "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),  # mdistiller's
 }
 
 
@@ -87,9 +88,9 @@ def load(config: ConfigDict) -> Dataset:
   `test` (names of splits; TFDS split syntax for datasets by name, else `test` may be a
   percentage of each class in `train`, "20%"), `validation` (images held out of training,
   next), `fraction` and `replacement` (then a part of each class), and `seed` (of these two
-  draws). For TFDS and folders also, where given: `image_size` (None: as they are),
-  `memory_limit` (bytes of decoded images; a larger dataset is streamed) and `corrupt` ("stop"
-  or "skip" a corrupt image).
+  draws); `normalise_as` (a dataset whose mean and std are taken). For TFDS and folders also,
+  where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded images; a
+  larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image).
 
       >>> digits = load(load_config("digits"))
       >>> len(digits.train), len(digits.test), digits.image_shape, digits.classes
@@ -116,7 +117,7 @@ def load(config: ConfigDict) -> Dataset:
     raise ValueError(
       f"data.validation={data.validation} leaves none of {len(train)} images to train on"
     )
-  mean, std, origin = normalisation(data.name, train)
+  mean, std, origin = normalisation(option(data, "normalise_as") or data.name, train)
   seed = option(data, "seed")
   kept, held = hold_out(len(train), data.validation, seed)
   part = subset(train.labels[kept], classes, data.fraction, data.replacement, seed)
@@ -148,6 +149,12 @@ def _check(data):
   if option(data, "corrupt") not in ("stop", "skip"):
     raise ValueError(
       f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped"
+    )
+  known = option(data, "normalise_as")
+  if known and known not in NORMALISATION:
+    raise ValueError(
+      f"data.normalise_as={known!r} is not one of {', '.join(NORMALISATION)}; leave it out "
+      "and mean and std are measured"
     )
   if data.train == data.test:
     raise ValueError(f"data.train and data.test are both {data.test!r}; test on other images")

@@ -26,7 +26,13 @@ class Source(NamedTuple):
   validation: Split | None = None
 
 
-_DEFAULTS = {"image_size": None, "memory_limit": 4 * 2**30, "corrupt": "stop", "seed": SEED}
+_DEFAULTS = {
+  "image_size": None,
+  "memory_limit": 4 * 2**30,
+  "corrupt": "stop",
+  "seed": SEED,
+  "normalisation": "",
+}
 
 
 def option(data: ConfigDict, name: str) -> Any:

@@ -77,7 +77,8 @@ def build(
     )
     schedule = schedule_of(method, numbers)
     rates = {name: numbers[name] for name in ("momentum", "weight_decay")}
-    return trained_as(method, execution), method.optimizer(schedule, **rates)
+    optimizer = method.optimizer(schedule, nesterov=config.nesterov, **rates)
+    return trained_as(method, execution), optimizer
 
   method, _ = parts(numbers)
   check_views(config, method)

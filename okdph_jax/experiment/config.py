@@ -217,7 +217,13 @@ def override(config: ConfigDict, overrides: Overrides) -> ConfigDict:
   for name, text in own.items():  # ml_collections changes no options but those that are there
     with config.unlocked():
       config.network_options[name.partition(".")[2]] = _literal(text)
-  overrides = [(name, text) for name, text in overrides if name not in own]
+  several = {k: _literal(v) for k, v in overrides if k.startswith("method.")}
+  several = {k: v for k, v in several.items() if isinstance(v, tuple)}  # okdph's alpha
+  for name, value in several.items():
+    with config.ignore_type():
+      config.method[name.partition(".")[2]] = value
+  done = own.keys() | several.keys()
+  overrides = [(name, text) for name, text in overrides if name not in done]
   arguments = ["config", *(f"--config.{name}={text}" for name, text in overrides)]
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_dict(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tabulate import tabulate
 
@@ -64,8 +65,9 @@ def generations(
   """The runs, (config, folder), of a config: one, or as many as there are generations.
 
   Self-distillation (Born-Again Networks, Furlanello et al., ICML 2018, arXiv:1805.04770):
-  generation k starts afresh from the seed + k in workdir/generation_k, and a network of
-  generation k - 1 teaches it. The first learns from `config.teacher`, or where there is none
+  generation k starts afresh in workdir/generation_k, from a seed that follows from
+  `config.seed` and k so that no two runs of other seeds share it, and a network of generation
+  k - 1 teaches it. The first learns from `config.teacher`, or where there is none
   from the labels alone.
   """
   if config.generations == 1:
@@ -73,12 +75,17 @@ def generations(
     return
   for k in range(config.generations):
     one = config.copy_and_resolve_references()
-    one.generations, one.seed = 1, config.seed + k
+    one.generations, one.seed = 1, generation_seed(config.seed, k)
     if k:
       one.teacher = os.path.join(workdir, f"generation_{k - 1}")
     elif not config.teacher:
       one.method = ConfigDict({"name": "base", "students": 1})
     yield one, os.path.join(workdir, f"generation_{k}")
+
+
+def generation_seed(seed: int, k: int) -> int:
+  """The seed of generation k: `seed` itself at first, then a hash of both."""
+  return seed if k == 0 else int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
 
 
 def run_one(

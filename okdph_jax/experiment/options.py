@@ -55,6 +55,13 @@ OPTIONS = (
   ),
   Option("data.image_size", int, None, "[1, 4096]", "resize images to squares of this side"),
   Option(
+    "data.normalise_as",
+    str,
+    "",
+    "",
+    "a dataset whose mean and std are taken; else as known, or measured",
+  ),
+  Option(
     "data.memory_limit", int, 4 * 2**30, "[0, 1e15]", "bytes; larger datasets are streamed"
   ),
   Option("data.corrupt", str, "stop", ("stop", "skip"), "what a corrupt image does to the run"),
@@ -109,6 +116,7 @@ OPTIONS = (
   ),
   Option("learning_rate", float, 0.1, "[1e-30, 1e30]", "of SGD, before the milestones", PAPER),
   Option("momentum", float, 0.9, "[0, 1)", "of SGD", PAPER),
+  Option("nesterov", bool, False, "", "SGD's momentum is Nesterov's", RELEASE),
   Option("weight_decay", float, 5e-4, "[0, 100]", "L2 on every parameter", PAPER),
   Option("epochs", int, 300, COUNT, "passes over the training set", PAPER),
   Option(

@@ -8,6 +8,7 @@ from okdph_jax.methods.dml import dml
 from okdph_jax.methods.dot import dot
 from okdph_jax.methods.ema import ema
 from okdph_jax.methods.ffl import ffl
+from okdph_jax.methods.gradient_cosine import gradient_cosine
 from okdph_jax.methods.kd import kd
 from okdph_jax.methods.kdcl import kdcl
 from okdph_jax.methods.kr import kr
@@ -17,6 +18,7 @@ from okdph_jax.methods.okdph import okdph
 from okdph_jax.methods.one import one
 from okdph_jax.methods.pcl import pcl
 from okdph_jax.methods.protocol import Context, Method
+from okdph_jax.methods.reestimate import reestimate
 from okdph_jax.methods.sam import asam, sam
 from okdph_jax.methods.swa import swa
 from okdph_jax.methods.weighted import weighted
@@ -42,6 +44,8 @@ WRAPPERS: dict[str, Callable[..., Method]] = {  # name -> wrapper(method, contex
   "ema": ema,
   "dot": dot,
   "weighted": weighted,
+  "gradient_cosine": gradient_cosine,
+  "reestimate": reestimate,
 }
 
 

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from okdph_jax.core import Terms
-from okdph_jax.methods.protocol import Context, Method, check_nonnegative, plain_gradient
+from okdph_jax.core import Learner, Terms
+from okdph_jax.methods.protocol import (
+  Context,
+  Method,
+  Metrics,
+  Objective,
+  check_nonnegative,
+  plain_gradient,
+)
 from okdph_jax.optimizers import dot_sgd
 
 
@@ -25,7 +32,8 @@ def dot(method: Method, context: Context, *, delta: float = 0.075) -> Method:
   0.075 on CIFAR-100, 0.09 on ImageNet.
 
   A constant gradient moves task by 1 / (1 - mu + delta), distillation by 1 / (1 - mu - delta)
-  times the rate, 1 : 7 at the defaults: the control is `weighted` with that ratio. Around
+  times the rate, 1 : 7 at the defaults: the control is `weighted` with that ratio. It pulls
+  with wd / (1 - mu + delta), where SGD's weight decay pulls with wd / (1 - mu). Around
   `kd` this is the published method; around the others it is an extension of this package.
   """
   del context
@@ -33,21 +41,28 @@ def dot(method: Method, context: Context, *, delta: float = 0.075) -> Method:
   if method.gradient is not plain_gradient:
     raise ValueError("dot splits the plain gradient; name it before sam and asam in wrappers")
 
-  def gradient(objective, params):
-    terms, jvp, aux = jax.linearize(objective, params, has_aux=True)
-    dependent = dependence(jvp, params)
-
-    def gradient_of(term):
-      vjp = jax.linear_transpose(lambda tangent: jvp(tangent)[term], params)
-      (grads,) = vjp(jnp.ones_like(terms[term]))
-      return jax.tree.map(lambda g, depends: g if depends else None, grads, dependent[term])
-
-    return Terms(gradient_of(0), gradient_of(1)), aux
-
   def optimizer(schedule, **rest):
     return method.optimizer(schedule, rule=partial(dot_sgd, delta=delta), **rest)
 
-  return method._replace(gradient=gradient, optimizer=optimizer)
+  return method._replace(gradient=split_gradient, optimizer=optimizer)
+
+
+def split_gradient(
+  objective: Objective, params: PyTree
+) -> tuple[Terms, tuple[Learner, Metrics]]:
+  """The gradients of task and distill from one forward pass: `Terms` of two trees.
+
+  A leaf is None where its term does not depend on the parameter.
+  """
+  terms, jvp, aux = jax.linearize(objective, params, has_aux=True)
+  dependent = dependence(jvp, params)
+
+  def gradient_of(term):
+    vjp = jax.linear_transpose(lambda tangent: jvp(tangent)[term], params)
+    (grads,) = vjp(jnp.ones_like(terms[term]))
+    return jax.tree.map(lambda g, depends: g if depends else None, grads, dependent[term])
+
+  return Terms(gradient_of(0), gradient_of(1)), aux
 
 
 def dependence(jvp: Callable[[PyTree], Terms], params: PyTree) -> Terms:

@@ -64,4 +64,5 @@ def mean_teacher(context: Context, *, weight: float = 10.0, decay: float = 0.99)
     **peers.readers(net, teacher),
     after_step=after_step,
     independent=True,
+    in_memory=("teacher",),
   )

@@ -1,6 +1,6 @@
 """OKDPH: online knowledge distillation with parameter hybridization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax import durations
-from okdph_jax.core import Terms, is_traced
+from okdph_jax.core import Number, Terms, is_traced
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
@@ -38,7 +38,7 @@ def okdph(
   fuse_clock: str = "run",
   fuse_with: str = "updated",
   weights: str = "dirichlet",
-  alpha: float = 1.0,
+  alpha: float | tuple = 1.0,
   hybrid_gradient: bool = True,
   same_init: bool = True,
 ) -> Method:
@@ -55,16 +55,18 @@ def okdph(
   Where the authors' release differs from the paper, a keyword names the two behaviours (the
   release's second): `weights` "dirichlet" | "uniform"; `hybrid_gradient` True | False, no
   gradient through the hybrid; `fuse_with` "updated", the hybrid of the updated students |
-  "previous", that of the step's forward pass; `fuse_clock` "run", counting all steps since
-  the start | "epoch", counting the batches of each epoch from 0. `same_init`: all students
-  start equal (both). T = 4 is the release's; the paper gives none. Fusion comes before any
-  evaluation: with gamma = 1 and `fuse_every="1 epoch"` all readers are equal there.
+  "previous", that of the step's forward pass, which is then also the reader "hybrid";
+  `fuse_clock` "run", counting all steps since the start | "epoch", counting the batches of
+  each epoch from 0. `same_init`: all students start equal (both). `alpha`: one number, or one
+  per student. T = 4 is the release's; the paper gives none. Fusion comes before any
+  evaluation: with gamma = 1 and `fuse_every="1 epoch"` all students are equal there.
   """
   net, n = context.net, students
   check_students("okdph", n)
   check_fraction("okdph", omega=omega, gamma=gamma)
   check_nonnegative("okdph", beta=beta)
-  check_positive("okdph", temperature=temperature, alpha=alpha)
+  check_positive("okdph", temperature=temperature)
+  check_alpha(alpha, n)
   check_choice("okdph", "weights", weights, ("dirichlet", "uniform"))
   check_choice("okdph", "fuse_with", fuse_with, ("updated", "previous"))
   due = fusion_clock(fuse_every, fuse_clock, context.epoch_steps)
@@ -117,8 +119,10 @@ def okdph(
     return lax.cond(due(step), fused, identity, learner)
 
   def hybrids(learner):
-    weights = {"hybrid": learner.memory["weights"], "center": uniform(n)}
-    return {name: hybridize(learner.students, r) for name, r in weights.items()}
+    hybrid = learner.memory.get("hybrid") or hybridize(
+      learner.students, learner.memory["weights"]
+    )
+    return {"hybrid": hybrid, "center": hybridize(learner.students, uniform(n))}
 
   return Method(
     views=n + 1,
@@ -126,7 +130,20 @@ def okdph(
     losses=losses,
     **peers.readers(net, hybrids),
     after_step=after_step,
+    in_memory=("hybrid",) if fuse_with == "previous" else (),
   )
+
+
+def check_alpha(alpha: Number | Sequence[float], students: int) -> None:
+  """A one-line ValueError for an alpha that is neither a positive number nor one each."""
+  several = isinstance(alpha, Sequence)
+  if several and len(alpha) != students:
+    raise ValueError(
+      f"okdph: alpha={tuple(alpha)} has {len(alpha)} numbers for {students} students; give one "
+      "each, or one for all"
+    )
+  for one in alpha if several else (alpha,):
+    check_positive("okdph", alpha=one)
 
 
 def fusion_clock(fuse_every: str, fuse_clock: str, epoch_steps: int) -> Callable[[Step], Any]:

@@ -104,6 +104,7 @@ def pcl(
     **readers(net, lambda learner: {"mean": mean_network(learner), "student": learner}),
     ensembles=ensembles,
     after_step=after_step,
+    in_memory=("mean_",),
   )
 
 

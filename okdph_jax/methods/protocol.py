@@ -85,12 +85,14 @@ class OptimizerFn(Protocol):
     *,
     momentum: float,
     weight_decay: Any,
+    nesterov: bool = ...,
     rule: Rule = ...,
   ) -> optax.GradientTransformation:
-    """`rule(schedule, momentum=, weight_decay=)` is the optax transformation, SGD by default.
+    """`rule(schedule, momentum=, weight_decay=, nesterov=)` is the optax transformation.
 
-    `weight_decay` is a number, or one per subtree of the parameters. By `rule` a wrapper
-    changes the update and keeps the method's weight decay per subtree and all other wrappers.
+    The rule is SGD by default. `weight_decay` is a number, or one per subtree of the
+    parameters. By `rule` a wrapper changes the update and keeps the method's weight decay per
+    subtree and all other wrappers.
     """
     ...
 
@@ -103,9 +105,10 @@ class AfterStepFn(Protocol):
 
 class BeforeEvalFn(Protocol):
   def __call__(self, learner: Learner, batches: Iterable[Views], /) -> Learner:
-    """What is evaluated in place of `learner`, and forgotten afterwards.
+    """What is evaluated in place of `learner`; training goes on with its memory alone.
 
-    batches: one pass over the training set, for those that need it.
+    So what the memory keeps of the evaluation can be loaded from the checkpoint. batches: a
+    pass over the training set at each iteration, for those that need it.
     """
     ...
 
@@ -127,10 +130,11 @@ def plain_optimizer(
   *,
   momentum: float,
   weight_decay: Any,
+  nesterov: bool = False,
   rule: Rule = optimizers.sgd,
 ) -> optax.GradientTransformation:
   """`rule` with these options."""
-  return rule(schedule, momentum=momentum, weight_decay=weight_decay)
+  return rule(schedule, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
 def identity(x: Any, *_: Any) -> Any:
@@ -160,6 +164,9 @@ class Method(NamedTuple):
   independent: bool = (
     False  # students share no parameters and no loss: SAM's norm is per student
   )
+  in_memory: tuple[
+    str, ...
+  ] = ()  # how the readers begin that an average of weights leaves alone
 
 
 def run_networks(net: nn.Module, networks: NetworksFn) -> PredictFn:
@@ -182,13 +189,20 @@ def unstack(stack: PyTree, name: str = "student") -> dict[str, PyTree]:
 def add_averaged_readers(
   method: Method, prefix: str, averaged: Callable[[Learner], Learner]
 ) -> Method:
-  """`method` with the readers of `averaged(learner)` too, "prefix_NAME" beside each NAME."""
+  """`method` with the readers of `averaged(learner)` too, "prefix_NAME" beside each NAME.
+
+  Readers that lie in the memory are the same in both, and stay alone.
+  """
 
   def doubled(read, learner, *image):
     more = read(averaged(learner), *image)
-    return read(learner, *image) | {f"{prefix}_{name}": x for name, x in more.items()}
+    return read(learner, *image) | {
+      f"{prefix}_{name}": x for name, x in more.items() if not name.startswith(in_memory)
+    }
 
+  in_memory = method.in_memory
   return method._replace(
+    in_memory=(*in_memory, f"{prefix}_"),
     networks=partial(doubled, method.networks),
     predict=partial(doubled, method.predict),
     ensembles=partial(doubled, method.ensembles),

@@ -1,15 +1,13 @@
 """SWA: the average of the last epochs' weights, beside any method."""
 
 import functools
-from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from okdph_jax.methods.protocol import Context, Method, add_averaged_readers, check_positive
+from okdph_jax.methods.statistics import with_mean_statistics
 from okdph_jax.runtime import host
 from okdph_jax.schedules import milestone
 
@@ -28,8 +26,8 @@ def swa(
 
   Every reader has a second one with the averaged weights, "swa_student_0" beside "student_0";
   before `start` the two are equal. Before an evaluation batch statistics are re-estimated,
-  as the mean over the images of one pass of training views; without that pass (a learner
-  read from a checkpoint) the snapshots' running statistics are averaged. The schedule, start
+  as the mean over the images of one pass of training views, and are kept for whoever loads
+  the network; until then the snapshots' running statistics are averaged. The schedule, start
   and rate are OKDPH's release's; the official code has a rate of 0.01 to 0.05.
   """
   if not isinstance(start, str):
@@ -75,9 +73,13 @@ def swa(
   def update_statistics(learner, views, seen):
     """The learner with this batch's statistics in the mean over the `seen` images before it."""
     key = jax.random.fold_in(jax.random.key(0), seen)  # dropout's, the same at every evaluation
-    with batch_norm_momentum(seen / (seen + len(views.label))):
+
+    def forward():
       _, (after, _) = method.losses(learner, views, 0, key)
-    return learner.replace(stats=after.stats)
+      return after.stats
+
+    stats = with_mean_statistics(forward, seen, len(views.label))
+    return learner.replace(stats=stats)
 
   @functools.cache  # compiled once, and not before the backend may be asked for
   def compiled():
@@ -98,14 +100,3 @@ def swa(
     init=init, after_step=after_step, before_eval=before_eval, schedule=schedule
   )
   return add_averaged_readers(wrapped, "swa", averaged)
-
-
-def batch_norm_momentum(momentum: Any) -> AbstractContextManager[Any]:
-  """A context in which every `nn.BatchNorm` has this momentum; at 0 the statistics are new."""
-
-  def set_momentum(call, args, kwargs, context):
-    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
-      object.__setattr__(context.module, "momentum", momentum)
-    return call(*args, **kwargs)
-
-  return nn.intercept_methods(set_momentum)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 from okdph_jax.errors import nearest
-from okdph_jax.models import densenet, mobilenet, resnet, vgg
+from okdph_jax.models import densenet, mobilenet, resnet, shufflenet, vgg
 from okdph_jax.models.net import Net
 
 NETS: dict[str, Callable[..., Net]] = {  # name -> constructor(classes)
@@ -43,6 +43,9 @@ NETS: dict[str, Callable[..., Net]] = {  # name -> constructor(classes)
   "resnet32x4": resnet.resnet32x4,
   "vgg8": vgg.vgg8,
   "vgg13": vgg.vgg13,
+  "resnet18_small": resnet.resnet18_small,
+  "mobilenet_v2": mobilenet.mobilenet_v2,
+  "shufflenet_v2": shufflenet.shufflenet_v2,
 }
 
 

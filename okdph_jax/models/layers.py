@@ -13,6 +13,11 @@ from jaxtyping import Array, Float
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
+# PyTorch's default, which the mobile networks have in the code they are usually distilled with
+# (mdistiller, DOT). He's fan-out counts all C channels of a depthwise layer: its variance would
+# be C times too small.
+pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 def conv(
   channels: int,

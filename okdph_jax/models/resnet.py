@@ -223,6 +223,14 @@ wrn_16_2 = partial(wide, depth=16, k=2)
 wrn_28_10 = partial(wide, depth=28, k=10)
 wrn_40_2 = partial(wide, depth=40, k=2)
 
+resnet18_small = partial(
+  resnet,
+  entry=Small(64),
+  block=Basic,
+  blocks=(2, 2, 2, 2),
+  widths=(64, 128, 256, 512),
+  about="ResNet-18 for small images: basic blocks 2-2-2-2, 3x3 entry, projection shortcuts",
+)
 resnet18 = partial(imagenet, depth=18, block=Basic, blocks=(2, 2, 2, 2))
 resnet34 = partial(imagenet, depth=34, block=Basic, blocks=(3, 4, 6, 3))
 resnet50 = partial(imagenet, depth=50, block=Bottleneck, blocks=(3, 4, 6, 3))

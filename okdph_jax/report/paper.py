@@ -223,7 +223,8 @@ def _trained_alike(config):
   drawn = data.get("fraction", 1.0) == 1 or its_draw
   alike = {name: config.get(name) for name in training}
   alike["milestones"] = list(alike["milestones"] or ())
-  return alike == training and whole and drawn and not config.get("init_from")
+  others = config.get("init_from") or config.get("nesterov")
+  return alike == training and whole and drawn and not others
 
 
 def _views(dataset, row, students):

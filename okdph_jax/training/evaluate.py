@@ -1,6 +1,7 @@
 """Accuracy and cross-entropy of every reader, padded batches masked."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -31,8 +32,8 @@ def evaluator(
   learner: Learner,
   interrupted: Callable[[], bool],
   thread: Executor,
-) -> Callable[[Learner], tuple[Measured, Measured]]:
-  """Builds `measure(learner) -> (accuracy, cross-entropy)`.
+) -> Callable[[Learner], tuple[Measured, Measured, Learner]]:
+  """Builds `measure(learner) -> (accuracy, cross-entropy, what was evaluated)`.
 
   batch: of a training step, for methods that use training data before an evaluation.
   `learner` gives shapes and shardings, for which `thread` compiles. `measure` raises
@@ -70,15 +71,26 @@ def evaluator(
       yield Views(augment(jax.random.fold_in(key_train, i), batch(i).image), batch(i).label)
 
   def measure(learner):
-    learner = experiment.method.before_eval(learner, until_interrupted(training_views()))
+    passes = Repeated(lambda: until_interrupted(training_views()))
+    learner = experiment.method.before_eval(learner, passes)
     learner = jax.device_put(learner, place)
     accuracy, nll = {}, {}
     for name, split in splits.items():
       batches = until_interrupted(split.padded(sizes[name], mesh=place.mesh))
       accuracy[name], nll[name] = evaluate(count, learner, batches, key_test)
-    return accuracy, nll
+    return accuracy, nll, learner
 
   return measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+  """What `start` iterates over, anew each time."""
+
+  start: Callable[[], Iterator[Views]]
+
+  def __iter__(self) -> Iterator[Views]:
+    return self.start()
 
 
 def counter(

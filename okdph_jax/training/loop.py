@@ -106,7 +106,7 @@ class Session:
   key: Key[Array, ""]
   batch: Callable[[int], Batch]  # of a step
   advance: Advance
-  measure: Callable[[Learner], tuple[Measured, Measured]]  # accuracy and cross-entropy
+  measure: Callable[[Learner], tuple[Measured, Measured, Learner]]  # see `evaluator`
   interrupted: Callable[[], bool]
   checkpoints: Checkpoints
   book: logbook.Logbook
@@ -225,7 +225,7 @@ class Session:
 
   def evaluate(self) -> None:
     """Measures, writes the line and its checkpoint, and resets the sums."""
-    accuracy, nll = self.measure(self.state.learner)
+    accuracy, nll, evaluated = self.measure(self.state.learner)
     line = self.book.append(
       step=self.step,
       epoch=self.step / self.experiment.epoch_steps,
@@ -237,7 +237,11 @@ class Session:
       images_per_second=self.timer.images_per_second(),
       **self.extended,
     )
-    self.state = self.state.replace(sums=jax.tree.map(lambda x: x * 0, self.state.sums))
+    self.state = self.state.replace(
+      sums=jax.tree.map(lambda x: x * 0, self.state.sums),
+      # what was estimated for this evaluation is in the checkpoint, to be loaded
+      learner=self.state.learner.replace(memory=evaluated.memory),
+    )
     self.save(logbook.best_single(line, self.experiment.single)[0])
     self.progress.say(readable(line))
     self.timer.start()

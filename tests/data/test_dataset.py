@@ -195,6 +195,14 @@ def test_another_data_seed_is_another_draw_for_every_seed(npz):
   assert data.load(again).fingerprint() == other.fingerprint()
 
 
+def test_a_folder_can_be_normalised_as_a_dataset_that_is_known(npz):
+  dataset = data.load(config(dir=npz(), normalise_as="tiny_imagenet"))
+  assert (dataset.mean, dataset.std) == data.dataset.NORMALISATION["tiny_imagenet"]
+  assert "as known for tiny_imagenet" in dataset.summary
+  line = refusal(dir=npz(), normalise_as="tinyimagenet")
+  assert "'tinyimagenet' is not one of cifar10" in line
+
+
 def test_subsets_take_a_part_of_each_class():
   labels = np.repeat([2, 0, 1], [40, 30, 25])
   chosen = subset(labels, 3, 0.2, replacement=False)

@@ -139,8 +139,8 @@ def test_dot_s_systems(system, method):
   config = dot.get_config(f"{method},{system}")
   check(config)
   assert config.network == system.split("-")[method != "teacher"]
-  method = assemble(tiny.context(teacher=True), config.method, config.wrappers)
-  assert method.views == len(config.views) == 1
+  built = assemble(tiny.context(teacher=True), config.method, config.wrappers)
+  assert built.views == len(config.views) == 1
   steps = [
     schedules.milestone(when, epochs=config.epochs, epoch_steps=1) for when in config.milestones
   ]
@@ -148,12 +148,19 @@ def test_dot_s_systems(system, method):
   assert steps == decays[config.epochs]
   if config.data.name == "imagenet2012":
     delta = 0.09
+  decay = 1e-4 if config.data.name == "imagenet2012" else 5e-4
   if method == "dot":
     assert config.wrappers == ({"name": "dot", "delta": delta},)
   if method == "control":  # a constant gradient moves as far as under DOT
     (control,) = config.wrappers
     assert control["task_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 + delta))
     assert control["distill_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 - delta))
+    assert config.weight_decay / (1 - 0.9) == pytest.approx(decay / (1 - 0.9 + delta))
+  else:
+    assert config.weight_decay == decay
+  slow = system == "resnet32x4-shufflenet_v2" and method != "teacher"
+  cifar = config.data.name == "cifar100"
+  assert config.learning_rate == (0.01 if slow else 0.05 if cifar else 0.2)
 
 
 def test_self_distillation_is_kd_in_generations():

@@ -14,7 +14,7 @@ from okdph_jax.core import Batch
 from okdph_jax.data import Dataset, Split
 from okdph_jax.experiment import paper
 from okdph_jax.experiment.build import build
-from okdph_jax.experiment.config import check
+from okdph_jax.experiment.config import check, load_config
 from okdph_jax.main import parse
 from okdph_jax.methods import METHODS
 from okdph_jax.training.step import initial_state, train_step
@@ -235,10 +235,59 @@ def test_the_release_s_switches():
   assert (kdcl.target, weights, kdcl.temperature) == ("mean", (0.5, 0.5), 4)
 
 
+@pytest.mark.parametrize(
+  "method, students, decay, nesterov",
+  [
+    ("one", 3, 1e-4, False),
+    ("okddip", 4, 5e-4, True),
+    ("ffl", 2, 1e-4, True),
+    ("pcl", 3, 5e-4, True),
+  ],
+)
+def test_the_official_values(method, students, decay, nesterov):
+  config = config_of("official", f"{method},resnet32,cifar10")
+  assert (config.method.students, config.weight_decay, config.nesterov) == (
+    students,
+    decay,
+    nesterov,
+  )
+  assert (config.batch_size, config.epochs, config.learning_rate) == (128, 300, 0.1)
+  assert built(config).method.views == len(config.views)
+
+
+def test_the_release_in_all_its_parts():
+  plain, views = config_of("release"), ("hflip", "cutout", "augment")
+  assert plain.views == views and plain.data.fraction == 1 and not plain.nesterov
+  small = config_of("release", "okdph,resnet32,cifar10,0.01")
+  assert (small.data.fraction, small.data.replacement) == (0.01, True)
+  assert cell_of(small) == cell_of(config_of("limited"))
+  noisy = config_of("release", "okdph,vgg16,cifar100,1,both")
+  assert cell_of(noisy) == cell_of(config_of("noisy", "okdph,vgg16,cifar100"))
+  assert all(view.endswith("|noise") for view in (*noisy.views, noisy.test_view))
+  train = config_of("release", "dml,vgg16,cifar100,1,train")
+  assert train.views == ("hflip+rot|noise",) and train.test_view == "plain"
+  four = config_of("release", "okdph,resnet32,cifar10,1,none,4")
+  assert four.views == (*views, "plain", "auto_aug") and four.method.fuse_every == "5 steps"
+  readme = config_of("release", "okdph,resnet32,cifar10,1,none,4,readme")
+  assert readme.views == (*views, "auto_aug", "plain") and readme.method.fuse_every == "1 epoch"
+  assert config_of("release", "dml,resnet32,cifar10,1,none,4").method.students == 4
+  for config in (small, noisy, train, four, readme):
+    assert config.method.get("fuse_with", "previous") == "previous"
+    built(config)
+
+
+def test_an_alpha_for_each_student_is_a_tuple():
+  config = load_config("digits", [("method.alpha", "(1.0, 2.0)")])
+  assert config.method.alpha == (1.0, 2.0)
+  assert built(config).method.views == 3
+  with pytest.raises(ValueError, match="has 3 numbers for 2 students"):
+    built(load_config("digits", [("method.alpha", "(1.0, 2.0, 3.0)")]))
+
+
 def documented():
   """The commands of docs/configs.md and of the configs' docstrings."""
   texts = [(ROOT / "docs" / "configs.md").read_text()]
-  texts += [importlib.import_module(f"configs.{file}").__doc__ for file in FILES]
+  texts += [importlib.import_module(f"configs.{file}").__doc__ for file in (*FILES, "official")]
   for text in texts:
     text = re.sub(r"\n +--config\.", " --config.", text)
     for line in re.findall(r"--config=(?!NAME)[^`\n]*", text):
@@ -268,6 +317,9 @@ def test_documented_commands_build(arguments):
     ("limited.py:okdph,vgg16,cifar10,tenth", "fraction is 'tenth'; it must be a number"),
     ("noisy.py:okdph,vgg16,cifar10,test", "noise 'test' is not one of train, both"),
     ("release.py:resnet32", "method 'resnet32' is not one of"),
+    ("release.py:okdph,resnet32,cifar10,0.1,both", "no cell of 10 % of the images with noise"),
+    ("release.py:dml,resnet32,cifar10,1,none,4,readme", "okdph's with four students"),
+    ("official.py:dml", "method 'dml' is not one of one, okddip, ffl, pcl"),
   ],
 )
 def test_errors_are_one_line(argument, says):

@@ -48,6 +48,25 @@ def test_the_last_checkpoint_has_the_accuracy_that_the_run_has_logged(finished):
   assert evaluate(finished, network=OWN).reader == "student_0"
 
 
+def test_what_was_estimated_for_an_evaluation_is_what_is_loaded(tmp_path):
+  """The networks of swa and reestimate, with the statistics that they were evaluated with."""
+  run = tmp_path / "run"
+  wrappers = "({'name':'swa','start':'1 epoch'},{'name':'reestimate'})"
+  options = runs.options(runs.arrays(tmp_path / "data.npz"))
+  assert (
+    main(["--config=digits", *options, f"--config.wrappers={wrappers}", f"--workdir={run}"])
+    == 0
+  )
+  line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+  found = evaluate_all(run, which="last", network=OWN)
+  logged = line["cross_entropy"]["test"]
+  assert logged.keys() == found.keys()
+  assert {"swa_hybrid", "reestimated_hybrid"} <= logged.keys()
+  for name, e in found.items():
+    assert e.cross_entropy == pytest.approx(logged[name], rel=1e-5), name
+  assert logged["reestimated_center"] != logged["center"]
+
+
 def test_other_data_are_taken_where_they_fit(finished, tmp_path):
   other = runs.arrays(tmp_path / "other.npz", seed=1)
   e = evaluate(finished, "hybrid", data={"dir": str(other)}, split="train", network=OWN)

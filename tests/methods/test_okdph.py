@@ -292,6 +292,8 @@ def test_students_start_equal_by_default():
     (dict(fuse_with="next"), "updated, previous"),
     (dict(weights="beta"), "dirichlet, uniform"),
     (dict(alpha=0.0), "alpha"),
+    (dict(alpha=(1.0, 2.0)), r"alpha=\(1.0, 2.0\) has 2 numbers for 3 students"),
+    (dict(alpha=(1.0, 0.0, 2.0)), "alpha=0.0 must lie in"),
     (dict(alpha=np.inf), "alpha=inf must lie in"),
     (dict(beta=np.nan), "beta=nan must lie in"),
     (dict(beta=-1.0), "beta=-1.0"),
@@ -383,3 +385,33 @@ def test_okdph_draws_its_weights_with_alpha():
     ]
     spread[alpha] = np.std(drawn, axis=1)
   assert (spread[1000.0] < 0.05).all() and (spread[0.01] > 0.3).all()
+
+
+def test_dirichlet_weights_follow_an_alpha_for_each_student():
+  """E r_m = alpha_m / sum alpha."""
+  alpha = (1.0, 2.0, 5.0)
+  keys = jax.random.split(jax.random.key(0), 20000)
+  r = np.asarray(jax.vmap(lambda key: dirichlet(key, N, alpha))(keys))
+  np.testing.assert_allclose(r.mean(0), np.divide(alpha, 8), atol=0.01)
+  same = dirichlet(keys[0], N, (2.0,) * N), dirichlet(keys[0], N, 2.0)
+  np.testing.assert_array_equal(*same)
+  method = okdph(context(Smooth()), **OPTIONS | dict(alpha=(1000.0, 1.0, 1.0)))
+  learner = method.init(jax.random.key(0), views_of(method).image)
+  assert method.after_step(learner, 1, jax.random.key(1)).memory["weights"][0] > 0.9
+
+
+@pytest.mark.parametrize("fuse_with", ["updated", "previous"])
+def test_the_release_reads_the_hybrid_of_its_last_forward_pass(fuse_with):
+  """The paper's is that of the students as they are."""
+  method = okdph(context(Smooth()), **OPTIONS | dict(fuse_with=fuse_with, weights="uniform"))
+  views = views_of(method)
+  before = method.init(jax.random.key(0), views.image)
+  _, (after, _) = method.losses(before, views, 0, jax.random.key(2))
+  moved = after.replace(params=jax.tree.map(lambda x: x + 1, after.params))
+  want = hybridize(moved.students, uniform(N))
+  if fuse_with == "previous":
+    last = hybridize(before.students, uniform(N))
+    _, new = Smooth().apply(last, views.image[N], True, mutable=["batch_stats"])
+    want = {"params": last["params"], "batch_stats": new["batch_stats"]}
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+  jax.tree.map(close, method.networks(moved)["hybrid"], want)

@@ -16,12 +16,14 @@ from tests.methods import tiny
 
 OPTIONS = {"kdcl general": ("kdcl", {"target": "general"})}
 STACKS = {
-  **{f"{name} around dml": ("dml", (name,)) for name in WRAPPERS},
+  **{f"{name} around dml": ("dml", (name,)) for name in WRAPPERS if name != "reestimate"},
+  "reestimate around okdph": ("okdph", ("reestimate",)),
   **{f"{name} around okdph": ("okdph", (name,)) for name in ("sam", "dot", "swa", "ema")},
   "dot around kd": ("kd", ("dot",)),
   "dot around ffl": ("ffl", ("dot",)),
   "dot around kr": ("kr", ("dot",)),
   "swa around sam around okdph": ("okdph", ("sam", "swa")),
+  "gradient_cosine around dot around kd": ("kd", ("dot", "gradient_cosine")),
   "everything around pcl": ("pcl", ("dot", "sam", "ema", "swa")),
 }
 CASES = [*METHODS, *OPTIONS, *STACKS]

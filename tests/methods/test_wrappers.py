@@ -172,6 +172,40 @@ def test_what_reaches_what_is_structure_and_not_value():
   assert dependence(jvp, params) == want
 
 
+@pytest.mark.parametrize("inner", [None, "dot"])
+def test_the_cosine_of_the_two_gradients(inner):
+  """Against NumPy, over the parameters of both losses: KR's labels have one alone."""
+  method, learner, views = begin("kr")
+  inside = WRAPPERS[inner](method, None) if inner else method
+  wrapped = WRAPPERS["gradient_cosine"](inside, None)
+  f = objective(method, learner, views)
+  gradients, (_, metrics) = tiny.jit(lambda p: wrapped.gradient(f, p))(learner.params)
+  want, parts = tiny.jit(
+    lambda p: (
+      inside.gradient(f, p)[0],
+      [jax.grad(lambda p, i=i: f(p)[0][i])(p) for i in (0, 1)],
+    )
+  )(learner.params)
+  close(gradients, want, 1e-4, 1e-6)
+  task, distill = (
+    np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(part["students"])])
+    for part in parts
+  )
+  cosine = task @ distill / np.linalg.norm(task) / np.linalg.norm(distill)
+  np.testing.assert_allclose(metrics["gradient_cosine"], cosine, rtol=1e-4)
+
+
+def test_the_cosine_needs_two_gradients():
+  method, learner, views = begin("base")
+  wrap, f = WRAPPERS["gradient_cosine"], objective(method, learner, views)
+  for inside, says in [
+    (method, "no parameter has both losses"),
+    (WRAPPERS["sam"](method, None), "name it before sam"),
+  ]:
+    with pytest.raises(ValueError, match=says):
+      jax.eval_shape(lambda p, m=inside: wrap(m, None).gradient(f, p), learner.params)
+
+
 def test_dot_goes_inside_sam():
   method, *_ = begin("dml")
   with pytest.raises(ValueError, match="name it before sam"):
@@ -249,6 +283,126 @@ def test_swa_estimates_statistics_as_the_mean_over_images():
   )
 
 
+def test_swa_around_pcl_takes_the_mean_over_images_and_views():
+  """The stem sees every view, over batches of several sizes; a branch sees its own."""
+  method = METHODS["pcl"](tiny.context(), students=2)
+  wrapped = WRAPPERS["swa"](method, tiny.context())
+  batches = [tiny.batch(4), tiny.batch(2, seed=1)]
+  passes = [Views(np.stack([b.image, 1 - 2 * b.image]), b.label) for b in batches]
+  learner = tiny.jit(wrapped.init)(KEY, passes[0].image)
+  ready = wrapped.before_eval(wrapped.after_step(learner, 9, KEY), passes)
+  params = learner.params["shared"]["stem"]
+  zeros = jax.tree.map(jnp.zeros_like, learner.stats["shared"]["stem"])
+
+  def statistics(net, params, zeros, image):  # from zero they are a tenth of the batch's
+    maps, tenth = run(net, {"params": params, "batch_stats": zeros}, image, train=True)
+    return maps, jax.tree.map(lambda s: 10 * s, tenth)
+
+  stem, branch = [], []
+  for views in passes:
+    found = [statistics(tiny.Stem(), params, zeros, image) for image in views.image]
+    stem += [(len(views.label), s) for _, s in found]
+    first = jax.tree.map(lambda x: x[0], learner.students)
+    none = jax.tree.map(jnp.zeros_like, first["batch_stats"])
+    own = statistics(tiny.Branch(tiny.K), first["params"], none, found[0][0])[1]
+    branch.append((len(views.label), own))
+
+  def mean(parts):
+    total = sum(n for n, _ in parts)
+    return jax.tree.map(
+      lambda *s: sum(n * x for (n, _), x in zip(parts, s, strict=True)) / total,
+      *(s for _, s in parts),
+    )
+
+  stats = ready.memory["swa"]["stats"]
+  close(stats["shared"]["stem"], mean(stem), 1e-4)
+  close(jax.tree.map(lambda x: x[0], stats["students"]), mean(branch), 1e-4)
+
+
+@pytest.mark.parametrize(
+  "name, readers", [("okdph", ("hybrid", "center")), ("pcl", ("mean_0", "mean_1", "mean_2"))]
+)
+def test_reestimated_readers_have_the_statistics_of_their_own_weights(name, readers):
+  """As the mean over images, whatever the statistics were; the others are as without."""
+  method, learner, views = begin(name)
+  wrapped = WRAPPERS["reestimate"](method, tiny.context())
+  start = tiny.jit(wrapped.init)(KEY, views.image)
+  batches = [tiny.batch(4), tiny.batch(2, seed=1)]
+  passes = [Views(np.stack([b.image] * method.views), b.label) for b in batches]
+  ready = wrapped.before_eval(start, passes)
+  close(ready.replace(memory={}), start.replace(memory={}), 0, 0)
+  networks = wrapped.networks(ready)
+  assert [*networks] == [*method.networks(start), *(f"reestimated_{r}" for r in readers)]
+  for reader in readers:
+    network, want = networks[reader], None
+    zeros = jax.tree.map(jnp.zeros_like, network["batch_stats"])
+    for b in batches:
+      _, tenth = run(tiny.net(), network | {"batch_stats": zeros}, b.image, train=True)
+      part = jax.tree.map(lambda s: 10 * s * len(b.label) / 6, tenth)  # noqa: B023
+      want = part if want is None else jax.tree.map(jnp.add, want, part)
+    found = networks[f"reestimated_{reader}"]
+    close(found["batch_stats"], want, 1e-4)
+    close(found["params"], network["params"], 0, 0)
+  image = views.image[0]
+  np.testing.assert_allclose(
+    wrapped.predict(ready, image)[f"reestimated_{readers[0]}"],
+    run(tiny.net(), networks[f"reestimated_{readers[0]}"], image)[0],
+    rtol=1e-4,
+  )
+
+
+def test_reestimate_asks_for_readers_that_are_averages():
+  method, _, views = begin("dml")
+  for options, says in [({}, "no average of networks"), ({"readers": ("center",)}, "'center'")]:
+    wrapped = WRAPPERS["reestimate"](method, tiny.context(), **options)
+    with pytest.raises(ValueError, match=says):
+      jax.eval_shape(wrapped.init, KEY, views.image)
+
+
+@pytest.mark.parametrize(
+  "name, options, wrappers, more",
+  [
+    ("mean_teacher", {}, ["ema"], "ema_student_0"),
+    (
+      "pcl",
+      {"students": 2},
+      ["swa"],
+      "swa_student_0 swa_student_1 swa_ensemble swa_concatenated",
+    ),
+    ("okdph", {}, ["ema"], "ema_student_0 ema_student_1 ema_hybrid ema_center ema_ensemble"),
+    (
+      "okdph",
+      {"fuse_with": "previous"},
+      ["ema"],
+      "ema_student_0 ema_student_1 ema_center ema_ensemble",
+    ),
+    ("base", {}, ["ema", "swa"], "ema_student_0 swa_student_0"),
+    (
+      "dml",
+      {},
+      ["ema", "reestimate"],
+      "ema_student_0 ema_student_1 ema_ensemble "
+      "reestimated_ema_student_0 reestimated_ema_student_1",
+    ),
+  ],
+)
+def test_averages_are_read_once(name, options, wrappers, more):
+  """What lies in the memory is the same in the average of the weights."""
+  method = wrapped = METHODS[name](tiny.context(), **options)
+  for wrapper in wrappers:
+    wrapped = WRAPPERS[wrapper](wrapped, tiny.context())
+
+  def readers(method):
+    image = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    views = jax.ShapeDtypeStruct((method.views, 2, 8, 8, 1), jnp.float32)
+    learner = jax.eval_shape(method.init, KEY, views)
+    single = jax.eval_shape(method.predict, learner, image)
+    assert single.keys() == jax.eval_shape(method.networks, learner).keys()
+    return {*single, *jax.eval_shape(method.ensembles, learner, image)}
+
+  assert readers(wrapped) - readers(method) == set(more.split())
+
+
 def kernel(params):
   return np.asarray(params["students"]["branch"]["Dense_0"]["kernel"])
 
@@ -279,6 +433,21 @@ def test_weighted_scales_the_two_terms():
   wrapped = WRAPPERS["weighted"](method, None, task_weight=0.5, distill_weight=3.0)
   plain, scaled = (m.losses(learner, views, 0, KEY)[0] for m in (method, wrapped))
   np.testing.assert_allclose(scaled, [plain.task * 0.5, plain.distill * 3], rtol=1e-6)
+
+
+def test_nesterov_s_momentum_is_that_of_pytorch():
+  tx = sgd(0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+  params, want, v = {"x": jnp.array(2.0)}, 2.0, 0.0
+  state = tx.init(params)
+  for t in range(1, 4):
+    updates, state = tx.update({"x": jnp.array(0.3 * t)}, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    g = 0.3 * t + 0.01 * want
+    v = 0.9 * v + g
+    want -= 0.1 * (g + 0.9 * v)
+  np.testing.assert_allclose(params["x"], want, rtol=1e-6)
+  with pytest.raises(ValueError, match="dot has no Nesterov momentum"):
+    dot_sgd(0.1, nesterov=True, delta=0.05)
 
 
 def test_one_weight_decay_per_subtree():

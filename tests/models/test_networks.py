@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from okdph_jax import models
-from okdph_jax.models import densenet, mobilenet, resnet, vgg
+from okdph_jax.models import densenet, mobilenet, resnet, shufflenet, vgg
 from okdph_jax.models.net import Net
 
 IMAGENET = {"resnet18", "resnet34", "resnet50", "mobilenet_v1"}
@@ -41,6 +41,11 @@ PARAMETERS = {  # name: {classes: trainable parameters}
   "resnet32x4": {100: 7_433_860},
   "vgg8": {100: 3_965_028},
   "vgg13": {100: 9_462_180},
+  # torchvision's 2,278,604 of 1000 classes, whose entry is 3x3
+  "shufflenet_v2": {100: 1_355_528, 1000: 2_278_604 - 24 * 3 * 8},
+  # 2.36 and 11.2 million in the lists of networks for small images that they come from
+  "mobilenet_v2": {100: 2_369_380},
+  "resnet18_small": {10: 11_173_962, 100: 11_220_132},
 }
 
 SPLIT = {  # name: (stem's output, branch's map, width of the feature)
@@ -57,6 +62,9 @@ SPLIT = {  # name: (stem's output, branch's map, width of the feature)
   "densenet40_12_plain": ((8, 8, 304), (8, 8, 448), 448),
   "resnet8x4": ((16, 16, 128), (8, 8, 256), 256),
   "vgg8": ((4, 4, 512), (4, 4, 512), 512),
+  "shufflenet_v2": ((8, 8, 232), (4, 4, 1024), 1024),
+  "mobilenet_v2": ((5, 5, 96), (5, 5, 1280), 1280),
+  "resnet18_small": ((8, 8, 256), (4, 4, 512), 512),
 }
 
 BRANCH = {  # parameters of one branch for 10 and for 100 classes
@@ -175,7 +183,7 @@ def test_split(name):
   assert outputs.logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v1", "vgg13", "vgg16"])
+@pytest.mark.parametrize("name", ["resnet18_small", "mobilenet_v2", "shufflenet_v2", "vgg16"])
 def test_images_of_tiny_imagenet(name):
   image = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
   assert shapes(models.build(name, 200), image)[0].shape == (2, 200)
@@ -359,6 +367,34 @@ def separable(net, x, stride):
   return net.norm(1, net.conv(1, x)).relu()
 
 
+def inverted_residual(net, x):
+  y = net.norm(0, net.conv(0, x)).clip(0, 6)
+  y = net.norm(1, net.conv(1, y, groups=y.shape[1])).clip(0, 6)
+  return x + net.norm(2, net.conv(2, y))
+
+
+def shuffled(left, right):
+  torch = pytest.importorskip("torch")
+  x = torch.cat([left, right], 1)
+  b, c, h, w = x.shape
+  return x.reshape(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+def first_unit(net, x):
+  left = net.norm(0, net.conv(0, x, 2, groups=x.shape[1]))
+  left = net.norm(1, net.conv(1, left)).relu()
+  right = net.norm(2, net.conv(2, x)).relu()
+  right = net.norm(3, net.conv(3, right, 2, groups=right.shape[1]))
+  return shuffled(left, net.norm(4, net.conv(4, right)).relu())
+
+
+def unit(net, x):
+  left, right = x.chunk(2, 1)
+  right = net.norm(0, net.conv(0, right)).relu()
+  right = net.norm(1, net.conv(1, right, groups=right.shape[1]))
+  return shuffled(left, net.norm(2, net.conv(2, right)).relu())
+
+
 SMALL_VGG = Net(vgg.Stem(((4,), (6,))), vgg.Branch((8,), 5, hidden=(7,), pool=True), "")
 DENSE = functools.partial(densenet.Block, layers=2, growth=4, bottleneck=True)
 SMALL_DENSENET = Net(densenet.Stem(6, DENSE, 0.5), densenet.Branch(DENSE, 5), "")
@@ -374,8 +410,14 @@ SMALL_DENSENET = Net(densenet.Stem(6, DENSE, 0.5), densenet.Branch(DENSE, 5), ""
     (SMALL_VGG, (4, 9, 8, 3), vgg_small),
     (SMALL_DENSENET, (4, 8, 8, 3), densenet_small),
     (mobilenet.Separable(8, 2), (4, 8, 8, 6), functools.partial(separable, stride=2)),
+    (mobilenet.InvertedResidual(6, 1, 3), (4, 8, 8, 6), inverted_residual),
+    (shufflenet.Unit(8, first=True), (4, 8, 8, 6), first_unit),
+    (shufflenet.Unit(8, first=False), (4, 8, 8, 8), unit),
   ],
-  ids=["resnet8", "bottleneck", "preactivated", "large", "vgg", "densenet", "separable"],
+  ids=[
+    *("resnet8", "bottleneck", "preactivated", "large", "vgg", "densenet", "separable"),
+    *("inverted residual", "first unit", "unit"),
+  ],
 )
 def test_parity_with_pytorch(module, shape, reference):
   torch = pytest.importorskip("torch")

@@ -47,12 +47,18 @@ def test_generations_teach_each_other_and_go_on_after_an_interruption(
   assert (first / "checkpoints").stat().st_mtime_ns == before
 
   configs = [json.loads((run / "config.json").read_text())["config"] for run in (first, second)]
-  assert [config["seed"] for config in configs] == [42, 43]
+  assert [config["seed"] for config in configs] == [42, fit.generation_seed(42, 1)]
   assert [config["method"]["name"] for config in configs] == ["base", "kd"]
   assert [config["teacher"] for config in configs] == ["", "../generation_0"]
   taught = jax.tree.map(lambda leaf: leaf[0], Run(first).learner("last").students)
   held = Run(second).learner("best-test").memory["teacher"]
   jax.tree.map(np.testing.assert_array_equal, held, taught)
+
+
+def test_generations_of_any_seeds_share_none():
+  seeds = [fit.generation_seed(seed, k) for seed in range(40, 60) for k in range(5)]
+  assert len(set(seeds)) == 100 and all(0 <= seed < 2**32 for seed in seeds)
+  assert fit.generation_seed(42, 0) == 42  # the seed of the same network without generations
 
 
 def test_flops_of_convolutions_on_two_devices():

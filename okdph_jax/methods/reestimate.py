@@ -1,0 +1,89 @@
+"""Reestimate: readers with batch statistics of their own, for networks that are averages."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from okdph_jax.methods.protocol import Context, Method, run_networks
+from okdph_jax.methods.statistics import with_mean_statistics
+from okdph_jax.nn.students import run
+from okdph_jax.runtime import host
+
+
+def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = ()) -> Method:
+  """A second reader of each average, "reestimated_hybrid" beside "hybrid".
+
+  The batch statistics of a hybrid or an averaged network are averages as well, and those are
+  not the statistics of what the averaged weights compute (Izmailov et al., UAI 2018,
+  arXiv:1803.05407). Before an evaluation they are estimated anew, as the mean over the images
+  of one pass of training views, of which these networks see the last: OKDPH's hybrid the view
+  it trains on. Training is left alone.
+
+  `readers`: their names; by default all single networks that are not trained by descent,
+  "hybrid", "center", "teacher", "mean_0", "ema_student_0", ...
+  """
+  net = context.net
+
+  def averages(learner):
+    networks = method.networks(learner)
+    chosen = readers or tuple(name for name in networks if not name.startswith(OTHERS))
+    missing = [name for name in chosen if name not in networks]
+    if missing or not chosen:
+      asked = f"no single network {missing[0]!r}" if missing else "no average of networks"
+      raise ValueError(
+        f"reestimate: there is {asked}; leave it out of wrappers, or give readers of "
+        f"{', '.join(networks)}"
+      )
+    return {name: networks[name] for name in chosen}
+
+  def init(key, views):
+    learner = method.init(key, views)
+    start = {name: v["batch_stats"] for name, v in averages(learner).items()}
+    return learner.with_memory_of("reestimate", jax.tree.map(jnp.copy, start))
+
+  def reestimated(learner):
+    stats: dict[str, PyTree] = learner.memory["reestimate"]
+    return {
+      f"reestimated_{name}": network | {"batch_stats": stats[name]}
+      for name, network in averages(learner).items()
+    }
+
+  def update_statistics(learner, views, seen):
+    """The learner with this batch's statistics in the means over the images before it."""
+    key, image = jax.random.fold_in(jax.random.key(0), seen), views.image[-1]
+
+    def forward():
+      return {
+        name.removeprefix("reestimated_"): run(net, network, image, key, train=True)[1]
+        for name, network in reestimated(learner).items()
+      }
+
+    stats = with_mean_statistics(forward, seen, len(views.label))
+    return learner.with_memory(reestimate=stats)
+
+  @functools.cache  # compiled once, and not before the backend may be asked for
+  def compiled():
+    return jax.jit(update_statistics, compiler_options=host.compiler_options())
+
+  def before_eval(learner, batches):
+    learner, seen = method.before_eval(learner, batches), 0
+    for views in batches:
+      learner = compiled()(learner, views, jnp.int32(seen))
+      seen += len(views.label)
+    return learner
+
+  def networks(learner):
+    return method.networks(learner) | reestimated(learner)
+
+  run_reestimated = run_networks(net, reestimated)
+
+  def predict(learner, image):
+    return method.predict(learner, image) | run_reestimated(learner, image)
+
+  return method._replace(init=init, before_eval=before_eval, networks=networks, predict=predict)
+
+
+# How the readers begin that are trained by descent, or whose statistics are estimated already.
+OTHERS = ("student_", "leader", "swa_")

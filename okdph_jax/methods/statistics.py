@@ -1,0 +1,57 @@
+"""Running batch statistics as the mean over the images of a pass over the data."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array
+
+T = TypeVar("T")
+
+
+def with_mean_statistics(forward: Callable[[], T], seen: Array, batch: int) -> T:
+  """What `forward` returns; running statistics in it become means over all images so far.
+
+  `forward` takes no arguments and runs networks in training on the next `batch` images, after
+  `seen` others; with seen = 0 the statistics before do not matter. A layer that runs several
+  times on a batch, as PCL's stem does once per view, has the mean over all its runs.
+  """
+  runs: list[int] = []  # of each layer on this batch
+  with _momenta(lambda layer, run: 0.0, runs):
+    jax.eval_shape(forward)
+
+  def momentum(layer, run):
+    before = runs[layer] * seen + run * batch
+    return before / (before + batch)
+
+  with _momenta(momentum, []):
+    return forward()
+
+
+def _momenta(
+  momentum: Callable[[int, int], Any], runs: list[int]
+) -> AbstractContextManager[Any]:
+  """A context in which each `nn.BatchNorm` has `momentum(layer, run)`; `runs` is counted up.
+
+  A layer's second run on a batch is the one that takes the statistics its first one left.
+  """
+  left = {}  # id of a running mean -> (it, so that the id stays its own, layer, runs)
+
+  def with_momentum(call, args, kwargs, context):
+    module = context.module
+    if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+      return call(*args, **kwargs)
+    mean = module.get_variable("batch_stats", "mean")
+    _, layer, run = left.get(id(mean), (mean, len(runs), 0))
+    if layer == len(runs):
+      runs.append(0)
+    object.__setattr__(module, "momentum", momentum(layer, run))
+    y = call(*args, **kwargs)
+    after = module.get_variable("batch_stats", "mean")
+    runs[layer] = max(runs[layer], run + (after is not mean))
+    left[id(after)] = after, layer, run + 1
+    return y
+
+  return nn.intercept_methods(with_momentum)
