@@ -14,7 +14,14 @@ from jaxtyping import Array, Key, PyTree
 from okdph_jax.core import Batch
 from okdph_jax.methods.protocol import Method, Metrics
 from okdph_jax.runtime import host
-from okdph_jax.training.step import Augment, State, initial_state, train_step
+from okdph_jax.training.step import (
+  Augment,
+  State,
+  added,
+  train_step,
+  without_sums,
+  zero_sums,
+)
 
 Parts = Callable[[Any], tuple[Method, optax.GradientTransformation]]
 Advance = Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]
@@ -80,14 +87,15 @@ def compile_steps(
   began = time.monotonic()
   full, *short = shapes
   place = key.sharding
+  given, step = with_arguments(parts, numbers, augment, **options)
+  given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
   state = jax.jit(
-    lambda key: initial_state(*parts(numbers), augment=augment, batch=shapes[full], key=key),
+    lambda key: without_sums(*parts(numbers), augment=augment, batch=shapes[full], key=key),
     out_shardings=place,
     compiler_options=host.fast_compile_options(),
   )(key)
-
-  given, step = with_arguments(parts, numbers, augment, **options)
-  given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
+  zeros = zero_sums(functools.partial(step, given), state, shapes[full], key)
+  state = state.replace(sums=jax.jit(lambda: zeros, out_shardings=place)())
   jitted = jax.jit(
     step, donate_argnums=1, out_shardings=place, compiler_options=host.compiler_options()
   )
@@ -110,7 +118,8 @@ def with_arguments(
   fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
   given = jax.tree.map(lambda number: None if number in (0, 1) else number, numbers)
 
-  def step(given, state, batch, key):
+  @functools.partial(jax.jit, inline=True)  # which keeps its trace, that takes a second
+  def core(given, state, batch, key):
     numbers = jax.tree.map(
       lambda number, argument: argument if number is None else number,
       *(fixed, given),
@@ -118,6 +127,10 @@ def with_arguments(
     )
     method, tx = parts(numbers)
     return train_step(method, tx, augment, state, batch, key, **options)
+
+  def step(given, state, batch, key):
+    new, metrics = core(given, state.replace(sums={}), batch, key)
+    return new.replace(sums=added(state.sums, metrics)), metrics
 
   return given, step
 

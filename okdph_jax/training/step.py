@@ -63,8 +63,12 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, params)
   learner = learner.replace(params=optax.apply_updates(params, updates))
   learner = method.after_step(learner, state.step + 1, key_after)
-  sums = {name: state.sums.get(name, 0.0) + metrics[name] for name in metrics}
-  return State(state.step + 1, learner, opt_state, sums), metrics
+  return State(state.step + 1, learner, opt_state, added(state.sums, metrics)), metrics
+
+
+def added(sums: Metrics, metrics: Metrics) -> Metrics:
+  """The sums with the metrics of one more step; there may be none yet."""
+  return {name: sums.get(name, 0.0) + metrics[name] for name in metrics}
 
 
 def keys_of(key: Key[Array, ""], step: Any) -> Key[Array, " 3"]:
@@ -153,10 +157,31 @@ def initial_state(
   key: Key[Array, ""],
 ) -> State:
   """The state before the first step; `batch` may be shapes. Jit it, to place it at once."""
+  state = without_sums(method, tx, augment, batch, key)
+  step = functools.partial(train_step, method, tx, augment)
+  return state.replace(sums=zero_sums(step, state, batch, key))
+
+
+def without_sums(
+  method: Method,
+  tx: optax.GradientTransformation,
+  augment: Augment,
+  batch: Batch,
+  key: Key[Array, ""],
+) -> State:
+  """The initial state, which does not know yet what a step will measure."""
   key_init = jax.random.fold_in(key, 2**31 - 1)  # larger than any step
   views = jax.eval_shape(augment, key, batch.image)
   learner = method.init(key_init, jnp.zeros(views.shape, views.dtype))
-  state = State(jnp.int32(0), learner, tx.init(learner.params), {})
-  step = functools.partial(train_step, method, tx, augment)
+  return State(jnp.int32(0), learner, tx.init(learner.params), {})
+
+
+def zero_sums(
+  step: Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]],
+  state: State,
+  batch: Batch,
+  key: Key[Array, ""],
+) -> Metrics:
+  """A zero for each metric of `step(state, batch, key)`."""
   _, metrics = jax.eval_shape(step, state, batch, key)
-  return state.replace(sums=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))
+  return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
