@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> int:
     "tables.md": text,
     "tables.csv": tables.csv(found),
     "tables.tex": tables.latex(found),
-    "report.html": page.render(trials, found, title=flags.title),
+    "report.html": page.render(
+      trials, found, title=flags.title, analyses=runs.analyses(flags.paths)
+    ),
   }
   out = Path(flags.out)
   out.mkdir(parents=True, exist_ok=True)
@@ -79,9 +81,9 @@ def _curves(arguments):
   from okdph_jax.report import plots
   from okdph_jax.run import Run
 
-  lines = Run(flags.workdir).lines
-  if not lines:
+  run = Run(flags.workdir)
+  if not run.lines:
     raise ValueError(f"no evaluations in {flags.workdir}: pass the --workdir of a run")
-  plots.curves(lines, flags.out)
+  plots.curves(run, flags.out)
   print(flags.out)
   return 0

@@ -10,7 +10,8 @@ import html
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from okdph_jax.report import charts, tables
@@ -22,8 +23,14 @@ from okdph_jax.status import FINISHED, status
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def render(trials: Sequence[Trial], sections: Sequence[Section], *, title: str) -> str:
-  """The page of these runs; equal runs give equal pages."""
+def render(
+  trials: Sequence[Trial],
+  sections: Sequence[Section],
+  *,
+  title: str,
+  analyses: Iterable[tuple[Path, Path]] = (),
+) -> str:
+  """The page of these runs and analyses; equal files give equal pages."""
   import jinja2
 
   index = {trial: i for i, trial in enumerate(trials)}
@@ -60,7 +67,7 @@ def render(trials: Sequence[Trial], sections: Sequence[Section], *, title: str) 
     runs=_runs(trials, labels),
     unfinished=tables.unfinished(trials),
     missing=missing(trials),
-    analyses=_analyses(trials),
+    analyses=_analyses(analyses),
     notes=_html(tables.NOTES),
     left=tables.WORDS,
     index=lambda cell: " ".join(str(index[trial]) for trial in dict.fromkeys(cell.trials)),
@@ -132,27 +139,21 @@ def _figure(chart: Chart) -> dict[str, Any]:
   }
 
 
-def _analyses(trials) -> list[dict[str, Any]]:
-  """The figures of `okdph analysis`, each with its picture as a data URI."""
-  found = []
-  for trial in trials:
-    for file in trial.analyses:
-      pictures = [file.with_suffix(suffix) for suffix in MIME]
-      pictures = [picture for picture in pictures if picture.exists()]
-      if not pictures:
-        continue
-      picture = min(pictures, key=lambda path: path.stat().st_size)
-      data = base64.b64encode(picture.read_bytes()).decode()
-      content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-      found.append(
-        {
-          "name": file.stem.replace("_", " "),
-          "trial": trial.name,
-          "picture": f"data:{MIME[picture.suffix]};base64,{data}",
-          "notes": content.get("notes", []),
-        }
-      )
-  return found
+def _analyses(found: Iterable[tuple[Path, Path]]) -> list[dict[str, Any]]:
+  """Figures of `okdph analysis`, each with its picture as a data URI."""
+  figures = []
+  for file, picture in found:
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    data = base64.b64encode(picture.read_bytes()).decode()
+    runs = dict.fromkeys(run.get("name", "") for run in content.get("runs", []))
+    figures.append(
+      {
+        "name": file.stem.replace("_", " "),
+        "picture": f"data:{MIME[picture.suffix]};base64,{data}",
+        "about": "; ".join(filter(None, [", ".join(runs), *content.get("notes", [])])),
+      }
+    )
+  return figures
 
 
 def _html(text: str) -> str:

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from okdph_jax.report import readers
+from okdph_jax.report.runs import milestones
+from okdph_jax.run import Run
+
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
   "#000000",
@@ -18,25 +22,46 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
   "#CC79A7",
 )
 
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
+LINES = dict(zip(readers.KINDS, ("-", "--", ":"), strict=True))
+
 SEVERAL = "ensemble or fused head"
 
 
-def curves(lines: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
-  """Draws accuracy over epochs, a line per reader; dashed on validation, if there is one.
+def curves(run: Run, out: str | os.PathLike[str]) -> None:
+  """Draws a run's accuracies over the epochs: a panel per split, a line per reader.
 
-  lines: what `Run.lines` reads. The picture's format follows the ending of `out`.
+  Solid lines are networks, dashed ones averages of networks, dotted ones several together;
+  vertical lines mark where the learning rate drops. The format follows the ending of `out`.
   """
-  axes, save = _figure(7, 4.2, out)
-  epochs = [line["epoch"] for line in lines]
-  colours = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
-  for split, dashes in (("test", "-"), ("validation", "--")):
-    for i, reader in enumerate(lines[-1]["accuracy"].get(split) or {}):
-      percent = [100 * line["accuracy"][split][reader] for line in lines]
-      style = dict[str, Any](color=colours[i % 8], linestyle=dashes, linewidth=1, marker=".")
-      axes.plot(epochs, percent, label=f"{reader}, {split}", markersize=3, **style)
-  axes.set(xlabel="epoch", ylabel="accuracy [%]")
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize="small", loc="lower right")
+  from matplotlib.ticker import MaxNLocator
+
+  lines, config = run.lines, run.config or {}
+  splits = [split for split, found in lines[-1]["accuracy"].items() if found]
+  figure, save = _new((6.2 * len(splits), 4.2), "constrained", out)
+  panels = figure.subplots(1, len(splits), squeeze=False, sharey=True)[0]
+  for axes, split in zip(panels, splits, strict=True):
+    for i, reader in enumerate(lines[-1]["accuracy"][split]):
+      there = [line for line in lines if reader in line["accuracy"][split]]
+      style: dict[str, Any] = dict(color=COLOURS[i % len(COLOURS)], marker=".", markersize=3)
+      axes.plot(
+        [line["epoch"] for line in there],
+        [100 * line["accuracy"][split][reader] for line in there],
+        LINES[readers.kind(reader)],
+        label=reader,
+        linewidth=1.2,
+        **style,
+      )
+    for epoch in milestones(config, run.planned_epochs):
+      axes.axvline(epoch, color="0.7", linewidth=0.8, zorder=0)
+    axes.set(xlabel="epoch", ylabel=f"{split} accuracy [%]")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+  panels[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+  if config:
+    name = f"{config['method']['name']}, {config['network']}, {config['data']['name']}"
+    figure.suptitle(f"{name}, seed {config['seed']}", fontsize="medium")
   save()
 
 

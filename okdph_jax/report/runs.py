@@ -21,6 +21,8 @@ NOT_THE_EXPERIMENT = MAY_DIFFER | {"seed", "data.seed", "devices", "snapshots"}
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
 ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run without JSON of ours
 
+PICTURES = (".svg", ".png")
+
 Config = Mapping[str, Any]
 Result = dict[str, Any]  # what is in a result.json
 
@@ -69,20 +71,20 @@ class Trial:
     return self.record.get("fingerprint", {}).get("train", {}).get("images")
 
   @property
-  def analyses(self) -> list[Path]:
-    """What `okdph analysis` wrote: JSON files with a picture beside each."""
-    return sorted((self.run.path / "analysis").glob("*.json")) if self.run else []
-
-  @property
   def milestones(self) -> list[float]:
-    """The epochs at which its learning rate drops, those given in steps left out."""
-    planned = self.record.get("extended_from_epochs") or self.config["epochs"]
-    found = []
-    for when in self.config.get("milestones") or ():
-      count, unit = durations.parse(when) if isinstance(when, str) else (when, "")
-      if unit != "step":
-        found.append(count if unit else round(count * planned / durations.REFERENCE_EPOCHS))
-    return [epoch for epoch in found if epoch < self.config["epochs"]]
+    """The epochs at which its learning rate drops."""
+    return milestones(self.config, self.record.get("extended_from_epochs"))
+
+
+def milestones(config: Config, planned_epochs: int | None) -> list[float]:
+  """The epochs at which a run's learning rate drops, those given in steps left out."""
+  found = []
+  for when in config.get("milestones") or ():
+    count, unit = durations.parse(when) if isinstance(when, str) else (when, "")
+    if unit != "step":
+      scale = (planned_epochs or config["epochs"]) / durations.REFERENCE_EPOCHS
+      found.append(count if unit else round(count * scale))
+  return [epoch for epoch in found if epoch < config["epochs"]]
 
 
 class Group(NamedTuple):
@@ -134,12 +136,30 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
   return trials, warnings
 
 
-def _below(root, warnings):
-  """Of each run its result, or else its config; then the JSON files that lie elsewhere.
+def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
+  """(JSON, picture) of everything that `okdph analysis` wrote below folders.
 
-  What failed before it had a config is added to the warnings.
+  The picture is the smaller of .png and .svg.
   """
-  runs, found, alone, visited = [], [], [], set()
+  found = {}
+  for root in map(Path, paths):
+    for folder, files in _walk(root):
+      for file in files:
+        if pictures := _pictures(folder / file):
+          smallest = min(pictures, key=lambda picture: picture.stat().st_size)
+          found.setdefault((folder / file).resolve(), (folder / file, smallest))
+  return list(found.values())
+
+
+def _pictures(file):
+  """Those that lie beside a JSON file, as those of an analysis do."""
+  there = (file.with_suffix(suffix) for suffix in PICTURES)
+  return [picture for picture in there if picture.exists()] if file.suffix == ".json" else []
+
+
+def _walk(root):
+  """(folder, names of its files) of a tree, each folder once; links are followed."""
+  visited = set()
   for folder, folders, files in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
     if real in visited:
@@ -147,15 +167,25 @@ def _below(root, warnings):
       continue
     visited.add(real)
     folders[:] = sorted(set(folders) - ARRAYS)
-    here = Path(folder)
+    yield Path(folder), sorted(files)
+
+
+def _below(root, warnings):
+  """Of each run its result, or else its config; then the JSON files that lie elsewhere.
+
+  What failed before it had a config is added to the warnings.
+  """
+  runs, found, alone = [], [], []
+  for here, files in _walk(root):
     if CONFIG in files:
       runs.append(here)
     if ERROR in files and CONFIG not in files:
-      warnings.append(f"{here}: failed before it began, {(Run(here).failure or '').strip()}")
+      warnings.append(f"{here}: failed before it began, {Run(here).failure}")
     if CONFIG in files or RESULT in files:
       found.append(here / (RESULT if RESULT in files else CONFIG))
     if not any(here.is_relative_to(run) for run in runs):
-      alone += [here / f for f in sorted(files) if f.endswith(".json") and f != RESULT]
+      files = [here / file for file in files if file.endswith(".json") and file != RESULT]
+      alone += [file for file in files if not _pictures(file)]
   return found + alone
 
 

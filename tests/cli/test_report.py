@@ -14,6 +14,7 @@ from okdph_jax.report import paper, plots, statistics, tables
 from okdph_jax.report.runs import Trial
 from okdph_jax.run import Run, completed
 from okdph_jax.training import logbook
+from tests.report.made import folder
 
 # With omega = 1, Table 7's cell of CIFAR-10, 1 %, ResNet32.
 TUNED = {"beta": 0.5, "gamma": 0.5, "fuse_every": "5 steps"} | settings.RELEASE["okdph"]
@@ -330,18 +331,22 @@ def test_nothing_to_show_is_one_line_and_exit_code_2(tmp_path, capsys, arguments
   assert err.count("\n") == 1
 
 
-def test_curves_draws_a_line_per_reader(tmp_path):
-  lines = [
-    {"step": e, "epoch": e, "seconds": e, "losses": {}}
-    | {"accuracy": {"test": {"hybrid": e / 10}, "validation": {"hybrid": e / 9}}}
-    for e in range(1, 6)
-  ]
-  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  out = tmp_path / "new" / "curves.png"
-  assert report.main(["curves", str(tmp_path), f"--out={out}"]) == 0
-  from PIL import Image
+def test_curves_draws_a_line_per_reader(tmp_path, monkeypatch):
+  from matplotlib.axes import Axes
 
-  assert Image.open(out).size == (1050, 630)
+  drawn, plot = [], Axes.plot
+
+  def recorded(axes, x, y, dash, **style):
+    drawn.append((style["label"], dash, y[-1]))
+    return plot(axes, x, y, dash, **style)
+
+  monkeypatch.setattr(Axes, "plot", recorded)
+  folder(tmp_path / "run", "okdph", 0, last=0.5, validation=True)
+  out = tmp_path / "new" / "curves.svg"
+  assert report.main(["curves", str(tmp_path / "run"), f"--out={out}"]) == 0
+  kinds = {"student_0": "-", "student_1": "-", "hybrid": "--", "ensemble": ":"}
+  assert {name: dash for name, dash, _ in drawn} == kinds and len(drawn) == 8  # two splits
+  assert drawn[0][2] == pytest.approx(50) and out.stat().st_size > 1000
 
 
 def test_comparison_draws_the_single_networks_and_what_is_more_than_one(tmp_path, monkeypatch):
