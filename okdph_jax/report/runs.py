@@ -125,6 +125,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
     for file in _below(root, warnings) if root.is_dir() else [root]:
       try:
         trial = _trial(file, root)
+        _ = trial.lines  # a damaged file is found here
       except (OSError, ValueError) as error:
         warnings.append(f"{file}: left out, {error}")
         continue

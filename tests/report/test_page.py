@@ -123,6 +123,8 @@ def test_charts_are_drawn_and_chosen_from(opened):
   one.mouse.up()
   narrow = plot.evaluate("plot => plot.layout.xaxis.range")
   assert narrow[1] - narrow[0] < 0.5 * (wide[1] - wide[0])  # a drag zooms
+  figure.locator("select").select_option("test accuracy")
+  assert plot.evaluate("plot => plot.layout.xaxis.range")[1] > 9  # of 10 epochs
 
   names = one.locator("figure h4").all_inner_texts()
   assert names == [

@@ -139,8 +139,9 @@ def test_a_torn_config_is_named_and_the_others_stand(tmp_path):
   (tmp_path / "torn" / "config.json").write_text(json.dumps({"config": {}})[:-3])
   (tmp_path / "foreign").mkdir()
   (tmp_path / "foreign" / "config.json").write_text('{"model": "bert"}')
+  (folder(tmp_path / "damaged", "dml", 0).path / "metrics.jsonl").write_text("{\n{}\n")
   (tmp_path / "early").mkdir()
   (tmp_path / "early" / "error.txt").write_text("there is no such dataset\n")
   found, warnings = runs.find([tmp_path])
   assert [trial.name for trial in found] == ["good"]
-  assert len(warnings) == 3 and "early: failed before it began, there is no such" in warnings[0]
+  assert len(warnings) == 4 and "early: failed before it began, there is no such" in warnings[0]

@@ -180,10 +180,16 @@ function draw(plot) {
   });
 }
 
-function update(number) {
+function update(number, patch = {}) {
   const plot = document.getElementById(`chart-${number}`);
   if (!plot.classList.contains("drawn")) return;
-  Plotly.update(plot, { visible: chosen(charts[number]) }, layoutOf(charts[number]));
+  Plotly.update(plot, { visible: chosen(charts[number]) }, { ...layoutOf(charts[number]), ...patch });
+}
+
+// Another quantity has another scale: what was zoomed into is left.
+function unzoomed({ layout }) {
+  const axes = ["xaxis", "yaxis"].filter((axis) => !layout[axis].range);
+  return Object.fromEntries(axes.map((axis) => [`${axis}.autorange`, true]));
 }
 
 function layoutOf(chart) {
@@ -204,7 +210,7 @@ for (const controls of document.querySelectorAll(".controls")) {
   });
   controls.addEventListener("change", (event) => {
     for (const option of options(event.target.dataset.control)) option.chosen = option.value === event.target.value;
-    update(number);
+    update(number, unzoomed(charts[number]));
   });
 }
 
