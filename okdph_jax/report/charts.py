@@ -134,7 +134,7 @@ def against(section: Section, style: Style, index: Mapping[Trial, int]) -> Chart
         dot["hovertemplate"] = "%{x:+.2f} points, " + f"{found.n} pairs<extra></extra>"
         traces.append(dot)
   layout = _rows_layout(rows, f"difference to {section.baseline} [points]")
-  layout["xaxis"]["zeroline"] = True
+  layout["xaxis"] |= {"zeroline": True, "rangemode": "tozero"}
   return Chart(
     f"Difference to {section.baseline}",
     "Paired by seed, or by the draw of the data: mean and 95 % t interval.",
