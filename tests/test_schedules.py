@@ -64,3 +64,11 @@ def test_the_ramp():
   )
   assert at(7) == at(7, 390) != at(8)
   np.testing.assert_allclose(at(20, epochs=150), at(40), rtol=1e-5)
+
+
+def test_a_held_rate_stays_what_it_was_at_a_step():
+  rate = schedules.held(multistep(0.1, (150,), epochs=300, epoch_steps=1), 160)
+  assert [float(rate(step)) for step in (149, 150, 160, 10_000)] == pytest.approx(
+    [0.1, 0.01, 0.01, 0.01]
+  )
+  assert float(schedules.held(lambda step: step, 160)(161)) == 160

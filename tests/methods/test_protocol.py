@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from okdph_jax.methods import METHODS, WRAPPERS
+from okdph_jax.methods import METHODS, WRAPPERS, assemble
 from okdph_jax.methods.protocol import run_networks
 from okdph_jax.nn.students import run
 from okdph_jax.training.step import initial_state, train_step
@@ -195,3 +195,16 @@ def test_predict_is_every_network_run_on_the_images(name):
   assert [*got] == [*want]
   for reader in got:
     np.testing.assert_allclose(got[reader], want[reader], rtol=1e-4, atol=1e-5)
+
+
+def test_a_config_is_assembled_with_the_first_wrapper_innermost():
+  context = tiny.context()
+  options = {"name": "dml", "students": 3}
+  wrappers = [{"name": "ema", "decay": 0.5}, {"name": "weighted", "task_weight": 2.0}]
+  method = assemble(context, options, wrappers)
+  assert method.views == 3 and method.in_memory == ("ema_",)
+  assert options == {"name": "dml", "students": 3} and wrappers[0]["name"] == "ema"
+  inside_out = [{"name": "sam"}, {"name": "dot"}]
+  with pytest.raises(ValueError, match="name it before sam"):
+    assemble(context, {"name": "dml"}, inside_out)
+  assert assemble(context, {"name": "base"}).views == 1
