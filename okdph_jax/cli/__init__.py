@@ -3,7 +3,8 @@
 Exit codes, of every command:
 
     0    it is done; a run is finished, now or before
-    1    the run failed: the loss is no longer a number, the disk is full, ...
+    1    the run failed: the loss is no longer a number, the disk is full, ...; or predict left
+         out a file that is no picture
     2    what was asked for cannot be done; one line says why, and nothing has been changed
     75   the run was interrupted: the same command goes on
     130  Ctrl-C stopped it at once; a run after a second Ctrl-C, or 143 after a second SIGTERM

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from okdph_jax.data import Split
+from okdph_jax.errors import one_line
 from okdph_jax.export.formats import FORMATS
 from okdph_jax.export.model import ABOUT, digest
 from okdph_jax.run import BEST_TEST, BEST_VALIDATION, LAST, Run
@@ -167,8 +168,14 @@ def write(
   for name in formats:
     kind = FORMATS[name]
     path = folder / kind.file
-    kind.write(trained, path, calibration)
-    found = compare(kind.open(path, None)(images), expected, kind.int8)
+    try:
+      kind.write(trained, path, calibration)
+      logits = kind.open(path, None)(images)
+    except ValueError:
+      raise
+    except Exception as error:  # of a converter or a runtime
+      raise ValueError(f"{kind.file} cannot be made: {one_line(error)}") from error
+    found = compare(logits, expected, kind.int8)
     if found.tolerance is not None and not found.max_difference <= found.tolerance:
       raise ValueError(
         f"{kind.file} differs from the checkpoint by up to {found.max_difference:.2g} in a "

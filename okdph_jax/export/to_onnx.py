@@ -212,11 +212,9 @@ def _maximum(graph, operation):
 
 
 def _power(graph, params, x):
-  return (
-    graph("Mul", x, x)
-    if params["y"] == 2
-    else graph("Pow", x, graph.constant(np.float32(params["y"])))
-  )
+  if params["y"] == 2:
+    return graph("Mul", x, x)
+  return graph("Pow", x, graph.constant(np.float32(params["y"])))
 
 
 def _select(graph, operation):
@@ -364,10 +362,7 @@ def _split(old, new):
 
 
 def _squeeze(graph, operation):
-  (x,), axes = (
-    operation.inputs,
-    [i % len(operation.inputs[0].shape) for i in operation.params["dimensions"]],
-  )
+  (x,), axes = operation.inputs, operation.params["dimensions"]
   order = graph.order(x)
   places = graph.integers([order.index(axis) for axis in axes])
   name = graph("Squeeze", graph.whole(x, order), places)

@@ -130,6 +130,18 @@ def test_a_file_that_differs_is_refused_and_nothing_is_left(
   assert not [path for path in run.iterdir() if ".new" in path.name or ".old" in path.name]
 
 
+def test_what_a_converter_raises_is_said_in_a_line(run, tmp_path, capsys, monkeypatch):
+  def breaks(network, path, calibration):
+    raise RuntimeError("a converter's\nown words")
+
+  monkeypatch.setitem(folders.FORMATS, "onnx", FORMATS["onnx"]._replace(write=breaks))
+  command = ["export", f"--workdir={run}", f"--network={OWN}", f"--out={tmp_path / 'out'}"]
+  assert cli.dispatch([*command, "--formats=onnx"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "model.onnx cannot be made: a converter's own words" in line
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_is_replaced_and_other_folders_are_not(run, tmp_path, capsys):
   command = ["export", f"--workdir={run}", f"--network={OWN}", f"--out={tmp_path / 'out'}"]
   assert cli.dispatch([*command, "--formats=onnx"]) == 0
