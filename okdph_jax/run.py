@@ -260,6 +260,9 @@ class Run:
         refused = error
     if distributed.any_process(refused is not None):
       raise refused or ValueError(f"the leading process could not lock {self.path}")
+    if held:
+      for half_written in self.path.glob("*.tmp"):  # by a process that was killed
+        half_written.unlink()
     try:
       yield
     finally:

@@ -43,8 +43,8 @@ def _hear(reading: int, came: list[int]) -> None:
       if came:
         _say(f"{_name(number)} again: stopped at once; the same command goes on")
         os._exit(128 + number)
-      came.append(number)
       _say(f"{_name(number)}: stopping at the next step; a second signal stops at once")
+      came.append(number)
 
 
 def _name(number):
