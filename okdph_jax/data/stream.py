@@ -15,10 +15,16 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Iterator, Sequence
+=======
+import sys
+from collections.abc import Callable, Iterable, Iterator
+>>>>>>> 55dd51d (Pods: images that cannot be read are replaced alike in all processes, which all report theirs; a batch that the devices do not divide is refused)
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Int32, UInt8
@@ -307,9 +313,22 @@ class _Preparer:
       for i in local(sharding(self._mesh, count), count)
       if i < len(entries)
     }
-    return self._sender.submit(self._send, image, labels, decoding, views is None)
 
-  def _send(self, image, labels, decoding, evaluation):
+    def instead(i):
+      """The first readable image after image i: for all processes the same."""
+      for j in (k % len(entries) for k in range(i + 1, i + len(entries))):
+        with contextlib.suppress(ValueError):
+          if j in decoding:
+            decoding[j].result()
+          else:  # another process decodes it, and reports it
+            fill(j, entries[j])
+          return j
+      raise ValueError("every image of a batch is corrupt")
+
+    evaluated = views is None
+    return self._sender.submit(self._send, image, labels, decoding, evaluated, instead)
+
+  def _send(self, image, labels, decoding, evaluation, instead):
     mask = np.zeros(len(labels), bool)
     for i, done in decoding.items():
       mask[i] = done.exception() is None
@@ -317,13 +336,9 @@ class _Preparer:
         self._corrupt(done.exception())
     if evaluation:
       return self._placed(Batch(image[0], labels), mask, 0)
-    if not mask.any():
-      error = next(iter(decoding.values())).exception()
-      raise ValueError("every image of a batch is corrupt") from error
-    good = np.flatnonzero(mask)
     for i in decoding:
-      if not mask[i]:  # replaced by another image; in a pod, by one decoded here
-        image[:, i], labels[i] = image[:, good[i % len(good)]], labels[good[i % len(good)]]
+      if not mask[i]:
+        image[:, i], labels[i] = image[:, j := instead(i)], labels[j]
     return self._placed(Batch(image, labels), mask, 1)
 
   def _corrupt(self, error):
@@ -332,7 +347,11 @@ class _Preparer:
       raise error
     if str(error) not in pictures.skipped:
       pictures.skipped.append(str(error))
-      print(f"skipped ({len(pictures.skipped)} so far): {error}", flush=True)
+      line = f"skipped ({len(pictures.skipped)} so far): {error}"
+      if jax.process_index():  # of a pod; only the leading process prints to stdout
+        print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
+      else:
+        print(line, flush=True)
 
   def _placed(self, batch, mask, axis):
     images = host.place(batch.image, sharding(self._mesh, len(mask), axis=axis))

@@ -99,6 +99,7 @@ def run_one(
     with distributed.leader_first():  # it may have to prepare them
       dataset = data.load(config)
     stop_before_the_first_step(interrupted)
+    check_devices(config, len(dataset.train))
     planned = planned_epochs(config, run)
     experiment = build(config, dataset, planned)
     resolved = resolve(config, run.path, dataset)
@@ -154,6 +155,29 @@ def failures_noted(run: Run) -> Iterator[None]:
       with contextlib.suppress(OSError):  # the disk may be what failed
         run.write_failure(one_line(error))
     raise
+
+
+def check_devices(config: ConfigDict, images: int) -> None:
+  """Refuses a batch that the devices of an accelerator or a pod do not divide.
+
+  Each would compute the whole of it. A short last batch may be such, which is said. The devices
+  of a CPU in one process were chosen to divide the batch.
+  """
+  devices = host.mesh(config.devices).size
+  if devices == 1 or jax.default_backend() == "cpu" and jax.process_count() == 1:
+    return
+  batch = min(config.batch_size, images) // config.accumulate
+  if batch % devices:
+    raise ValueError(
+      f"{devices} devices do not divide {batch} images, each would compute all of them; take a "
+      f"config.batch_size that is a multiple of {devices * config.accumulate}, or fewer "
+      "config.devices (of each process)"
+    )
+  if (last := images % config.batch_size) % devices:
+    print(
+      f"the last batch of an epoch has {last} images, which {devices} devices do not divide: "
+      "each computes all of them"
+    )
 
 
 def already_finished(config: ConfigDict, run: Run) -> Result | None:

@@ -199,6 +199,8 @@ def _saving(directory: Path) -> Iterator[None]:
   """Errors of a save as a `DiskError`."""
   try:
     yield
+  except jax.errors.JaxRuntimeError:  # another process of the pod has died
+    raise
   except Exception as error:  # Orbax and tensorstore each raise their own
     raise DiskError(
       f"a checkpoint cannot be written to {directory}: {disk_full(error) or one_line(error)}; "

@@ -30,7 +30,7 @@ class Bench:
     self.folder, self.random = Path(folder), random.Random(seed)
     self.data = arrays(self.folder / "data.npz")
     self.command = (
-      "--config=digits:dml",
+      "--config=digits:base,resnet8,1",
       "--config.data.name=arrays",
       f"--config.data.dir={self.data}",
       "--config.network=tests.nets:Stateless",
@@ -38,7 +38,7 @@ class Bench:
       f"--config.epochs={STEPS // 2}",
       "--config.eval_every_epochs=2",
       "--config.snapshots=2",
-      "--config.views=('crop(1)',)",
+      "--config.views=('flip',)",
       "--config.devices=1",
       SAVED_OFTEN,
     )
@@ -130,9 +130,9 @@ def kills_in_time(bench, count):
 
 
 def chains(bench, count, kill):
-  """Up to five kills in a row, after each of which the run goes on, and then to the end."""
+  """Up to eight kills in a row, after each of which the run goes on, and then to the end."""
   while count:
-    workdir, length = bench.new(), min(count, bench.random.randint(1, 5))
+    workdir, length = bench.new(), min(count, bench.random.randint(1, 8))
     for _ in range(length):
       kill(workdir)
     yield from [None] * (length - 1)

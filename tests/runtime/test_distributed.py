@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from PIL import Image
 from okdph_jax import data
 from okdph_jax.cli.train import at_run_time, main
 from okdph_jax.data import stream
+from okdph_jax.experiment.config import load_config
+from okdph_jax.experiment.fit import check_devices
 from okdph_jax.runtime import distributed, host
 from tests.runs import arrays, evaluations, options
 
@@ -89,6 +92,8 @@ def pictures(tmp_path):
       path = tmp_path / split / "ab"[i % 2] / f"{i:02d}.png"
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).save(path)
+  for i in (3, 4, 5, 16):
+    (tmp_path / "train" / "ab"[i % 2] / f"{i:02d}.png").write_bytes(b"no image")
   return tmp_path
 
 
@@ -97,7 +102,7 @@ def seen(root):
   decoded, decode = [], stream.decode
   stream.decode = lambda *args: decoded.append(args[0]) or decode(*args)
   options = dict(name="folder", dir=str(root), train="train", test="test", fraction=1.0)
-  options |= dict(replacement=False, validation=0, image_size=8, memory_limit=1)
+  options |= dict(replacement=False, validation=0, image_size=8, memory_limit=1, corrupt="skip")
   dataset = data.load(ml_collections.ConfigDict({"data": options}))
   decoded.clear()  # normalisation is measured by all
   mesh = host.mesh()
@@ -137,6 +142,9 @@ def test_each_process_decodes_its_part_of_the_same_batches(pictures):
   codes, out, err = ended(together("-m", "tests.runtime.test_distributed", str(pictures)))
   assert codes == [0, 0], err
   assert "process 0" in out[0] and "process 1" not in out[1]
+  said = out[0] + err[1]  # who decodes an image that is none says so
+  assert all(f"{i:02d}.png is not" in said for i in (3, 4, 5, 16))
+  assert "process 1: skipped (1 so far)" in err[1]
   assert (pictures / "order").read_text() == "01"
   leaves, decoded = seen(pictures)  # two devices, see conftest
   counts = []
@@ -148,6 +156,22 @@ def test_each_process_decodes_its_part_of_the_same_batches(pictures):
     counts.append(int(there["decoded"]))
   # Batches of 8 and the padded one are split, 5 images are everywhere.
   assert max(counts) < decoded <= sum(counts)
+
+
+def test_a_batch_that_the_devices_of_a_pod_do_not_divide_is_refused(monkeypatch, capsys):
+  config = load_config("digits")
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(host, "mesh", lambda devices: types.SimpleNamespace(size=48))
+  with pytest.raises(ValueError, match="48 devices do not divide 64 images") as error:
+    check_devices(config, 1442)
+  assert "multiple of 48" in str(error.value) and "\n" not in str(error.value)
+  monkeypatch.setattr(host, "mesh", lambda devices: types.SimpleNamespace(size=64))
+  check_devices(config, 1442)
+  assert "last batch of an epoch has 34 images" in capsys.readouterr().out
+  check_devices(config, 128)
+  assert not capsys.readouterr().out
+  monkeypatch.setattr(jax, "process_count", lambda: 1)
+  check_devices(config, 1442)  # a CPU: its devices were chosen
 
 
 def test_a_pod_of_nobody_is_refused_in_one_line(tmp_path):
