@@ -16,18 +16,15 @@ from tabulate import tabulate
 from tests.faults import cases, processes
 
 ROWS = {  # name -> (what is tried, how many of a thousand)
-  "kills_at_operations": (
-    "kill -9 before an operation on a file, up to five in a row, then to the end",
-    140,
-  ),
-  "kills_in_time": ("kill -9 at a random time, likewise", 70),
-  "signals": ("SIGTERM, SIGINT, one or two, at a random time, then resumed", 40),
-  "damaged_files": ("a file of a stopped run that lost bits, its end, or itself", 80),
-  "full_disks": ("a disk that becomes full, then has room", 25),
-  "two_writers": ("a second process on the same run", 5),
-  "changed_data": ("a resume on other images or labels", 10),
-  "soak": ("epochs of a long run: memory, threads, open files", 2000),
-  "malformed_inputs": ("options, configs, views, run files and arrays by Hypothesis", 1200),
+  "kills_at_operations": ("kill -9 before an operation on a file, up to 8 in a row", 130),
+  "kills_in_time": ("kill -9 at a random time, up to 8 in a row", 70),
+  "signals": ("SIGTERM or SIGINT at a random time, one or two", 24),
+  "damaged_files": ("a file of a stopped run that lost a bit, its end, or itself", 64),
+  "full_disks": ("a disk that becomes full, then has room", 12),
+  "two_writers": ("a second process on the same run", 3),
+  "changed_data": ("a resume on other images or labels", 6),
+  "soak": ("epochs of a long run: memory, threads, open files", 800),
+  "malformed_inputs": ("options, configs, views, run files and arrays by Hypothesis", 1000),
 }
 ONE_CASE = {"soak"}  # however many
 
