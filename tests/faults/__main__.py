@@ -5,10 +5,10 @@ has the table of a whole run.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tabulate import tabulate
@@ -26,7 +26,6 @@ ROWS = {  # name -> (what is tried, how many of a thousand)
   "soak": ("epochs of a long run: memory, threads, open files", 800),
   "malformed_inputs": ("options, configs, views, run files and arrays by Hypothesis", 1000),
 }
-ONE_CASE = {"soak"}  # however many
 
 
 def main():
@@ -35,16 +34,15 @@ def main():
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default=",".join(ROWS))
   options = parser.parse_args()
-  table, failed = [], 0
-  with tempfile.TemporaryDirectory() as folder:
+  table = []
+  with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/xla")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     processes.import_everything()
-    chosen, bench = options.only.split(","), None
-    for name, (about, share) in ROWS.items():
-      count, began = max(1, round(share * options.n / 1000)), time.monotonic()
-      if name not in chosen:
-        continue
+    bench = None
+    for name in (name for name in ROWS if name in options.only.split(",")):
+      about, share = ROWS[name]
+      count = max(1, round(share * options.n / 1000))
       if name == "malformed_inputs":  # the last: it starts JAX, and then nothing may fork
         from tests.faults.inputs import malformed_inputs
 
@@ -52,22 +50,16 @@ def main():
       else:
         bench = bench or cases.Bench(folder, options.seed)
         found = getattr(cases, name)(bench, count)
-      said = list(shown(name, found))
-      tried = count if name in ONE_CASE else len(said)
-      wrong = sum(map(bool, said))
-      table.append((about, tried, wrong, f"{time.monotonic() - began:.0f}"))
-      failed += wrong
-  print(tabulate(table, ("fault", "tried", "failed", "seconds"), tablefmt="github"))
-  used = sum(sum(os.times()[i] for i in pair) for pair in ((0, 1), (2, 3)))
+      table.append(row := [about, 0, 0])
+      for failure in found:  # after Ctrl-C the table has what was tried
+        row[1] += count if name == "soak" else 1
+        row[2] += bool(failure)
+        if failure:
+          print(f"{name}: {failure}", flush=True)
+  print(tabulate(table, ("fault", "tried", "failed"), tablefmt="github"))
+  used = sum(os.times()[:4])
   print(f"seed {options.seed}, {used:.0f} s of CPU time")
-  sys.exit(bool(failed))
-
-
-def shown(name, found):
-  for failure in found:
-    if failure:
-      print(f"{name}: {failure}", flush=True)
-    yield failure
+  sys.exit(any(row[2] for row in table))
 
 
 if __name__ == "__main__":
