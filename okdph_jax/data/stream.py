@@ -15,12 +15,8 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-<<<<<<< HEAD
-from collections.abc import Callable, Iterable, Iterator, Sequence
-=======
 import sys
-from collections.abc import Callable, Iterable, Iterator
->>>>>>> 55dd51d (Pods: images that cannot be read are replaced alike in all processes, which all report theirs; a batch that the devices do not divide is refused)
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol
 
