@@ -31,7 +31,7 @@ _DEFAULTS = {
   "memory_limit": 4 * 2**30,
   "corrupt": "stop",
   "seed": SEED,
-  "normalisation": "",
+  "normalise_as": "",
 }
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import ml_collections
 from absl import flags
@@ -392,6 +392,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
 
   kind: a type, or a union of types.
   """
+  kind = tuple if get_origin(kind) is tuple else kind  # tuple[str, ...]
   if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
     if not (kind is float and type(value) is int):
       wanted = getattr(kind, "__name__", str(kind))

@@ -230,4 +230,5 @@ def test_every_option_takes_its_default_and_its_bounds(option):
     values += [low] * (option.bounds[0] == "[") + [high] * (option.bounds[-1] == "]")
   for value in values:
     spec = "digits:kd" if option.name == "generations" else "digits"
-    check(load_config(spec, [(option.name, str(value))]))
+    whole = [("batch_size", str(value))] * (option.name in ("accumulate", "batch_norm_images"))
+    check(load_config(spec, [*whole, (option.name, str(value))]))

@@ -19,6 +19,8 @@ NONSENSE = {
   bool: (*HUGE, *OTHER, 2, 1.0),
   str: (*HUGE, *OTHER, 3, 0.5, True),
   int | str: (*HUGE, *OTHER, -1, 0, True, "0 epochs", "-3 steps", f"{10**30} epochs"),
+  float | tuple: (*HUGE, None, {}, [], "", "a word", (), ("x",), (-1,), -1, True),
+  tuple[str, ...]: (*HUGE, None, {}, "", "a word", 3, True),
 }
 
 
@@ -57,8 +59,3 @@ def refused(option, value, *asked):
   said = str(error.value)
   assert "\n" not in said and len(said) < 300, value
   assert option in said or "duration" in said or "steps;" in said or "at most" in said
-
-
-def test_every_method_and_wrapper_is_tried():
-  assert {name for name, *_ in options(METHODS)} == METHODS.keys()
-  assert {name for name, *_ in options(WRAPPERS)} == WRAPPERS.keys()
