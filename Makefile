@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0+cpu
 CORE := tests/test_imports.py tests/test_losses.py tests/test_schedules.py tests/nn \
   tests/methods/test_okdph.py tests/training tests/cli tests/data
 
-.PHONY: help install demo test parity test-lowest lint bench package clean
+.PHONY: help install demo test parity test-lowest lint docs bench package clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -27,6 +27,10 @@ $(VENV)/installed: pyproject.toml $(wildcard setup.py okdph_jax/nn/*.cc okdph_ja
 
 $(VENV)/tested: $(VENV)/installed
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 $(VENV)/parity: $(VENV)/tested
@@ -53,11 +57,14 @@ lint: $(VENV)/tested  ## formatting and linting, as CI checks them
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/documented  ## the documentation as a site in site/; a dead link or an unlisted page is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: install  ## a training step, beside PyTorch's where that is installed
 	$(BIN)/python -m benchmarks.train_step
 
 package: $(VENV)/installed  ## builds sdist and wheel into dist/, and trains from the installed wheel
 	$(BIN)/python .ci/package.py
 
-clean:  ## removes the environments, the built packages and the demo; nothing else
-	rm -rf $(VENV) $(LOWEST) build dist $(DEMO)
+clean:  ## removes the environments, the built packages, the site and the demo; nothing else
+	rm -rf $(VENV) $(LOWEST) build dist site $(DEMO)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the whole way in two minutes on a laptop, no network.
+"""scikit-learn's handwritten digits: the whole way in a minute on a laptop, no network.
 
     make demo
     python -m okdph_jax.main --config=configs/digits.py --workdir=DIR

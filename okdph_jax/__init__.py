@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from okdph_jax import data, hybridization, methods, models, views
+  from okdph_jax.experiment.config import load_config
   from okdph_jax.experiment.evaluation import evaluate
   from okdph_jax.experiment.fit import fit
   from okdph_jax.run import Run, load
@@ -34,6 +35,7 @@ __all__ = [
   "fit",
   "hybridization",
   "load",
+  "load_config",
   "methods",
   "models",
   "views",
@@ -41,6 +43,7 @@ __all__ = [
 
 _MODULE = {  # of what is not a module itself
   "fit": "experiment.fit",
+  "load_config": "experiment.config",
   "load": "run",
   "evaluate": "experiment.evaluation",
   "Interrupted": "runtime.signals",

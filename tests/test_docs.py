@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -11,17 +12,29 @@ from pathlib import Path
 
 import pytest
 
+import okdph_jax
 from okdph_jax.cli import COMMANDS, dispatch, views
 from okdph_jax.cli.train import parse
+from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.report import paper
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def build():
-  spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+  return script(ROOT / "docs" / "build.py")
+
+
+def site(name):
+  """A module of the documentation site, which needs its extra."""
+  pytest.importorskip("latex2mathml", reason="pip install '.[docs]'")
+  return script(ROOT / "docs" / "_site" / f"{name}.py")
+
+
+def script(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -38,11 +51,13 @@ def anchors(text):
 
 
 def commands(text):
-  """The words of every command of ours in the code blocks."""
-  for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M):
+  """The words of every command of ours in the code blocks, or in indented lines."""
+  blocks = re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
+  blocks += re.findall(r"^(?:#?    .*\n)+", text, re.M)
+  for block in blocks:
     for line in block.replace("\\\n", " ").splitlines():
-      if re.search(r"python -m okdph_jax|\bokdph ", line):
-        yield shlex.split(line, comments=True)
+      if re.search(r"python -m okdph_jax|\bokdph ", line) and "okdph_jax: " not in line:
+        yield shlex.split(line.removeprefix("#"), comments=True)
 
 
 def test_the_documents_hold_the_tables_of_the_committed_results():
@@ -64,8 +79,18 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_index_lists_every_page():
-  for page in PAGES[1:]:
+  for page in (ROOT / "docs").glob("*.md"):
     assert page.name == "README.md" or f"({page.name})" in TEXTS["docs/README.md"]
+  for script in (ROOT / "examples").glob("*.*"):
+    assert f"(../examples/{script.name})" in TEXTS["docs/README.md"]
+
+
+def test_the_menu_of_the_site_lists_every_page():
+  menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+  pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]]
+  pages += [f"examples/{script.stem}.md" for script in (ROOT / "examples").glob("*.*")]
+  for page in pages:
+    assert re.search(rf"[ :]{re.escape(page)}$", menu, re.M), f"add {page} to mkdocs.yml"
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -75,9 +100,18 @@ def test_prose_wraps(page):
   assert [line for line in text.splitlines() if len(line) > 104 and "://" not in line] == []
 
 
+def examples():
+  """(script, what it says at its top)."""
+  for script in sorted((ROOT / "examples").glob("*.*")):
+    text = script.read_text(encoding="utf-8")
+    if script.suffix == ".py":
+      text = (ast.get_docstring(ast.parse(text)) or "") + "\n"
+    yield f"examples/{script.name}", text
+
+
 def ours():
   """Our commands in the documents: (their words, name for the test)."""
-  for page, text in TEXTS.items():
+  for page, text in [*TEXTS.items(), *examples()]:
     for words in commands(text):
       if "okdph_jax.main" in words:
         words = ["train", *words[words.index("okdph_jax.main") + 1 :]]
@@ -124,6 +158,38 @@ def test_python_examples_use_what_exists(page):
         assert hasattr(importlib.import_module("okdph_jax"), node.attr), node.attr
 
 
+@pytest.mark.parametrize("name", [*METHODS, *WRAPPERS])
+def test_every_method_has_a_page_with_the_formula_of_its_docstring(name):
+  builder = (METHODS | WRAPPERS)[name]
+  directive = f"::: {builder.__module__}.{name}\n"
+  (page,) = [page for page in TEXTS if directive in TEXTS[page]]
+  assert (
+    page.startswith("docs/methods/")
+    and f"({Path(page).name})" in TEXTS["docs/methods/README.md"]
+  )
+  lines = [line for line in builder.__doc__.splitlines() if line.startswith("      ")]
+  for formula in site("formulas").lines("\n".join(line[2:] for line in lines)):
+    assert "<math" in site("formulas").mathml(site("formulas").latex(formula), display=True)
+
+
+def test_formulas_of_docstrings_become_latex():
+  latex = site("formulas").latex
+  assert latex("theta' <- d theta' + (1 - d) theta") == (
+    r"\theta' \leftarrow d \theta' + (1 - d ) \theta"
+  )
+  assert latex("sum_{j != m} KL_1(sg[z_j] -> z_en) / 1e-12;  x^2") == (
+    r"\sum_{j \neq m} \mathrm{KL}_{1}(\mathrm{sg} [z_{j}] \to z_{\mathrm{en}}) / 10^{-12}"
+    r"\qquad x ^{2}"
+  )
+
+
+def test_the_reference_has_every_public_name():
+  for name in set(okdph_jax.__all__) - {"__version__"}:
+    thing = getattr(okdph_jax, name)
+    path = thing.__name__ if inspect.ismodule(thing) else f"{thing.__module__}.{name}"
+    assert any(f"::: {path}" in text for text in TEXTS.values()), path
+
+
 def expected():
   """(a command of docs/configs.md, the paper's number beside it)."""
   rows = re.findall(
@@ -141,7 +207,7 @@ def test_the_paper_s_number_stands_beside_the_run_that_it_describes(command, num
 
 def test_nothing_refers_to_files_that_a_reader_does_not_have():
   files = [*PAGES, *ROOT.glob("*.toml"), ROOT / "Makefile"]
-  for folder in ("okdph_jax", "configs", "benchmarks", "tests", "docs"):
+  for folder in ("okdph_jax", "configs", "benchmarks", "tests", "docs", "examples"):
     files += (ROOT / folder).rglob("*.py")
   wrong = re.compile(r"\.\./shared|\bspec/\w|\bD\d{1,2}\b(?!-)|\bstyle\.md")
   found = [

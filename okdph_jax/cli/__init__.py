@@ -39,7 +39,7 @@ commands (okdph COMMAND --help says more):
 {commands}
 
 examples:
-  okdph train --config=digits                          two minutes on a laptop
+  okdph train --config=digits                          a minute on a laptop
   okdph train --config=cifar10:okdph,resnet32 --config.epochs=60
 
 exit codes:

@@ -91,7 +91,7 @@ def parameter_table(net: nn.Module, image_shape: tuple[int, ...]) -> str:
   )
   sizes = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-    part = "/".join(key.key for key in path[:2])
+    part = "/".join(str(key.key) for key in path[:2])
     tensors, total = sizes.get(part, (0, 0))
     sizes[part] = tensors + 1, total + int(np.prod(leaf.shape))
   rows = [(part, tensors, f"{total:,}") for part, (tensors, total) in sizes.items()]

@@ -8,6 +8,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from okdph_jax.data import Dataset
+from okdph_jax.models import torchvision
 from okdph_jax.models.pretrained import Pretrained
 from okdph_jax.run import differing, named
 from okdph_jax.trained_network import TrainedNetwork
@@ -25,11 +26,14 @@ def data_signature(dataset: Dataset) -> dict[str, Any]:
 def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
   """The `TrainedNetwork` that `config.teacher` names; None where it names none.
 
-  "DIR[:READER][@WHICH]" of a finished run, see `Run.network`. ValueError, in one line, where
+  "DIR[:READER][@WHICH]" of a finished run, see `Run.network`, or a file of weights of the
+  ResNet `config.teacher_network`, see `models.torchvision`. ValueError, in one line, where
   there is no such network or where it was trained on other data.
   """
   if not config.teacher:
     return None
+  if config.teacher.endswith(torchvision.FILES):
+    return from_file(config, dataset)
   run, reader, which = named(config.teacher, "config.teacher")
   data = run.require_config()["data"]
   there = {name: data.get(name) for name in data_signature(dataset)}
@@ -42,6 +46,27 @@ def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
   if theirs and theirs != dataset.train.fingerprint():
     print(f"the teacher in {run.path} was trained on other images or labels than these")
   return run.network(reader, which, config.teacher_network or config.network)
+
+
+def from_file(config: ConfigDict, dataset: Dataset) -> TrainedNetwork:
+  """The ResNet whose weights are in the file `config.teacher`."""
+  try:
+    module, variables = torchvision.load(
+      config.teacher, config.teacher_network, dataset.mean, dataset.std
+    )
+  except ValueError as error:
+    raise ValueError(f"config.teacher, config.teacher_network: {error}") from error
+  classes = len(variables["params"]["net"]["branch"]["Dense_0"]["bias"])
+  return TrainedNetwork(
+    module=module,
+    variables=variables,
+    class_names=tuple(map(str, range(classes))),
+    image_shape=dataset.image_shape,
+    mean=dataset.mean,
+    std=dataset.std,
+    test_view="plain",
+    origin=f"the {config.teacher_network} in {config.teacher}, {classes} classes",
+  )
 
 
 def pretrained(config: ConfigDict, net: nn.Module, dataset: Dataset) -> tuple[Any, str | None]:

@@ -62,15 +62,26 @@ def assemble(
       >>> method = assemble(context, {"name": "okdph", "students": 2}, [{"name": "sam"}])
       >>> method.views  # one augmentation for each student and one for the hybrid
       3
+
+  Raises:
+    ValueError: in one line, where there is no such method or wrapper.
   """
-  name, options = _apart(method)
-  built = METHODS[name](context, **options)
+  builder, options = _apart(METHODS, method)
+  built = builder(context, **options)
   for wrapper in wrappers:
-    name, options = _apart(wrapper)
-    built = WRAPPERS[name](built, context, **options)
+    builder, options = _apart(WRAPPERS, wrapper)
+    built = builder(built, context, **options)
   return built
 
 
-def _apart(options):
+def _apart(table, options):
+  """(the builder that the options name, the other options)."""
   options = dict(options)
-  return options.pop("name"), options
+  name = options.pop("name")
+  if name not in table:
+    kind = "method" if table is METHODS else "wrapper"
+    raise ValueError(
+      f"there is no {kind} {name!r} (there are {', '.join(table)}); if it is your own, import "
+      "the module that adds it first"
+    )
+  return table[name], options

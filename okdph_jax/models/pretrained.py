@@ -51,7 +51,7 @@ class Pretrained:
       if value is not None and value.shape == leaf.shape:
         return value.astype(leaf.dtype)
       if path[0].key == "params":
-        kept.append("/".join(key.key for key in path[1:]))
+        kept.append("/".join(str(key.key) for key in path[1:]))
       return leaf
 
     return jax.tree_util.tree_map_with_path(choose, dict(fresh)), kept
