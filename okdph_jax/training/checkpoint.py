@@ -94,6 +94,8 @@ class Checkpoints(AbstractContextManager):
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._read(step, state)
+      except jax.errors.JaxRuntimeError:  # a device without memory, or a pod, and no damage
+        raise
       except Exception as error:  # Orbax, tensorstore and zlib each raise their own
         damaged[step] = error
         continue
@@ -272,8 +274,9 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
 
 def snapshot(directory: str | os.PathLike[str], learner: Learner) -> None:
   """Keeps a copy of the learner in `directory`, for analyses."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(Path(directory).absolute(), _on_host(learner), force=True)
+  path = Path(directory).absolute()
+  with _saving(path), ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, _on_host(learner), force=True)
 
 
 def _best_single(metrics: Any) -> Any:

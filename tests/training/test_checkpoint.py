@@ -190,6 +190,22 @@ def test_a_checkpoint_of_an_earlier_version_has_no_digest(tmp_path):
   assert learner_at(tmp_path, 1) and "digest" not in metrics.read_text()
 
 
+def test_a_device_without_memory_is_no_damage(tmp_path, monkeypatch):
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, advanced(start(), step))
+
+    def read(step, state):
+      if step == 2:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+      return state
+
+    monkeypatch.setattr(checkpoints, "_read", read)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      checkpoints.restore(start())
+  assert steps(tmp_path) == [1, 2]
+
+
 def test_a_state_of_another_shape_is_refused_and_nothing_is_lost(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, start())
