@@ -215,7 +215,7 @@ def jax_parts(args):
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are first ones
   method, tx = okdph(args.network, args.students)
   if args.worker == BFLOAT16:
-    method = trained_as(method, Execution("bfloat16"))
+    method = trained_as(method, Execution("products"))
   specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
   augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
   mesh = host.mesh()
@@ -313,7 +313,7 @@ def stepping(state, step, batch, key):
 
   def run():
     nonlocal state
-    state, metrics = step(state, batch, key)
+    state, metrics = step(state, (batch,), key)
     jax.block_until_ready((state, metrics))
 
   return run

@@ -69,6 +69,9 @@ LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-tes
 # Options that change no number: where the data lie, how often a run saves, what else it logs.
 MAY_DIFFER = {"data.dir", "checkpoint_every_minutes", "log_every_steps"}
 
+# Options of where a run computes, which change its last bits at most.
+LAST_BITS = {"devices", "student_groups", "steps_per_dispatch", "views_on"}
+
 # Options that runs of earlier versions lack, with the value that those runs had.
 ADDED = {
   "network_options": {},
@@ -81,6 +84,8 @@ ADDED = {
   "compute": "float32",
   "views_on": "device",
   "nesterov": False,
+  "student_groups": 1,
+  "steps_per_dispatch": 1,
 }
 ADDED_DATA = {"seed": 42, "normalise_as": ""}
 
@@ -444,14 +449,15 @@ def named(text: str, option: str) -> tuple[Run, str | None, str | None]:
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """["key: old -> new", ...] of two configs: empty where one run may go on as the other.
 
-  Keys are flattened ("data.fraction"); those of `MAY_DIFFER` are ignored, and tuples equal
-  lists, because JSON knows no tuples. A single view equals as many of it as there are networks.
+  Keys are flattened ("data.fraction"); those of `MAY_DIFFER` and `LAST_BITS` are ignored, and
+  tuples equal lists, because JSON knows no tuples. A single view equals as many of it as there
+  are networks.
   """
   old, new = flat(completed(old)), flat(completed(new))
   for config in (old, new):
     if len(set(config.get("views", ()))) == 1:
       config["views"] = config["views"][:1]
-  keys = sorted((old.keys() | new.keys()) - MAY_DIFFER)
+  keys = sorted((old.keys() | new.keys()) - MAY_DIFFER - LAST_BITS)
 
   def show(config, key):
     return json.dumps(config[key]) if key in config else "absent"

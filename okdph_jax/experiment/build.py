@@ -17,7 +17,9 @@ from okdph_jax.experiment.config import check, check_names, check_type
 from okdph_jax.experiment.teacher import pretrained, teacher
 from okdph_jax.methods import METHODS, WRAPPERS, assemble
 from okdph_jax.methods.protocol import Context, Method, Schedule, trained_as
+from okdph_jax.nn import onednn
 from okdph_jax.nn.execution import Execution
+from okdph_jax.runtime import host
 from okdph_jax.training.step import Augment
 
 Numbers = dict[str, Any]  # rates, weights and decays, which may be traced
@@ -62,7 +64,17 @@ def build(
     taught_by and (taught_by.module, taught_by.variables),
   )
   numbers = hyperparameters(config, epochs, epoch_steps)
-  execution = Execution(config.compute, config.batch_norm_images)
+  groups = config.student_groups
+  mesh = host.mesh(config.devices, groups) if groups > 1 else None
+  if mesh and onednn.choice().onednn:
+    raise ValueError(
+      "config.student_groups is for accelerators; on a CPU set the "
+      f"environment variable {onednn.VARIABLE}=xla"
+    )
+  compute = config.compute
+  if compute == "bfloat16" and jax.default_backend() == "cpu":
+    compute = "products"  # converting what layers exchange would cost more than it saves
+  execution = Execution(compute, config.batch_norm_images, mesh)
 
   def schedule_of(method: Method, numbers: Numbers) -> Any:
     rates: Any = schedules.multistep(numbers["learning_rate"], numbers["milestones"])
@@ -84,6 +96,12 @@ def build(
   check_views(config, method)
   views.check((*config.views, config.test_view), dataset.image_shape)
   learner, single = check_shapes(config.network, method, dataset)
+  stacked = jax.tree.leaves(learner.params["students"])[0].shape[0]
+  if stacked % groups:
+    raise ValueError(
+      f"config.student_groups={groups} does not divide the {stacked} networks of "
+      f"{described(config)}; choose a number that does"
+    )
   return Experiment(
     net=net,
     method=method,

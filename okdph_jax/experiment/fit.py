@@ -16,7 +16,7 @@ from okdph_jax.errors import one_line
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
-from okdph_jax.run import Result, Run, completed, differing
+from okdph_jax.run import LAST_BITS, Result, Run, completed, differing
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import (
   Interrupted,
@@ -214,13 +214,15 @@ def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
       f"{run.path} holds a run of another config ({'; '.join(different)}); "
       "take that config again, or another --workdir"
     )
-  say_what_moved(record["environment"], environment())
+  was, here = ({name: config[name] for name in LAST_BITS} for config in (there, resolved))
+  say_what_moved(was | record["environment"], here | environment())
 
 
 def say_what_moved(was: dict[str, Any], here: dict[str, Any]) -> None:
-  """One line where a run goes on with other devices or other versions of libraries."""
+  """One line where a run goes on elsewhere, or with other versions of libraries."""
   was = {"convolutions": "XLA"} | was
-  names = "python", "device", "devices", "cores", "convolutions"
+  names = ("python", "device", "devices", "cores", "convolutions")
+  names += tuple(sorted(LAST_BITS - {"devices"}))  # the environment has those that are there
   moved = [f"{n}: {was[n]} -> {here[n]}" for n in names if n in was and was[n] != here[n]]
   for name, version in here["versions"].items():
     before = was.get("versions", {}).get(name, version)

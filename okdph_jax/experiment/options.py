@@ -135,6 +135,14 @@ OPTIONS = (
     "log_every_steps", int, 0, COUNT_OR_NONE, "steps between lines of training.jsonl; 0: none"
   ),
   Option("checkpoint_every_minutes", float, 10.0, "[0, 1e6]", "between checkpoints"),
+  Option("steps_per_dispatch", int, 1, "[1, 1000]", "steps that one call of the device makes"),
+  Option(
+    "student_groups",
+    int,
+    1,
+    "[1, 4096]",
+    "groups of devices, each of which holds a part of the students alone",
+  ),
   Option(
     "devices", int, None, "[1, 4096]", "to use; on a CPU by default one per core, up to 4"
   ),

@@ -9,7 +9,7 @@ from jax import lax
 
 from okdph_jax import durations
 from okdph_jax.core import Number, Terms, is_traced
-from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
+from okdph_jax.hybridization import dirichlet, fuse, uniform
 from okdph_jax.losses import accuracy, cross_entropy, kl
 from okdph_jax.methods import peers
 from okdph_jax.methods.protocol import (
@@ -23,7 +23,7 @@ from okdph_jax.methods.protocol import (
   check_students,
   identity,
 )
-from okdph_jax.nn.students import each, run
+from okdph_jax.nn.students import each, mix, run
 
 
 def okdph(
@@ -80,13 +80,13 @@ def okdph(
     learner = peers.init_networks(net, starts, views)
     memory = {"weights": draw(second)}
     if fuse_with == "previous":
-      memory["hybrid"] = hybridize(learner.students, memory["weights"])
+      memory["hybrid"] = mix(learner.students, memory["weights"])
     return learner.with_memory(**memory)
 
   def losses(learner, views, step, key):
     del step
     label, key_hybrid = views.label, jax.random.fold_in(key, n)
-    hybrid = hybridize(learner.students, learner.memory["weights"])
+    hybrid = mix(learner.students, learner.memory["weights"])
     if not hybrid_gradient:
       hybrid = lax.stop_gradient(hybrid)
     own, stats = each(net, learner.students, views.image[:n], key, train=True)  # [N, B, K]
@@ -109,9 +109,7 @@ def okdph(
     return terms, (learner, metrics)
 
   def fused(learner):
-    hybrid = learner.memory.get("hybrid") or hybridize(
-      learner.students, learner.memory["weights"]
-    )
+    hybrid = learner.memory.get("hybrid") or mix(learner.students, learner.memory["weights"])
     return learner.with_students(fuse(learner.students, hybrid, gamma))
 
   def after_step(learner, step, key):
@@ -119,10 +117,8 @@ def okdph(
     return lax.cond(due(step), fused, identity, learner)
 
   def hybrids(learner):
-    hybrid = learner.memory.get("hybrid") or hybridize(
-      learner.students, learner.memory["weights"]
-    )
-    return {"hybrid": hybrid, "center": hybridize(learner.students, uniform(n))}
+    hybrid = learner.memory.get("hybrid") or mix(learner.students, learner.memory["weights"])
+    return {"hybrid": hybrid, "center": mix(learner.students, uniform(n))}
 
   return Method(
     views=n + 1,

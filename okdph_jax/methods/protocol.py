@@ -212,11 +212,14 @@ def add_averaged_readers(
 def trained_as(method: Method, execution: Execution) -> Method:
   """`method` whose networks run so in training; evaluated they run as always."""
 
-  def losses(*arguments):
-    with executed(execution):
-      return method.losses(*arguments)
+  def within(function):
+    def run(*arguments):
+      with executed(execution):
+        return function(*arguments)
 
-  return method._replace(losses=losses)
+    return run
+
+  return method._replace(losses=within(method.losses), after_step=within(method.after_step))
 
 
 MOST_STUDENTS = 100  # each is traced, and compiled

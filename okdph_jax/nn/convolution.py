@@ -22,6 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from okdph_jax.nn import convolution_cpu, onednn
+from okdph_jax.runtime import host
 
 
 def conv_general_dilated(
@@ -129,12 +130,12 @@ def _on_cpu(a, b, *, target, shape, geometry, stacked):
   shapes = {role: x.shape for role, x in tensors.items()} | {target: shape}
   lhs, rhs = shapes["lhs"][stacked:], shapes["rhs"][stacked:]
   options = {"target": target, "shape": shape, "geometry": geometry, "stacked": stacked}
-  if onednn.takes(target, geometry, lhs, rhs, a.dtype):
+  taken = onednn.takes(target, geometry, lhs, rhs, a.dtype)
+  if geometry.precision == "bfloat16" and not (taken and host.has_bfloat16()):
+    a, b = (lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in (a, b))
+  if taken:
     return onednn.convolve(a, b, **options)
-  solve, dtype = partial(convolution_cpu.solve, plain=plain), a.dtype
-  if dtype == jnp.bfloat16:  # XLA:CPU is slow at it, and its products are exact in float32
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  return _unrolled(a, b, **options, solve=solve).astype(dtype)
+  return _unrolled(a, b, **options, solve=partial(convolution_cpu.solve, plain=plain))
 
 
 def _abstract(a, b, *, target, shape, geometry, stacked):

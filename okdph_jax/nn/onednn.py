@@ -5,8 +5,8 @@ lowering of `convolution` on a CPU asks `takes`, and `convolve`s here or by `con
 
 The environment variable `OKDPH_CONVOLUTION` chooses: `xla` switches oneDNN off, `onednn` makes
 it an error not to have it. Each repeats its own bits, and the two agree up to the order of
-float32 sums. bfloat16 images and kernels (`config.compute`) are multiplied by a CPU's
-instructions for them, where it has any, and are summed in float32.
+float32 sums. With the precision "bfloat16" (`config.compute`) the operands of products are
+rounded, as TPUs do by default; sums and results stay float32.
 """
 
 import ctypes
@@ -115,7 +115,7 @@ def register(primitive):
 def takes(target, geometry, lhs, rhs, dtype):
   """Whether oneDNN computes `target` for one network's image and kernel of these shapes."""
   return (
-    dtype in (jnp.float32, jnp.bfloat16)
+    dtype == jnp.float32
     and 3 <= len(lhs) <= 5
     and geometry.channels_last
     and set(geometry.lhs_dilation) == {1}
@@ -158,10 +158,7 @@ def _on_one_device(a, b, target, shape, geometry, stacked):
   if target != "rhs":
     batch = (a if target == "out" else b).shape[stacked]
     shape = (*shape[:stacked], batch, *shape[stacked + 1 :])
-  half = a.dtype == jnp.bfloat16 and host.has_bfloat16()
-  wide = (x.astype(jnp.float32) for x in (a, b))
-  options = dict(target=target, shape=shape, geometry=geometry, stacked=stacked, bfloat16=half)
-  return _call.bind(*wide, **options).astype(a.dtype)
+  return _call.bind(a, b, target=target, shape=shape, geometry=geometry, stacked=stacked)
 
 
 def _abstract(a, b, *, shape, **_):
@@ -169,7 +166,7 @@ def _abstract(a, b, *, shape, **_):
   return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
 
 
-def _lower(context, a, b, *, target, shape, geometry, stacked, bfloat16):
+def _lower(context, a, b, *, target, shape, geometry, stacked):
   del shape
   low, high = zip(*geometry.padding, strict=True)
   spans = {
@@ -184,7 +181,7 @@ def _lower(context, a, b, *, target, shape, geometry, stacked, bfloat16):
     b,
     target=np.int64(TENSORS.index(target)),
     stacked=bool(stacked),
-    bfloat16=bfloat16,
+    bfloat16=geometry.precision == "bfloat16" and host.has_bfloat16(),
     groups=np.int64(geometry.feature_group_count),
     threads=np.int64(_threads()),
     **{name: np.asarray(span, np.int64) for name, span in spans.items()},

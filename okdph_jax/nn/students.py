@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from okdph_jax.core import Variables
+from okdph_jax.hybridization import hybridize
 from okdph_jax.nn import convolution_cpu, execution
 from okdph_jax.nn.batch_norm import batch_norm, is_plain
 from okdph_jax.nn.convolution import conv_general_dilated
@@ -42,6 +43,10 @@ def run(
   x: what the network takes, [B, ...]. `key` is for dropout. With `train=False` the
   statistics come back unchanged. What it returns is float32, however it is executed.
   """
+  return _run(net, variables, execution.current().spread(x), key, train)
+
+
+def _run(net, variables, x, key, train):
   rngs = None if key is None else {"dropout": key}
   with nn.intercept_methods(_own_layers):
     if not train:
@@ -65,7 +70,13 @@ def each(
   Nothing becomes a grouped convolution: see `convolution`.
   """
   keys = None if key is None else jax.random.split(key, x.shape[0])
-  return jax.vmap(lambda v, x, k: run(net, v, x, k, train=train))(students, x, keys)
+  networks = jax.vmap(lambda v, x, k: _run(net, v, x, k, train))
+  return execution.current().split(networks, x.shape[0])(students, x, keys)
+
+
+def mix(students: Variables, weights: Float[Array, " N"]) -> Variables:
+  """`hybridize`: one network, sum_m r_m theta_m."""
+  return execution.current().sum(hybridize, len(weights))(students, weights)
 
 
 def shared_input(x: Float[Array, "B ..."], n: int) -> Float[Array, "N B ..."]:
@@ -77,10 +88,12 @@ def _own_layers(call, args, kwargs, context):
   """Flax's own layers, computed faster, with the same results but for the `Execution`."""
   module = context.module
   if context.method_name == "__call__":
-    dtype = execution.current().dtype
-    if dtype is not None and isinstance(module, (nn.Conv, nn.Dense)) and module.dtype is None:
-      object.__setattr__(module, "dtype", dtype)
-    if isinstance(module, nn.Conv):  # a frozen dataclass
+    how = execution.current()
+    if how.dtype is not None and isinstance(module, nn.Conv | nn.Dense) and not module.dtype:
+      object.__setattr__(module, "dtype", how.dtype)  # a frozen dataclass
+    if isinstance(module, nn.Conv):
+      if how.compute == "products" and module.precision is None:
+        object.__setattr__(module, "precision", "bfloat16")
       object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
     elif type(module) is nn.BatchNorm and is_plain(module, *args, **kwargs):
       return batch_norm(module, args[0])

@@ -8,12 +8,13 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, Sharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 
@@ -90,8 +91,11 @@ def fast_compile_options() -> dict[str, Any]:
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
-def mesh(devices: int | None = None) -> Mesh:
-  """All devices, or the first `devices` of each process, along the axis "data"."""
+def mesh(devices: int | None = None, groups: int = 1) -> Mesh:
+  """All devices, or the first `devices` of each process, along the axis "data".
+
+  Several `groups`, each of which holds its own students, stand along the axis "students".
+  """
   if devices is not None and not 1 <= devices <= jax.local_device_count():
     raise ValueError(
       f"devices={devices}, but there are {jax.local_device_count()} "
@@ -102,7 +106,31 @@ def mesh(devices: int | None = None) -> Mesh:
     for process in range(jax.process_count())
     for device in jax.local_devices(process)[:devices]
   ]
-  return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+  if groups == 1:
+    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+  if jax.process_count() > 1:
+    raise ValueError("config.student_groups is for one process; in a pod leave it at 1")
+  if len(chosen) % groups:
+    raise ValueError(
+      f"config.student_groups={groups} does not divide {len(chosen)} devices; "
+      "set config.devices"
+    )
+  grid = np.reshape(np.array(chosen), (groups, -1))
+  return Mesh(grid, ("students", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+def layout(shapes: Callable[[], PyTree], mesh: Mesh) -> Any:
+  """Where a state of these shapes lies: on all devices, but students on their group."""
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  if "students" not in mesh.axis_names:
+    return everywhere
+  own = NamedSharding(mesh, PartitionSpec("students"))
+
+  def place(path, leaf):
+    stacked = any(getattr(entry, "key", None) == "students" for entry in path)
+    return own if stacked and leaf.ndim else everywhere
+
+  return jax.tree_util.tree_map_with_path(place, shapes())
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:

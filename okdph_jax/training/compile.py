@@ -8,6 +8,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
@@ -24,7 +25,9 @@ from okdph_jax.training.step import (
 )
 
 Parts = Callable[[Any], tuple[Method, optax.GradientTransformation]]
-Advance = Callable[[State, Batch, Key[Array, ""]], tuple[State, Metrics]]
+Batches = tuple[Batch, ...]  # of the steps to make
+Advanced = tuple[State, tuple[Metrics, ...]]  # the state after them, the metrics of each
+Advance = Callable[[State, Batches, Key[Array, ""]], Advanced]
 
 
 @contextlib.contextmanager
@@ -41,7 +44,7 @@ class Compiled(NamedTuple):
   """The step as it runs."""
 
   state: State  # the initial one
-  advance: Advance  # the state is donated
+  advance: Advance  # the state is donated; of one batch, or of `per_dispatch` full ones
   flops: futures.Future[float | None]  # of a step of the full batch, per image
   seconds: float  # until the step of the full batch was compiled
 
@@ -49,7 +52,7 @@ class Compiled(NamedTuple):
 class Ahead:
   """A jitted function of a batch, compiled for each batch size before it is called."""
 
-  def __init__(self, jitted: Any, size_of: Callable[..., int]):
+  def __init__(self, jitted: Any, size_of: Callable[..., Any]):
     self._jitted, self._size_of, self._programs = jitted, size_of, {}
 
   def compile(self, thread: futures.Executor, *arguments: Any) -> futures.Future[Any]:
@@ -75,39 +78,54 @@ def compile_steps(
   shapes: dict[int, Batch],
   key: Key[Array, ""],
   thread: futures.Executor,
+  per_dispatch: int = 1,
   **options: Any,
 ) -> Compiled:
   """Compiles the training step: now for the full batch, in `thread` for a short last one.
 
+  With several steps `per_dispatch`, one program makes so many on full batches, and in `thread`
+  another is compiled that makes one.
+
   parts: `numbers -> (method, tx)`, see `train_step`. Numbers other than 0 and 1 are arguments
   of the compiled step, so that a run with others finds it in the compilation cache. shapes:
-  {size: Batch} of shapes with shardings, the full batch first. The state is placed as `key` is.
-  options: of `train_step`.
+  {size: Batch} of shapes with shardings, the full batch first. The state lies on the devices of
+  `key`, see `host.layout`. options: of `train_step`.
   """
   began = time.monotonic()
   full, *short = shapes
-  place = key.sharding
+  place: Any = key.sharding
   given, step = with_arguments(parts, numbers, augment, **options)
   given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
+
+  def initial(key):
+    return without_sums(*parts(numbers), augment=augment, batch=shapes[full], key=key)
+
   state = jax.jit(
-    lambda key: without_sums(*parts(numbers), augment=augment, batch=shapes[full], key=key),
-    out_shardings=place,
+    initial,
+    out_shardings=host.layout(lambda: jax.eval_shape(initial, key), place.mesh),
     compiler_options=host.fast_compile_options(),
   )(key)
   zeros = zero_sums(functools.partial(step, given), state, shapes[full], key)
   state = state.replace(sums=jax.jit(lambda: zeros, out_shardings=place)())
   jitted = jax.jit(
-    step, donate_argnums=1, out_shardings=place, compiler_options=host.compiler_options()
+    in_turn(step),
+    donate_argnums=1,
+    out_shardings=(host.layout(lambda: state, place.mesh), place),
+    compiler_options=host.compiler_options(),
   )
-  steps = Ahead(jitted, size_of=lambda given, state, batch, key: len(batch.label))
-  compiled = steps.compile(thread, given, state, shapes[full], key)
-  traced, _ = compiled.result()
+  steps = Ahead(jitted, size_of=lambda given, state, batches, key: shape_of(batches))
+  compiled = steps.compile(thread, given, state, (shapes[full],) * per_dispatch, key)
+  compiled.result()
   seconds = time.monotonic() - began
   like = abstract(state)
+  if per_dispatch > 1:
+    compiled = steps.compile(thread, given, like, (shapes[full],), key)
   for size in short:
-    steps.compile(thread, given, like, shapes[size], key)
+    steps.compile(thread, given, like, (shapes[size],), key)
   arguments = given, like, shapes[full], key
-  flops = thread.submit(lambda: per_image(flops_of(traced, step, *arguments), full))
+  flops = thread.submit(
+    lambda: per_image(flops_of(compiled.result()[0], step, *arguments), full)
+  )
   return Compiled(state, functools.partial(steps, given), flops, seconds)
 
 
@@ -133,6 +151,26 @@ def with_arguments(
     return new.replace(sums=added(state.sums, metrics)), metrics
 
   return given, step
+
+
+def in_turn(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Advanced]:
+  """`steps(arguments, state, batches, key)`: one step, or a loop of steps on equal batches."""
+
+  def steps(given, state, batches, key):
+    if len(batches) == 1:
+      state, metrics = step(given, state, batches[0], key)
+      return state, (metrics,)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    state, metrics = jax.lax.scan(lambda s, batch: step(given, s, batch, key), state, stacked)
+    each = [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(batches))]
+    return state, tuple(each)
+
+  return steps
+
+
+def shape_of(batches: Batches) -> tuple[int, int]:
+  """(how many, images in each)."""
+  return len(batches), len(batches[0].label)
 
 
 def abstract(tree: PyTree) -> PyTree:

@@ -73,7 +73,7 @@ def evaluator(
   def measure(learner):
     passes = Repeated(lambda: until_interrupted(training_views()))
     learner = experiment.method.before_eval(learner, passes)
-    learner = jax.device_put(learner, place)
+    learner = jax.device_put(learner, host.layout(lambda: learner, place.mesh))
     accuracy, nll = {}, {}
     for name, split in splits.items():
       batches = until_interrupted(split.padded(sizes[name], mesh=place.mesh))

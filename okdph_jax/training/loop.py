@@ -45,7 +45,7 @@ def train(
   interrupted: whether to stop as soon as possible, with a checkpoint and `Interrupted`.
   extended: entries for the lines of a run that is extended.
   """
-  mesh = host.mesh(config.devices)
+  mesh = host.mesh(config.devices, config.student_groups)
   place = NamedSharding(mesh, PartitionSpec())
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=place)()
   fed = feed(config, dataset, experiment.augment, experiment.method.views, mesh)
@@ -55,7 +55,14 @@ def train(
     logbook.Logbook(run) as book,
   ):
     program = experiment.parts, experiment.numbers, fed.augment
-    compiled = compile_steps(*program, fed.shapes, key, thread, accumulate=config.accumulate)
+    compiled = compile_steps(
+      *program,
+      fed.shapes,
+      key,
+      thread,
+      per_dispatch=config.steps_per_dispatch,
+      accumulate=config.accumulate,
+    )
     print(f"compiled in {compiled.seconds:.1f} s", flush=True)
     stop_before_the_first_step(interrupted)
     state = checkpoints.restore(compiled.state) or compiled.state
@@ -158,14 +165,18 @@ class Session:
     return min(stops)
 
   def run_to(self, stop: int) -> None:
-    """Dispatches the steps up to `stop`."""
-    for step in range(self.step, stop):
-      batch = self.batch(step)
-      self.state, metrics = self.advance(self.state, batch, self.key)
-      self.timer.count(len(batch.label))
-      if self.config.log_every_steps and (step + 1) % self.config.log_every_steps == 0:
-        self._logged.append((step + 1, metrics))
-    self.step = stop
+    """Dispatches the steps up to `stop`, several at once where they fit and are all full."""
+    while self.step < stop:
+      count, epoch = self.config.steps_per_dispatch, self.experiment.epoch_steps
+      if self.step + count > min(stop, self.step // epoch * epoch + epoch - 1):
+        count = 1  # the last batch of an epoch may be short
+      batches = tuple(self.batch(step) for step in range(self.step, self.step + count))
+      self.state, metrics = self.advance(self.state, batches, self.key)
+      for batch, own in zip(batches, metrics, strict=True):
+        self.step += 1
+        self.timer.count(len(batch.label))
+        if self.config.log_every_steps and self.step % self.config.log_every_steps == 0:
+          self._logged.append((self.step, own))
 
   def look(self) -> None:
     """Waits for the steps so far and shows the loss; FloatingPointError if it is not finite."""

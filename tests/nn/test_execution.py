@@ -1,12 +1,15 @@
 """How networks run in training: moments of parts of the batch, bfloat16, fewer collectives."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from benchmarks.accelerators import collectives
 from okdph_jax.methods.okdph import okdph
 from okdph_jax.methods.protocol import trained_as
+from okdph_jax.nn.convolution import conv_general_dilated
 from okdph_jax.nn.execution import Execution, executed
 from okdph_jax.nn.students import run, start
 from okdph_jax.runtime import host
@@ -66,11 +69,12 @@ def test_groups_are_normalised_each_by_itself():
   np.testing.assert_allclose(short, whole, atol=1e-5)
 
 
-def test_bfloat16_is_for_activations_alone():
-  step, state, batch, key = step_of(Execution("bfloat16"))
+@pytest.mark.parametrize("compute", ["bfloat16", "products"])
+def test_bfloat16_leaves_the_state_and_the_losses_alone(compute):
+  step, state, batch, key = step_of(Execution(compute))
   plain, *_ = step_of(Execution())
   text = step.lower(state, batch, key).as_text()
-  assert "bf16" in text and "bf16" not in plain.lower(state, batch, key).as_text()
+  assert ("bf16[" in text or "xbf16" in text) == (compute == "bfloat16")
   after, metrics = step(state, batch, key)
   want, wanted = plain(state, batch, key)
   kinds = lambda tree: jax.tree.map(lambda x: x.dtype, tree)  # noqa: E731
@@ -86,3 +90,24 @@ def test_bfloat16_is_for_activations_alone():
   )
   cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
   assert cosine > 0.99
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_products_alone_are_those_of_rounded_numbers(has, monkeypatch):
+  """On a CPU, also where it has no instructions for them."""
+  instructions = host.has_bfloat16()
+  monkeypatch.setattr(host, "has_bfloat16", lambda: has and instructions)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+  layout = ("NHWC", "HWIO", "NHWC")
+
+  def convolve(x, kernel, precision):
+    return jax.jit(
+      lambda *a: conv_general_dilated(
+        *a, (1, 1), "SAME", dimension_numbers=layout, precision=precision
+      )
+    )(x, kernel)
+
+  rounded = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel)]
+  want = convolve(*rounded, None)
+  np.testing.assert_allclose(convolve(x, kernel, "bfloat16"), want, atol=1e-5)

@@ -1,5 +1,6 @@
 """Views that the host computes ahead are those that the step would compute."""
 
+import json
 import threading
 
 import pytest
@@ -9,12 +10,14 @@ from okdph_jax.main import parse
 from okdph_jax.training.feed import AHEAD, ahead
 from tests import runs
 
+CLOCK = "seconds", "images_per_second"
+
 
 def fitted(path, workdir, *more):
   config, *_ = parse(
     ["--config=configs/digits.py:okdph", *runs.options(path), *more, f"--workdir={workdir}"]
   )
-  config.views = ("crop(1)|rotate(15)|noise(0.1)", "crop(1)|randaugment", "crop(1)|cutout(3)")
+  config.views = ("crop(1)|rotate(15)|noise(0.1)", "crop(1)|flip", "crop(1)|cutout(3)")
   return fit(config, workdir)
 
 
@@ -25,6 +28,21 @@ def test_a_run_has_the_same_numbers_wherever_its_views_are_computed(tmp_path):
   fitted(path, tmp_path / "device", *more)
   fitted(path, tmp_path / "host", *more, "--config.views_on=host")
   assert runs.evaluations(tmp_path / "host") == runs.evaluations(tmp_path / "device")
+
+
+def test_several_steps_of_a_dispatch_are_single_ones(tmp_path):
+  """Five steps an epoch, the last one short: of three, one and one."""
+  path = runs.arrays(tmp_path / "data.npz")
+  more = ["--config.batch_size=7", "--config.log_every_steps=1"]
+  fitted(path, tmp_path / "one", *more)
+  fitted(path, tmp_path / "three", *more, "--config.steps_per_dispatch=3")
+  for name in ("metrics.jsonl", "training.jsonl"):
+    assert lines(tmp_path / "three" / name) == lines(tmp_path / "one" / name)
+
+
+def lines(path):
+  found = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k not in CLOCK} for line in found]
 
 
 def test_the_next_steps_are_prepared_in_a_thread_and_a_jump_drops_them():
