@@ -78,7 +78,7 @@ def okdph(
     first, second = jax.random.split(key)
     starts = jnp.stack([first] * n) if same_init else jax.random.split(first, n)
     learner = peers.init_networks(net, starts, views)
-    memory = {"weights": draw(second)}
+    memory: dict[str, Any] = {"weights": draw(second)}
     if fuse_with == "previous":
       memory["hybrid"] = mix(learner.students, memory["weights"])
     return learner.with_memory(**memory)

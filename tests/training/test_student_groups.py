@@ -69,12 +69,8 @@ def check(groups):
   return collectives(step.as_text())
 
 
-def test_each_group_trains_its_student_and_no_optimizer_state_moves(monkeypatch):
-  monkeypatch.setattr(onednn, "choice", lambda: onednn.Choice(None))
-  check(groups=2)
-
-
-def test_on_four_devices_each_group_splits_its_batch():
+def test_each_group_trains_its_student_and_no_optimizer_state_moves():
+  """On four devices, so that a group also splits its batch."""
   code = (
     "import jax; jax.config.update('jax_num_cpu_devices', 4)\n"
     "from tests.training.test_student_groups import check; check(2)"
