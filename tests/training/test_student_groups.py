@@ -108,21 +108,16 @@ def state_on(mesh):
   return tiny.jit(start, out_shardings=layout)(jax.random.key(mesh.size))
 
 
-def test_a_run_with_groups_has_the_results_of_one_without(tmp_path, monkeypatch):
+def test_a_run_with_groups_is_a_run_of_any_number_of_them(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(onednn, "choice", lambda: onednn.Choice(None))
   path = runs.arrays(tmp_path / "data.npz")
-  found = {}
-  for groups in (1, 2):
-    options = [*runs.options(path), f"--config.student_groups={groups}"]
+  for groups in (2, 1):
+    options = [*runs.options(path), "--config.epochs=1", f"--config.student_groups={groups}"]
     config, *_ = parse(["--config=configs/digits.py:okdph", *options, "--workdir=unused"])
     config.views = ("crop(1)",)
-    fit(config, tmp_path / str(groups))
-    found[groups] = runs.evaluations(tmp_path / str(groups))
-  for one, two in zip(found[1], found[2], strict=True):
-    for name, loss in one["losses"].items():
-      np.testing.assert_allclose(two["losses"][name], loss, rtol=1e-3)
-    for name, nll in one["cross_entropy"]["test"].items():
-      np.testing.assert_allclose(two["cross_entropy"]["test"][name], nll, rtol=1e-2)
+    result = fit(config, tmp_path / "run")
+  assert set(runs.SINGLE) < result.readers.keys()
+  assert "is finished; nothing to do" in capsys.readouterr().out
 
 
 def test_what_does_not_divide_is_refused_in_one_line(monkeypatch):
