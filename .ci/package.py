@@ -24,7 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 SDIST_HAS = ("LICENSE", "CHANGELOG.md", "CITATION.cff", "configs/digits.py", "tests/nets.py")
-WHEEL_HAS = ("okdph_jax/main.py", "okdph_jax/py.typed", "okdph_jax/configs/digits.py")
+WHEEL_HAS = (
+  "okdph_jax/main.py",
+  "okdph_jax/py.typed",
+  "okdph_jax/configs/digits.py",
+  "okdph_jax/export/page.html",
+)
 MEMORY, ONEDNN = "okdph_jax/runtime/_memory.abi3.so", "okdph_jax/nn/_onednn.abi3.so"
 # The folder that a command runs in is not to provide its code, and Python may write the
 # bytecode that `--no-compile` leaves out.
