@@ -21,6 +21,8 @@ def test_cross_entropy(smoothing):
   np.testing.assert_allclose(
     losses.cross_entropy(Z, jnp.asarray(Y), smoothing=smoothing), want, rtol=1e-5
   )
+  if not smoothing:  # the default
+    np.testing.assert_allclose(losses.cross_entropy(Z, jnp.asarray(Y)), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -30,6 +32,12 @@ def test_kl_weights_by_the_teacher_and_scales_by_the_squared_temperature(tempera
   want = temperature**2 * (p * (np.log(p) - q)).sum(-1).mean(-1)
   np.testing.assert_allclose(losses.kl(Z, T, temperature), want, rtol=1e-4)
   np.testing.assert_allclose(losses.kl(Z, Z, temperature), 0, atol=1e-6)
+
+
+def test_accuracy_keeps_the_leading_axes_and_the_temperature_is_one():
+  want = [np.mean(z.argmax(-1) == Y) for z in Z]
+  np.testing.assert_allclose(losses.accuracy(jnp.asarray(Z), jnp.asarray(Y)), want)
+  np.testing.assert_allclose(losses.kl(Z, T), losses.kl(Z, T, 1.0), rtol=0)
 
 
 def test_pairs_by_broadcasting():

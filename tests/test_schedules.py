@@ -1,5 +1,7 @@
 """Durations, milestones and ramps against their definitions."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,3 +74,19 @@ def test_a_held_rate_stays_what_it_was_at_a_step():
     [0.1, 0.01, 0.01, 0.01]
   )
   assert float(schedules.held(lambda step: step, 160)(161)) == 160
+
+
+def test_averages_are_plain_at_first():
+  decays = [float(schedules.average_decay(t, 0.9)) for t in (1, 2, 4, 9, 100)]
+  assert decays == pytest.approx([1 / 2, 2 / 3, 4 / 5, 0.9, 0.9])
+
+
+def test_milestones_of_a_traced_number_of_epochs_are_the_same():
+  @jax.jit
+  def traced(epochs):
+    return schedules.milestone(150, epochs=epochs, epoch_steps=7)
+
+  for epochs in (5, 60, 299, 301):
+    whole = traced(jnp.float32(epochs))
+    assert whole.dtype == jnp.int32
+    assert int(whole) == schedules.milestone(150, epochs=epochs, epoch_steps=7)

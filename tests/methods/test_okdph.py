@@ -415,3 +415,11 @@ def test_the_release_reads_the_hybrid_of_its_last_forward_pass(fuse_with):
     want = {"params": last["params"], "batch_stats": new["batch_stats"]}
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
   jax.tree.map(close, method.networks(moved)["hybrid"], want)
+
+
+def test_the_hybrid_is_mixed_in_float32_with_full_precision():
+  with jax.enable_x64(True):
+    assert uniform(N).dtype == jnp.float32
+  np.testing.assert_allclose(uniform(N), 1 / N, rtol=1e-6)
+  program = str(jax.make_jaxpr(hybridize)({"w": jnp.ones((N, 2))}, uniform(N)))
+  assert "dot_general" in program and "HIGHEST" in program
