@@ -88,6 +88,7 @@ ADDED = {
   "steps_per_dispatch": 1,
 }
 ADDED_DATA = {"seed": 42, "normalise_as": ""}
+ADDED_METHOD = {"okdph": {"hybrid_teaches": True}}
 
 
 class Result(NamedTuple):
@@ -471,7 +472,13 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config with the options that runs of its version did not have yet."""
-  return {**ADDED, **config, "data": ADDED_DATA | config.get("data", {})}
+  method = config.get("method", {})
+  return {
+    **ADDED,
+    **config,
+    "data": ADDED_DATA | config.get("data", {}),
+    "method": ADDED_METHOD.get(method.get("name"), {}) | method,
+  }
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

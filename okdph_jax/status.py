@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,8 @@ def status(run: Run) -> Status:
 
 def find(root: Path) -> Iterator[Run]:
   """The runs below `root`, by their paths: folders with a config, a lock or an error."""
-  files = (f for name in (CONFIG, LOCK, ERROR) for f in root.rglob(name))
-  for folder in sorted({file.parent for file in files}):
-    yield Run(folder)
+  for folder, below, files in os.walk(root):
+    below.sort()
+    if {CONFIG, LOCK, ERROR} & set(files):
+      below.clear()  # no run is in another
+      yield Run(folder)

@@ -100,6 +100,11 @@ def test_config_comes_back_and_only_what_matters_differs(tmp_path):
   assert differing(old["config"], OLD) == []  # () became []
   assert differing(OLD, OLD | {"data": OLD["data"] | {"seed": 42}}) == []
   assert differing(OLD, OLD | {"data": OLD["data"] | {"seed": 7}}) == ["data.seed: 42 -> 7"]
+  teaches, silent = (
+    OLD | {"method": OLD["method"] | {"hybrid_teaches": x}} for x in (True, False)
+  )
+  assert differing(OLD, teaches) == []
+  assert differing(OLD, silent) == ["method.hybrid_teaches: true -> false"]
   new = OLD | {
     "data": {"name": "digits", "dir": "/elsewhere"},
     "checkpoint_every_minutes": 1.0,

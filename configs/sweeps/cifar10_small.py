@@ -14,13 +14,12 @@ from okdph_jax.experiment import paper
 SEEDS = 3
 COMMON = {"epochs": 100, "eval_every_epochs": 20, "snapshots": 10}
 VIEWS = paper.okdph_views("cifar10", 2)
-RELEASE = {f"method.{name}": value for name, value in paper.RELEASE["okdph"].items()}
 
 
 def get_sweep():
   entries = {
     "okdph": {"config": "limited:okdph,resnet8"},
-    "okdph-release": {"config": "limited:okdph,resnet8"} | RELEASE,
+    "okdph-release": {"config": "limited:okdph,resnet8"} | paper.released("okdph"),
     "base1-hflip": {"config": "limited:base,resnet8", "method.students": 1, "views": VIEWS[:1]},
     "base3": {"config": "limited:base,resnet8", "method.students": 3, "views": VIEWS},
     "dml": {"config": "limited:dml,resnet8", "views": (f"any({', '.join(VIEWS)})",)},

@@ -20,6 +20,7 @@ from okdph_jax.errors import nearest
 COMMANDS = {  # module of this package -> what it does
   "train": "train a network, or go on with a run that was stopped",
   "sweep": "run a grid of configs and seeds: a table of the paper, an ablation, a comparison",
+  "watch": "how far all runs under a folder are, refreshed",
   "evaluate": "accuracy, calibration and confusion matrix of a run's networks, on any dataset",
   "views": "a picture of what each network sees of the training images",
   "analysis": "flatness of trained networks: landscape, Hessian, sharpness, barriers, ...",

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from okdph_jax.cli.arguments import Parser, command
+from okdph_jax.cli.arguments import Parser, command, split_options
 
 DESCRIPTION = """\
 Runs every config of a sweep file with several seeds, each in a folder and a process of its
@@ -11,6 +11,8 @@ own. The same command goes on with what was stopped, and skips what is finished.
 
   okdph sweep digits --root=runs/digits --jobs=2
   okdph sweep table1 --root=runs/table1 --only=method=okdph,network=resnet32 --seeds=5
+
+--config.OPTION=VALUE changes an option of all of them.
 """
 
 
@@ -26,7 +28,7 @@ def parser() -> Parser:
     "--jobs", type=int, default=1, metavar="N", help="runs at a time, cores split (%(default)s)"
   )
   parser.add_argument(
-    "--print", action="store_true", help="print the commands, one a line, and exit"
+    "--print", action="store_true", help="print the commands of what is not finished, and exit"
   )
   return parser
 
@@ -34,7 +36,12 @@ def parser() -> Parser:
 @command
 def main(arguments: list[str]) -> int:
   """Runs a sweep; the exit code: 0 all is finished, 1 some runs failed, 75 interrupted."""
-  flags = parser().parse(arguments)
+  spec, overrides, rest = split_options(arguments)
+  if spec:
+    raise ValueError(
+      f"--config={spec}: the configs are the sweep file's; --config.OPTION=VALUE"
+    )
+  flags = parser().parse(rest)
   for name in ("seeds", "jobs"):
     if (getattr(flags, name) or 1) < 1:
       raise ValueError(f"--{name}={getattr(flags, name)}: at least 1 is needed")
@@ -42,11 +49,11 @@ def main(arguments: list[str]) -> int:
 
   from okdph_jax.sweep import cells, runner
 
-  found = cells.read(flags.sweep, root, flags.seeds)
+  found = cells.read(flags.sweep, root, flags.seeds, overrides)
   if flags.only:
     found = cells.select(found, flags.only)
   if flags.print:
-    for cell in found:
+    for cell in runner.unfinished(found):
       print(shlex.join(["okdph", "train", *cell.options]))
     return 0
   return runner.Runner(found, flags.jobs).run()

@@ -101,6 +101,7 @@ RELEASE = {
     temperature=4.0,
     alpha=1.0,
     same_init=True,
+    hybrid_teaches=True,
   ),
   "dml": dict(students=2),
   "kdcl": dict(students=2, target="mean", task_weight=0.5, distill_weight=0.5, temperature=4.0),
@@ -113,6 +114,12 @@ RELEASE = {
   "sam": dict(label_smoothing=0.1),
   "swa": dict(label_smoothing=0.0),
 }
+
+
+def released(name: str) -> dict[str, Any]:
+  """A method's options as the release has them, as a sweep file writes them."""
+  options = RELEASE.get(name, {}).items()
+  return {f"method.{option}": value for option, value in options if value is not None}
 
 
 def release_wrapper(name: str, dataset: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def okdph(
   alpha: float | tuple = 1.0,
   hybrid_gradient: bool = True,
   same_init: bool = True,
+  hybrid_teaches: bool = True,
 ) -> Method:
   """OKDPH (Zhang et al., CVPR 2023, arXiv:2303.14666), Algorithm 1.
 
@@ -60,6 +61,9 @@ def okdph(
   each epoch from 0. `same_init`: all students start equal (both). `alpha`: one number, or one
   per student. T = 4 is the release's; the paper gives none. Fusion comes before any
   evaluation: with gamma = 1 and `fuse_every="1 epoch"` all students are equal there.
+
+  `hybrid_teaches=False` leaves the hybrid out of the target, z_en = sum_m z_m / M, for
+  ablations such as the paper's Table 5.
   """
   net, n = context.net, students
   check_students("okdph", n)
@@ -91,7 +95,8 @@ def okdph(
       hybrid = lax.stop_gradient(hybrid)
     own, stats = each(net, learner.students, views.image[:n], key, train=True)  # [N, B, K]
     mixed, mixed_stats = run(net, hybrid, views.image[n], key_hybrid, train=True)  # [B, K]
-    teacher = lax.stop_gradient((own.sum(0) + mixed) / (n + 1))
+    ensemble = (own.sum(0) + mixed) / (n + 1) if hybrid_teaches else own.mean(0)
+    teacher = lax.stop_gradient(ensemble)
 
     task_loss = omega * cross_entropy(own, label).sum()
     if is_traced(omega) or omega != 1:  # XLA would run the backward pass of a product with 0.0

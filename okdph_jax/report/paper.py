@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from okdph_jax.experiment import paper as settings
+from okdph_jax.run import completed
 
 
 class Cell(NamedTuple):
@@ -179,6 +180,7 @@ def cell(config: Mapping[str, Any]) -> Cell | None:
   which other views alone may differ: they are named by the cell. `config` is that of a
   result.json.
   """
+  config = completed(config)
   method, wrappers = dict(config["method"]), [dict(w) for w in config.get("wrappers", ())]
   row = _row(method, wrappers)
   dataset, students = config["data"]["name"], method.get("students", 1)

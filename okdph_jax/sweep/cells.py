@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from okdph_jax.errors import nearest
 from okdph_jax.experiment.build import check_without_data
-from okdph_jax.experiment.config import find, flat, load_config, load_file
+from okdph_jax.experiment.config import Overrides, find, flat, load_config, load_file
 from okdph_jax.run import Run
 
 FOLDER = "configs/sweeps"
@@ -46,10 +46,13 @@ class Cell(NamedTuple):
   facets: dict[str, set[str]]  # what --only selects by: {"method": {"dml"}, ...}
 
 
-def read(spec: str, root: Path, seeds: int | None = None) -> list[Cell]:
+def read(
+  spec: str, root: Path, seeds: int | None = None, overrides: Overrides = ()
+) -> list[Cell]:
   """The cells of a sweep file, or of one of ours by its name: seed by seed in its order.
 
   root: the folder of all its runs. seeds: how many of each; by default what the file says.
+  overrides: options that are changed in all of them, (name, text).
 
   Raises:
     ValueError: in one line, for a cell whose config is not one, or for a file that is no sweep.
@@ -62,22 +65,23 @@ def read(spec: str, root: Path, seeds: int | None = None) -> list[Cell]:
   cells = []
   for entry, options in entries.items():
     try:
-      cells += _cells(entry, dict(options), entries, root, seeds)
+      cells += _cells(entry, dict(options), entries, root, seeds, overrides)
     except ValueError as error:
       raise ValueError(f"the sweep {name}, {entry}: {error}") from None
   return sorted(cells, key=lambda cell: cell.config.seed)  # first a whole table of one seed
 
 
-def _cells(entry, options, entries, root, seeds):
+def _cells(entry, options, entries, root, seeds, changes):
   if not re.fullmatch(r"[\w.+=%,-]+", entry):
     raise ValueError("a name has letters, digits and . + = % , - _, because it names folders")
   spec, teacher = options.pop("config", None), options.get("teacher")
   own_seeds = options.pop("seeds", seeds)
   if spec is None:
     raise ValueError("its options lack 'config', e.g. 'cifar10:okdph,resnet32'")
-  if "seed" in options:
-    raise ValueError("seeds are not options of an entry: SEEDS of the file, or --seeds=N")
-  overrides = [(k, v if isinstance(v, str) else repr(v)) for k, v in options.items()]
+  if "seed" in options.keys() | dict(changes):
+    raise ValueError("the seeds are SEEDS of the file, or --seeds=N; leave the option seed out")
+  overrides = {k: v if isinstance(v, str) else repr(v) for k, v in options.items()}
+  overrides = list((overrides | dict(changes)).items())
   config = load_config(spec, overrides)
   check_without_data(config)
   facets = _facets(entry, spec, config)

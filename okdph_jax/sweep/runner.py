@@ -22,6 +22,7 @@ from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell
 from okdph_jax.training.progress import duration
 
+PROGRAM = (sys.executable, "-m", "okdph_jax.main")
 POLL_SECONDS = 0.2  # between two looks at the processes
 LOOK_SECONDS = 2.0  # and at the files of the runs
 INTERRUPTED = 75  # the exit code of a run that has a checkpoint and can go on
@@ -31,13 +32,18 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h: the signal that a process gets when its parent ends
 
 
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+  """The cells whose run has not finished with this very config."""
+  return [cell for cell in cells if not already_finished(cell.config, cell.run)]
+
+
 class Runner:
   """Runs cells, at most `jobs` at a time, each once; one line says how far they are."""
 
   def __init__(self, cells: Sequence[Cell], jobs: int):
     self.cells = cells
     self.slots = slots(jobs)
-    self.pending = [cell for cell in cells if not already_finished(cell.config, cell.run)]
+    self.pending = unfinished(cells)
     self.failed: list[str] = []  # names
     self._signals: list[int] = []
     self._there: dict[str, Status] = {}  # by name, as last looked at
@@ -123,7 +129,7 @@ class Runner:
         for slot in busy:
           slot.send(signal.SIGKILL)
       time.sleep(POLL_SECONDS)
-    self.pending = [c for c in self.pending if not already_finished(c.config, c.run)]
+    self.pending = unfinished(self.pending)
 
   def line(self) -> str:
     """How far all is: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
@@ -184,7 +190,7 @@ class Slot:
     with open(cell.run.path / LOG, "ab") as log:
       self._log_began = log.tell()
       self.process = subprocess.Popen(
-        [sys.executable, "-m", "okdph_jax.main", *cell.options],
+        [*PROGRAM, *cell.options],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

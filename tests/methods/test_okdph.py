@@ -57,7 +57,7 @@ def gradients(method, learner, views):
   return method.gradient(objective, learner.params)[0]["students"]
 
 
-def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True):
+def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True, hybrid_teaches=True):
   """Eq. 8 of student m, the other students being constants: written out."""
   r = learner.memory["weights"]
   take = lambda i: jax.tree.map(lambda leaf: leaf[i], learner.students)  # noqa: E731
@@ -72,7 +72,7 @@ def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True):
 
   z = [logits(s, x) for s, x in zip(students, views.image[:N], strict=True)]
   z_h = logits(hybrid, views.image[N])
-  z_en = jax.lax.stop_gradient((sum(z) + z_h) / (N + 1))
+  z_en = jax.lax.stop_gradient((sum(z) + z_h) / (N + 1) if hybrid_teaches else sum(z) / N)
 
   def ce(z):
     return -jnp.mean(jax.nn.log_softmax(z)[jnp.arange(B), views.label])
@@ -82,11 +82,13 @@ def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True):
   return 0.7 * ce(z[m]) + 0.3 * ce(z_h) + 0.6 * kd
 
 
-@pytest.mark.parametrize("hybrid_gradient", [True, False])
-def test_each_student_gets_the_gradient_of_its_own_loss(hybrid_gradient):
+@pytest.mark.parametrize(
+  "switches", [{}, {"hybrid_gradient": False}, {"hybrid_teaches": False}], ids=str
+)
+def test_each_student_gets_the_gradient_of_its_own_loss(switches):
   with jax.enable_x64(True):
     net = Smooth()
-    method = okdph(context(net), **OPTIONS, hybrid_gradient=hybrid_gradient)
+    method = okdph(context(net), **OPTIONS, **switches)
     views = views_of(method)
     learner = method.init(jax.random.key(0), views.image)
     learner = jax.tree.map(lambda x: x.astype(jnp.float64), learner)
@@ -95,14 +97,14 @@ def test_each_student_gets_the_gradient_of_its_own_loss(hybrid_gradient):
       theta = jax.tree.map(lambda leaf, m=m: leaf[m], learner.params["students"])
 
       def loss(theta, m=m):
-        return own_loss(net, learner, views, m, theta, hybrid_gradient=hybrid_gradient)
+        return own_loss(net, learner, views, m, theta, **switches)
 
       want = jax.grad(loss)(theta)
       mine = jax.tree.map(lambda leaf, m=m: leaf[m], got)
       jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), mine, want
       )
-      if not hybrid_gradient:  # finite differences know no stop_gradient
+      if switches:  # finite differences know no stop_gradient
         continue
       # z_en is detached: hold it by moving the teacher out, i.e. differentiate with beta's
       # teacher fixed, along one random direction.

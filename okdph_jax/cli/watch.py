@@ -1,0 +1,116 @@
+"""`okdph watch`: all runs under a folder, from their files alone; needs no JAX."""
+
+import datetime
+import functools
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from okdph_jax.cli.arguments import Parser, command
+from okdph_jax.run import RESULT, Run
+from okdph_jax.status import (
+  FAILED,
+  FINISHED,
+  INTERRUPTED,
+  RUNNING,
+  STATES,
+  Status,
+  find,
+  status,
+)
+
+SECONDS = 2  # between two looks at the files
+STYLES = {RUNNING: "green", FAILED: "bold red", INTERRUPTED: "yellow", FINISHED: "dim"}
+
+DESCRIPTION = """\
+How far all runs under a folder are. It reads files, so it works on a machine that only sees
+them; Ctrl-C ends it.
+
+  okdph watch runs/table1
+"""
+
+
+@command
+def main(arguments: list[str]) -> int:
+  parser = Parser("watch", DESCRIPTION)
+  parser.add_argument(
+    "root", nargs="?", default="runs", help="folder of the runs (%(default)s)"
+  )
+  parser.add_argument("--once", action="store_true", help="print the table once, and exit")
+  flags = parser.parse(arguments)
+  root = Path(flags.root)
+  if not root.is_dir():
+    raise ValueError(f"there is no folder {root}; name the one that has the runs")
+  console = Console()
+  if flags.once:
+    if not console.is_terminal:
+      console.width = 200  # a file has no width
+    console.print(shown(root))
+    return 0
+  try:
+    with Live(shown(root), console=console, auto_refresh=False) as live:
+      while True:
+        time.sleep(SECONDS)
+        live.update(shown(root), refresh=True)
+  except KeyboardInterrupt:
+    return 0
+
+
+def shown(root: Path) -> Group:
+  """The table of the runs below `root`, what runs first; then why runs have failed."""
+  there, damaged = [], []
+  for run in find(root):
+    try:
+      there.append((str(run.path.relative_to(root)), looked_at(run)))
+    except ValueError as error:
+      damaged.append(str(error))
+  there.sort(key=lambda row: (STATES.index(row[1].state), row[0]))
+  counts = Counter(there.state for _, there in there)
+  states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+  table = Table(box=None, header_style="bold", pad_edge=False)
+  table.add_column("run", overflow="fold")
+  table.add_column("state")
+  for name in ("epoch", "step", "images/s"):
+    table.add_column(name, justify="right", no_wrap=True)
+  table.add_column("test accuracy, last evaluation")
+  for name in ("time left", "evaluated"):
+    table.add_column(name, justify="right", no_wrap=True)
+  for name, one in there:
+    table.add_row(name, Text(one.state, STYLES[one.state]), *cells(one))
+  failures = [f"failed: {name}: {one.message}" for name, one in there if one.state == FAILED]
+  title = f"{root}: {len(there)} runs" + f" ({states})" * bool(states)
+  return Group(Text(title), table, *map(Text, failures + damaged))
+
+
+def looked_at(run: Run) -> Status:
+  """The `Status` of a run, that of a finished one as before."""
+  result = run.path / RESULT
+  return _finished(run.path, result.stat().st_mtime_ns) if result.exists() else status(run)
+
+
+@functools.cache
+def _finished(path, changed):
+  del changed
+  return status(Run(path))
+
+
+def cells(one: Status) -> tuple[str, ...]:
+  """A row of the table, from the epoch on."""
+
+  def duration(seconds):
+    return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+  speed = one.images_per_second
+  return (
+    f"{one.epoch:g}/{one.epochs or '?'}",
+    f"{one.step:,}/{one.steps:,}" if one.steps else "",
+    f"{speed:,.0f}" if speed else "",
+    "" if one.accuracy is None else f"{one.accuracy:.4f} {one.reader}",
+    duration(one.left) if one.state != FINISHED else "",
+    f"{duration(one.age)} ago" if one.age is not None else "",
+  )

@@ -1,0 +1,191 @@
+"""Sweep files: every cell of ours is valid and there once, and the paper's numbers fit."""
+
+import collections
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from okdph_jax.report import paper
+from okdph_jax.sweep.cells import read, select
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted(file.stem for file in (ROOT / "configs" / "sweeps").glob("[!_]*.py"))
+
+
+@functools.cache
+def cells(name):
+  return read(name, Path("runs") / name, seeds=1)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_cell_can_be_run_and_none_is_there_twice(name):
+  found = cells(name)
+  configs = collections.Counter(json.dumps(c.config.to_dict(), sort_keys=True) for c in found)
+  assert max(configs.values()) == 1
+  assert len({cell.name for cell in found}) == len(found)
+  for cell in found:  # a teacher comes before its students
+    names = [other.name for other in found[: found.index(cell)]]
+    assert cell.teacher is None or cell.teacher.path.name in names
+
+
+def numbers(*tables):
+  """The accuracies of tables of the paper, each with how often it is there."""
+  flat = collections.Counter()
+  for table in tables:
+    for value in table.values():
+      if isinstance(value, dict):
+        flat += numbers(value)
+      else:
+        flat += collections.Counter(float(text.partition("±")[0]) for text in value.split())
+  return flat
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("table1", numbers(paper.TABLE_1)),
+    ("table2", numbers(paper.TABLE_2)),
+    ("table3", numbers(paper.TABLE_3)),
+    ("table4", numbers(paper.TABLE_4)),
+    ("table_s3", numbers(paper.TABLE_S3)),
+  ],
+)
+def test_a_table_s_cells_are_those_of_the_paper(name, expected):
+  """With the release's switches too: `okdph` and `okdph-release` have one number."""
+  found = collections.Counter()
+  for cell in cells(name):
+    number = paper.cell(cell.config.to_dict())
+    if number and not cell.entry.endswith("-release"):
+      found[number.accuracy] += 1
+  if name == "table4":  # each column has the common cell; students are of Table S3
+    expected = expected - collections.Counter({95.01: 3}) + collections.Counter([95.03, 95.13])
+  assert found == expected
+
+
+def test_table_5_has_the_numbers_of_whole_okdph_alone():
+  found = {cell.entry: str(paper.cell(cell.config.to_dict()) or "") for cell in cells("table5")}
+  assert found.pop("cifar10-loss") == "95.01 ± 0.09"
+  assert found.pop("cifar10-fusion-target") == "94.51"  # Table 4's omega = 1
+  assert found.pop("cifar100-fusion-target") == "74.10 ± 0.22"
+  assert set(found.values()) == {""}
+
+
+FILE = """
+SEEDS = 2
+
+def get_sweep():
+  return {
+    "teacher": {"config": "digits:base,resnet8", "seeds": 1},
+    "own": {"config": "digits:base,resnet8", "label": 0},
+    "kd": {"config": "digits:kd,resnet8", "teacher": "teacher", "views": ("crop(1)",)},
+    "self": {"config": "digits:kd,resnet8", "teacher": "kd"},
+  }
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(FILE.replace('"label": 0', '"epochs": 3'))
+  return path
+
+
+def test_a_file_s_seeds_names_and_teachers(file):
+  found = {cell.name: cell for cell in read(str(file), Path("root"))}
+  assert list(found) == [
+    *("teacher-seed42", "own-seed42", "kd-seed42", "self-seed42"),
+    *("own-seed43", "kd-seed43", "self-seed43"),
+  ]
+  cell = found["kd-seed43"]
+  assert cell.config.seed == 43 and cell.config.views == ("crop(1)",)
+  assert cell.teacher.path == Path("root/teacher-seed42")  # it is trained once
+  assert found["self-seed43"].teacher.path == Path("root/kd-seed43")
+  assert cell.options == (
+    "--config=digits:kd,resnet8",
+    "--config.teacher=root/teacher-seed42",
+    "--config.views=('crop(1)',)",
+    "--config.seed=43",
+    "--workdir=root/kd-seed43",
+  )
+  assert len(read(str(file), Path("root"), seeds=5)) == 16
+
+
+@pytest.mark.parametrize(
+  ("only", "names"),
+  [
+    ("method=kd", {"kd", "self"}),
+    ("method=base,epochs=3", {"own"}),
+    ("entry=t*,entry=own", {"teacher", "own"}),
+    ("run=kd-seed43", {"kd"}),
+    ("network=resnet8,seed=42,dataset=digits", {"teacher", "own", "kd", "self"}),
+  ],
+)
+def test_some_of_the_cells(file, only, names):
+  assert {cell.entry for cell in select(read(str(file), Path("root")), only)} == names
+
+
+def test_a_wrapper_is_selected_as_a_method_is():
+  chosen = select(cells("table1"), "method=sam,network=resnet32")
+  assert {cell.entry for cell in chosen} == {"cifar10-resnet32-sam", "cifar100-resnet32-sam"}
+
+
+@pytest.mark.parametrize(
+  ("only", "says"),
+  [
+    ("method", "'method' is not NAME=VALUE"),
+    ("methd=dml", "no cell has a 'methd'; did you mean 'method'"),
+    ("method=dml", "no cell is left with method=dml, there are base, kd"),
+    ("method=kd,epochs=3", "no cell is left with epochs=3, there are 20"),
+  ],
+)
+def test_a_selection_of_nothing_is_refused(file, only, says):
+  with pytest.raises(ValueError) as refusal:
+    select(read(str(file), Path("root")), only)
+  assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+  ("entry", "says"),
+  [
+    ('"label": 0', "the sweep mine, own: the config has no option 'label'"),
+    ('"method.omega": 0.5', "own: method base has no option 'omega'"),
+    ('"method.label_smoothing": 2.0', "own: base: label_smoothing=2.0 is outside [0, 1)"),
+    ('"views": ("hflip", "flip")', "own: base looks at 1 view"),
+    ('"wrappers": ({"name": "sma"},)', "own: unknown wrapper 'sma'; did you mean 'sam'"),
+    ('"network": "resnet9"', "own: unknown network 'resnet9'"),
+    ('"epochs": "many"', "own: "),
+    ('"seed": 3', "own: the seeds are SEEDS of the file"),
+  ],
+)
+def test_a_bad_cell_is_one_line(tmp_path, entry, says):
+  path = tmp_path / "mine.py"
+  path.write_text(FILE.replace('"label": 0', entry))
+  with pytest.raises(ValueError) as refusal:
+    read(str(path), Path("root"))
+  assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    ("def get_sweep(): return []", "must return {name: options}"),
+    ("def get_sweep(): return {'a b': {'config': 'digits'}}", "a name has letters"),
+    ("def get_sweep(): return {'a': {'epochs': 3}}", "lack 'config'"),
+    ("def get_sweep(): return {'a': {'config': 'digitz'}}", "did you mean 'digits'"),
+    ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),
+    ("x = 1", "get_sweep"),
+  ],
+)
+def test_a_file_that_is_no_sweep(tmp_path, text, says):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(ValueError, match="mine") as refusal:
+    read(str(path), Path("root"))
+  assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_unknown_sweep_lists_those_there_are():
+  with pytest.raises(ValueError, match="no sweep file tabel1; did you mean 'table1'"):
+    read("tabel1", Path("root"))
