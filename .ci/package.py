@@ -29,6 +29,7 @@ WHEEL_HAS = (
   "okdph_jax/py.typed",
   "okdph_jax/configs/digits.py",
   "okdph_jax/export/page.html",
+  "okdph_jax/configs/sweeps/digits.py",
 )
 MEMORY, ONEDNN = "okdph_jax/runtime/_memory.abi3.so", "okdph_jax/nn/_onednn.abi3.so"
 # The folder that a command runs in is not to provide its code, and Python may write the

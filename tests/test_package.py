@@ -24,8 +24,8 @@ def normal(name):
 
 
 def declared():
-  optional = PROJECT["project"]["optional-dependencies"]["export"]
-  every = [*PROJECT["project"]["dependencies"], *optional]
+  extras = PROJECT["project"]["optional-dependencies"]
+  every = [*PROJECT["project"]["dependencies"], *extras["export"], *extras["slurm"]]
   return {normal(re.match(r"[\w.-]+", d)[0]) for d in every}
 
 

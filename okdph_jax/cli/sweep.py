@@ -30,12 +30,24 @@ def parser() -> Parser:
   parser.add_argument(
     "--print", action="store_true", help="print the commands of what is not finished, and exit"
   )
+  parser.add_argument(
+    "--dry-run",
+    action="store_true",
+    help="say what the runs take (steps, FLOPs, time), and exit",
+  )
+  parser.add_argument(
+    "--slurm",
+    nargs="?",
+    const="",
+    metavar="NAME=VALUE,...",
+    help="submit the runs as jobs with submitit's options: timeout_min=600,gpus_per_node=1",
+  )
   return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-  """Runs a sweep; the exit code: 0 all is finished, 1 some runs failed, 75 interrupted."""
+  """Runs a sweep; the exit code."""
   spec, overrides, rest = split_options(arguments)
   if spec:
     raise ValueError(
@@ -55,5 +67,16 @@ def main(arguments: list[str]) -> int:
   if flags.print:
     for cell in runner.unfinished(found):
       print(shlex.join(["okdph", "train", *cell.options]))
+    return 0
+  if flags.dry_run:
+    from okdph_jax.sweep import forecast
+
+    print(forecast.table(found, flags.jobs))
+    return 0
+  if flags.slurm is not None:
+    from okdph_jax.sweep import slurm
+
+    for name, job in slurm.submit(found, root, flags.slurm).items():
+      print(f"{name}: job {job}")
     return 0
   return runner.Runner(found, flags.jobs).run()

@@ -20,6 +20,7 @@ from okdph_jax.methods.protocol import Context, Method, Schedule, trained_as
 from okdph_jax.nn import onednn
 from okdph_jax.nn.execution import Execution
 from okdph_jax.runtime import host
+from okdph_jax.trained_network import TrainedNetwork
 from okdph_jax.training.step import Augment
 
 Numbers = dict[str, Any]  # rates, weights and decays, which may be traced
@@ -44,17 +45,21 @@ class Experiment(NamedTuple):
 
 
 def build(
-  config: ConfigDict, dataset: data.Dataset, planned_epochs: int | None = None
+  config: ConfigDict,
+  dataset: data.Dataset,
+  planned_epochs: int | None = None,
+  taught_by: TrainedNetwork | None = None,
 ) -> Experiment:
   """The experiment of a checked config; ValueError, in one line, where it cannot be.
 
   planned_epochs: what schedules refer to where a run of so many was extended since.
+  taught_by: in place of the teacher that `config.teacher` names.
   """
   check_options(config)
   epochs = planned_epochs or config.epochs
   epoch_steps = data.epoch_steps(len(dataset.train), config.batch_size)
   net = models.build(config.network, dataset.classes, config.network_options)
-  taught_by = teacher(config, dataset)
+  taught_by = taught_by or teacher(config, dataset)
   started, start = pretrained(config, net, dataset)
   context = Context(
     started,

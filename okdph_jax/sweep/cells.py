@@ -11,8 +11,8 @@ those of `okdph train`: "config", and any config.OPTION by its name.
         "okdph-beta0.5": {"config": "digits:okdph,resnet8", "method.beta": 0.5},
       }
 
-`teacher` may be the name of another entry; that one runs first. An entry whose `seeds` is 1 has
-one run, which teaches all seeds of others.
+`teacher` may be the name of an entry that stands before; that one runs first. An entry whose
+`seeds` is 1 has one run, which teaches all seeds of others.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def _cells(entry, options, entries, root, seeds, changes):
     raise ValueError("the seeds are SEEDS of the file, or --seeds=N; leave the option seed out")
   overrides = {k: v if isinstance(v, str) else repr(v) for k, v in options.items()}
   overrides = list((overrides | dict(changes)).items())
+  if teacher in list(entries)[list(entries).index(entry) :]:
+    raise ValueError(f"its teacher, {teacher}, has to stand before it")
   config = load_config(spec, overrides)
   check_without_data(config)
   facets = _facets(entry, spec, config)

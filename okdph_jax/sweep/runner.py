@@ -181,7 +181,7 @@ class Slot:
   def __init__(self, cores: list[int] | None, environment: dict[str, str]):
     self.cell: Cell | None = None
     self.process: subprocess.Popen[bytes] | None = None
-    self._cores, self._environment = cores, environment
+    self.cores, self._environment = cores, environment
     self._log_began = 0
 
   def launch(self, cell: Cell) -> None:
@@ -202,8 +202,8 @@ class Slot:
 
   def _prepare(self):
     """In the new process: its cores, and its end should the sweep be killed."""
-    if self._cores:
-      os.sched_setaffinity(0, self._cores)
+    if self.cores:
+      os.sched_setaffinity(0, self.cores)
     if LIBC:
       LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from okdph_jax.cli import dispatch
 from okdph_jax.experiment.summary import resolve
 from okdph_jax.run import Run
 from okdph_jax.status import status
+from okdph_jax.sweep import slurm
 from okdph_jax.sweep.cells import read
 from okdph_jax.sweep.runner import slots
 from tests import runs
@@ -42,6 +44,7 @@ if name == "interrupted" and not (run / "once").exists():
 """
 DRIVER = """
 import sys
+import threading
 from okdph_jax.cli.sweep import main
 from okdph_jax.sweep import runner
 runner.PROGRAM, runner.LOOK_SECONDS = (sys.executable, sys.argv[1]), 0.2
@@ -166,7 +169,7 @@ def test_more_jobs_than_cores_or_devices_are_refused(monkeypatch):
     slots(5000)
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 5, 7, 9})
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-  parts = [(slot._cores, slot._environment) for slot in slots(2)]
+  parts = [(slot.cores, slot._environment) for slot in slots(2)]
   assert parts == [
     ([1, 3], {"CUDA_VISIBLE_DEVICES": "4"}),
     ([5, 7], {"CUDA_VISIBLE_DEVICES": "5"}),
@@ -216,3 +219,50 @@ def test_a_part_of_the_digits_sweep(tmp_path):
   run = Run(tmp_path / "root" / "base-seed42")
   assert run.result["seed"] == 42 and status(run).state == "finished"
   assert "the run is in" in (run.path / "log.txt").read_text()
+
+
+def test_jobs_of_submitit(tmp_path, monkeypatch):
+  """By its executor of processes on this machine; Slurm itself is not here."""
+  pytest.importorskip("submitit")
+  program = tmp_path / "program.py"
+  program.write_text(PROGRAM)
+  monkeypatch.setattr(slurm, "PROGRAM", (sys.executable, str(program)))
+  file, root = tmp_path / "mine.py", tmp_path / "root"
+  entries = {"fine": entry(), "student": entry(config="digits:kd,resnet8", teacher="fine")}
+  file.write_text(f"def get_sweep():\n  return {entries!r}\n")
+  found = read(str(file), root)
+  for cell in found:
+    cell.run.path.mkdir(parents=True)
+    result = {"config": resolve(cell.config, cell.run.path)}
+    (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
+  jobs = slurm.submit(found, root, "cluster=local,timeout_min=5")
+  assert list(jobs) == ["fine-seed42", "student-seed42"]
+  wait_for((root / "student-seed42" / "result.json").exists)
+  assert slurm.submit(found, root, "cluster=local") == {}  # all is finished
+  for options, says in (("cluster=slurm", "srun"), ("cluster=local,gpu=1", "gpu")):
+    (root / "fine-seed42" / "result.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=rf"--slurm={options}: .*{says}") as refusal:
+      slurm.submit(found, root, options)
+    assert "\n" not in str(refusal.value)
+
+
+@linux
+def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path, monkeypatch):
+  submitit = pytest.importorskip("submitit")
+  (tmp_path / "program.py").write_text(PROGRAM)
+  monkeypatch.setattr(slurm, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
+  run = tmp_path / "waits-seed42"
+  run.mkdir()
+  job = slurm.Train([f"--workdir={run}"])
+  thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, job))
+  thread.start()
+  wait_for((run / "started").exists)
+  time.sleep(0.2)
+  job.process.send_signal(signal.SIGUSR2)  # as Slurm does; the run goes on
+  time.sleep(0.1)
+  assert job.process.poll() is None
+  again = job.checkpoint()
+  thread.join(10)
+  assert (run / "saved").exists() and job.process.returncode == 75
+  assert isinstance(again, submitit.helpers.DelayedSubmission)
+  assert again.function.options == job.options

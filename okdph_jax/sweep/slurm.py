@@ -1,0 +1,78 @@
+"""Cells as jobs of Slurm, by submitit, which is an extra: `pip install okdph_jax[slurm]`."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from okdph_jax.errors import one_line
+from okdph_jax.sweep.cells import Cell
+from okdph_jax.sweep.runner import PROGRAM, unfinished
+
+
+class Train:
+  """One cell as a job: `okdph train`, which is submitted again when its time is up."""
+
+  def __init__(self, options: Sequence[str]):
+    self.options = options
+
+  def __call__(self) -> None:
+    # Slurm sends SIGUSR2 to all processes of a job whose time is up. This one passes it on.
+    ignore = functools.partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
+    self.process = subprocess.Popen([*PROGRAM, *self.options], preexec_fn=ignore)
+    if code := self.process.wait():
+      raise RuntimeError(f"okdph train ended with exit code {code}: see the output above")
+
+  def checkpoint(self) -> Any:
+    """What submitit calls then: stops with a checkpoint, and goes on in another job."""
+    from submitit.helpers import DelayedSubmission
+
+    self.process.terminate()
+    self.process.wait()
+    return DelayedSubmission(Train(self.options))
+
+
+def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
+  """Submits what is neither finished nor running, as an array: {name: job}.
+
+  options: of submitit, "timeout_min=600,gpus_per_node=1,slurm_partition=gpu"; "cluster=local"
+  makes processes on this machine. Cells with a teacher follow in an array that waits for it.
+
+  Raises:
+    ValueError: in one line, where there is no submitit, no Slurm, or no such option.
+  """
+  try:
+    import submitit
+  except ImportError:
+    raise ValueError("--slurm needs submitit: pip install 'okdph_jax[slurm]'") from None
+  given = dict(_option(word) for word in options.split(",") if word)
+  cluster = given.pop("cluster", "slurm")
+  left = [cell for cell in unfinished(cells) if not cell.run.holder]
+  jobs: dict[str, Any] = {}
+  try:
+    executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)
+    executor.update_parameters(name=root.name, **given)
+    while left:
+      to_come = {cell.run.path for cell in left}
+      wave = [cell for cell in left if not cell.teacher or cell.teacher.path not in to_come]
+      left = [cell for cell in left if cell not in wave]
+      if jobs and cluster == "slurm":
+        dependency = "afterok:" + ":".join(job.job_id for job in jobs.values())
+        executor.update_parameters(slurm_additional_parameters={"dependency": dependency})
+      elif jobs:
+        for job in jobs.values():
+          job.wait()
+      submitted = executor.submit_array([Train(cell.options) for cell in wave])
+      jobs |= {cell.name: job for cell, job in zip(wave, submitted, strict=True)}
+  except Exception as error:  # submitit raises what it likes
+    raise ValueError(f"--slurm={options}: {one_line(error)}") from error
+  return {name: job.job_id for name, job in jobs.items()}
+
+
+def _option(word):
+  name, _, value = word.partition("=")
+  return name, int(value) if value.isdigit() else value
