@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from okdph_jax.errors import one_line
 from okdph_jax.experiment.fit import already_finished
 from okdph_jax.run import LOG
 from okdph_jax.status import RUNNING, Status, status
@@ -34,7 +36,15 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl.h: the signal that a process gets when its
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:
   """The cells whose run has not finished with this very config."""
-  return [cell for cell in cells if not already_finished(cell.config, cell.run)]
+  return [cell for cell in cells if not is_finished(cell)]
+
+
+def is_finished(cell: Cell) -> bool:
+  """Whether the cell's run is; no, where a file is damaged: the run itself will tell."""
+  try:
+    return already_finished(cell.config, cell.run) is not None
+  except ValueError:
+    return False
 
 
 class Runner:
@@ -61,7 +71,9 @@ class Runner:
       ended = [self.collect(slot) for slot in self.busy]
       if any(ended) or time.monotonic() - looked > LOOK_SECONDS:
         self.start()
-        self._bar.set_description_str(self.line())
+        self._bar.set_description_str(line := self.line())
+        if any(ended) and self._bar.disable:
+          self._say(line)
         looked = time.monotonic()
       time.sleep(POLL_SECONDS)
     if self._signals:
@@ -82,16 +94,22 @@ class Runner:
     for cell in list(self.pending):
       if not free:
         return
-      if already_finished(cell.config, cell.run):  # by another machine
+      if is_finished(cell):  # by another machine
         self.pending.remove(cell)
       elif not cell.run.holder and self.is_taught(cell):
         self.pending.remove(cell)
-        free.pop().launch(cell)
+        try:
+          free[-1].launch(cell)
+          free.pop()
+        except OSError as error:  # the folder cannot be written, ...
+          self.fail(cell, one_line(error))
 
   def is_taught(self, cell: Cell) -> bool:
     """Whether the cell's teacher is finished, if it has one; fails it if that never will be."""
-    if not cell.teacher or cell.teacher.result:
-      return True
+    with contextlib.suppress(ValueError):  # a damaged file
+      if not cell.teacher or cell.teacher.result:
+        return True
+    assert cell.teacher
     under_way = [*self.pending, *(slot.cell for slot in self.busy if slot.cell)]
     if all(other.run.path != cell.teacher.path for other in under_way):
       self.pending.remove(cell)
@@ -105,8 +123,8 @@ class Runner:
       return False
     if code == 0:
       self._say(f"finished: {cell.name}{outcome(cell)}")
-    elif code == INTERRUPTED or cell.run.holder:  # or another machine was faster
-      self.pending.append(cell)
+    elif code == INTERRUPTED or cell.run.holder or is_finished(cell):
+      self.pending.append(cell)  # it can go on, or another machine was faster
     else:
       self.fail(cell, slot.reason(code))
     slot.process = slot.cell = None
@@ -135,8 +153,10 @@ class Runner:
     """How far all is: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
     running = [slot.cell for slot in self.busy if slot.cell]
     for cell in self.cells if not self._there else [*running, *self.pending]:
-      self._there[cell.name] = status(cell.run)
-    elsewhere = sum(self._there[cell.name].state == RUNNING for cell in self.pending)
+      with contextlib.suppress(ValueError):  # a damaged file
+        self._there[cell.name] = status(cell.run)
+    there = (self._there.get(cell.name) for cell in self.pending)
+    elsewhere = sum(one is not None and one.state == RUNNING for one in there)
     done = len(self.cells) - len(running) - len(self.pending) - len(self.failed)
     parts = [f"{done} of {len(self.cells)} runs done", f"{len(running)} running"]
     parts += [f"{elsewhere} running elsewhere"] * bool(elsewhere)
@@ -149,14 +169,14 @@ class Runner:
     """Of these cells: at their own pace, else as others of their entry took, or of all."""
     took = defaultdict(list)
     for cell in self.cells:
-      if whole := self._there[cell.name].whole:
-        took[cell.entry].append(whole)
+      if (there := self._there.get(cell.name)) and there.whole:
+        took[cell.entry].append(there.whole)
     if not took:
       return None
     mean = statistics.mean(itertools.chain(*took.values()))
     total = 0.0
     for cell in cells:
-      left = self._there[cell.name].left
+      left = there.left if (there := self._there.get(cell.name)) else None
       total += statistics.mean(took.get(cell.entry, [mean])) if left is None else left
     return total / min(len(self.slots), max(len(cells), 1))
 

@@ -104,7 +104,11 @@ def test_what_becomes_of_each_cell(sweep, tmp_path):
     "fails": entry(),
     "dies": entry(),
     "fine": entry(),
+    "damaged": entry(),
   }
+  damaged = tmp_path / "root" / "damaged-seed42"
+  damaged.mkdir(parents=True)
+  (damaged / "result.json").write_text("{")
   root, cores = tmp_path / "root", os.sched_getaffinity(0)
   jobs = min(2, len(cores))
   output, _ = (process := sweep(entries, f"--jobs={jobs}")).communicate(timeout=120)
@@ -116,6 +120,7 @@ def test_what_becomes_of_each_cell(sweep, tmp_path):
     "fails-seed42": 1,
     "dies-seed42": 1,
     "fine-seed42": 1,
+    "damaged-seed42": 1,  # the stand-in repairs it
   }
   parts = {line for lines in begun.values() for line in lines}
   assert len(parts) == jobs and all(len(p.split()) == len(cores) // jobs for p in parts)
@@ -124,7 +129,7 @@ def test_what_becomes_of_each_cell(sweep, tmp_path):
     "failed: fails-seed42: no such thing; do another",
     "failed: dies-seed42: ended by SIGKILL; its last line: working",
     f"failed: orphan-seed42: its teacher, {root}/fails-seed42, is neither finished nor",
-    "3 of 6 runs done, 0 running, 3 failed",
+    "4 of 7 runs done, 0 running, 3 failed",
   ):
     assert line in output
   assert Run(root / "fails-seed42").failure == "no such thing; do another"
