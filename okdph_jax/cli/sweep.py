@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
       f"--config={spec}: the configs are the sweep file's; --config.OPTION=VALUE"
     )
   flags = parser().parse(rest)
-  for name in ("seeds", "jobs"):
-    if (getattr(flags, name) or 1) < 1:
-      raise ValueError(f"--{name}={getattr(flags, name)}: at least 1 is needed")
+  for name, number in (("seeds", flags.seeds), ("jobs", flags.jobs)):
+    if number is not None and number < 1:
+      raise ValueError(f"--{name}={number}: at least 1 is needed")
   root = Path(flags.root or f"runs/{Path(flags.sweep).stem}")
 
   from okdph_jax.sweep import cells, runner

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from okdph_jax.errors import nearest
+from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.build import check_without_data
 from okdph_jax.experiment.config import Overrides, find, flat, load_config, load_file
 from okdph_jax.run import Run
@@ -59,8 +59,12 @@ def read(
   """
   name, module = load_file(spec, FOLDER, "get_sweep")
   seeds = seeds or getattr(module, "SEEDS", 1)
-  entries = module.get_sweep()
-  if not isinstance(entries, Mapping) or not entries:
+  try:
+    entries = module.get_sweep()
+  except Exception as error:  # a user's file may raise anything
+    raise ValueError(f"the sweep {name}: {type(error).__name__}: {one_line(error)}") from error
+  named = isinstance(entries, Mapping) and all(isinstance(x, dict) for x in entries.values())
+  if not named or not entries:
     raise ValueError(f"the sweep {name}: get_sweep() must return {{name: options}}")
   cells = []
   for entry, options in entries.items():

@@ -122,7 +122,8 @@ class Runner:
     if code is None or cell is None:
       return False
     if code == 0:
-      self._say(f"finished: {cell.name}{outcome(cell)}")
+      with contextlib.suppress(ValueError):  # a damaged file
+        self._say(f"finished: {cell.name}{outcome(cell)}")
     elif code == INTERRUPTED or cell.run.holder or is_finished(cell):
       self.pending.append(cell)  # it can go on, or another machine was faster
     else:
@@ -147,6 +148,8 @@ class Runner:
         for slot in busy:
           slot.send(signal.SIGKILL)
       time.sleep(POLL_SECONDS)
+    for slot in busy:
+      slot.process = slot.cell = None
     self.pending = unfinished(self.pending)
 
   def line(self) -> str:
@@ -183,9 +186,9 @@ class Runner:
 
 def outcome(cell: Cell) -> str:
   """What a finished cell has come to, in words; nothing for one of several generations."""
-  if not cell.run.result:
+  if not (result := cell.run.result):
     return ""
-  best = cell.run.result["best_single"]
+  best = result["best_single"]
   return (
     f": best single network {best['reader']} {best['accuracy']:.4f} at epoch "
     f"{best['epoch']:g}, chosen on {best['chosen_on']}"

@@ -63,9 +63,7 @@ def sweep(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"def get_sweep():\n  return {entries!r}\n")
     for cell in read(str(file), tmp_path / "root", 2):
-      best = {"reader": "hybrid", "accuracy": 0.5, "epoch": 3.0, "chosen_on": "test"}
-      result = {"best_single": best, "config": resolve(cell.config, cell.run.path)}
-      (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
+      (tmp_path / f"{cell.name}.json").write_text(result_of(cell))
     command = ["driver.py", "program.py", "mine.py", f"--root={tmp_path}/root", *options]
     return subprocess.Popen(
       [sys.executable, *command],
@@ -77,6 +75,19 @@ def sweep(tmp_path):
     )
 
   return start
+
+
+def result_of(cell):
+  """The result.json that the stand-in writes."""
+  result = {
+    "config": resolve(cell.config, cell.run.path),
+    "seed": cell.config.seed,
+    "epochs": 20,
+    "evaluations": 10,
+    "readers": {"hybrid": {"single": True, "last": 0.5, "best": 0.5, "best_epoch": 3.0}},
+    "best_single": {"reader": "hybrid", "accuracy": 0.5, "epoch": 3.0, "chosen_on": "test"},
+  }
+  return json.dumps(result)
 
 
 def entry(**options):
@@ -98,10 +109,10 @@ def wait_for(condition):
 def test_what_becomes_of_each_cell(sweep, tmp_path):
   taught = dict(config="digits:kd,resnet8")
   entries = {
-    "student": taught | {"teacher": "interrupted"},
-    "orphan": taught | {"teacher": "fails"},
     "interrupted": entry(),
     "fails": entry(),
+    "student": taught | {"teacher": "interrupted"},
+    "orphan": taught | {"teacher": "fails"},
     "dies": entry(),
     "fine": entry(),
     "damaged": entry(),
@@ -202,7 +213,7 @@ def test_the_command_line(capsys, tmp_path, monkeypatch):
     (["--config.epoch=3"], "the config has no option 'epoch'; did you mean 'epochs'"),
     (["--onyl=method=dml"], "is not an option; did you mean '--only'"),
   ):
-    assert dispatch(["sweep", "digits", *wrong]) == 2
+    assert dispatch(["sweep", "digits", "--print", *wrong]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
   assert list(tmp_path.iterdir()) == []
@@ -238,8 +249,7 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
   found = read(str(file), root)
   for cell in found:
     cell.run.path.mkdir(parents=True)
-    result = {"config": resolve(cell.config, cell.run.path)}
-    (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
+    (tmp_path / f"{cell.name}.json").write_text(result_of(cell))
   jobs = slurm.submit(found, root, "cluster=local,timeout_min=5")
   assert list(jobs) == ["fine-seed42", "student-seed42"]
   wait_for((root / "student-seed42" / "result.json").exists)
