@@ -142,7 +142,7 @@ class Forecaster:
 def same_program(config: ConfigDict) -> str:
   """Equal for configs whose steps have the same FLOPs: numbers but 0 and 1 do not matter."""
 
-  def structure(value):
+  def structure(value: Any) -> Any:
     if isinstance(value, dict):
       return {name: structure(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -160,8 +160,9 @@ def flops(
 ) -> tuple[float | None, float | None]:
   """(of a training step, of an evaluation), per image; None where JAX cannot tell."""
   size, key = config.batch_size, jax.random.key(0)
-  image = jax.ShapeDtypeStruct((size, *dataset.image_shape), jnp.uint8)
-  batch = Batch(image, jax.ShapeDtypeStruct((size,), jnp.int32))
+  image: Any = jax.ShapeDtypeStruct((size, *dataset.image_shape), jnp.uint8)
+  label: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
+  batch = Batch(image, label)
   method, tx = experiment.parts(experiment.numbers)
   parts = method, tx, experiment.augment
   state = jax.eval_shape(lambda key: initial_state(*parts, batch, key), key)

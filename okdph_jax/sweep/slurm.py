@@ -49,7 +49,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
     import submitit
   except ImportError:
     raise ValueError("--slurm needs submitit: pip install 'okdph_jax[slurm]'") from None
-  given = dict(_option(word) for word in options.split(",") if word)
+  given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
   left = [cell for cell in unfinished(cells) if not cell.run.holder]
   jobs: dict[str, Any] = {}
