@@ -194,6 +194,6 @@ def step_seconds(experiment: Experiment, config: ConfigDict, dataset: Dataset) -
       if step == WARM:
         jax.block_until_ready(state)
         began = time.monotonic()
-      state, _ = compiled.advance(state, batch, key)
+      state, _ = compiled.advance(state, (batch,), key)
     jax.block_until_ready(state)
   return (time.monotonic() - began) / TIMED
