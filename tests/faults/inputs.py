@@ -64,7 +64,7 @@ JSON = st.one_of(
 )
 
 
-def rehearse(config, workdir):
+def rehearse(config, workdir, **_):
   """What a run checks before it reads its data."""
   check(config)
   check_options(config)

@@ -182,7 +182,7 @@ def test_a_pod_of_nobody_is_refused_in_one_line(tmp_path):
 
 
 def test_what_breaks_at_run_time_is_told_where_it_is_known(monkeypatch, capsys, tmp_path):
-  def greedy(config, workdir):
+  def greedy(config, workdir, **_):
     jax.numpy.zeros(1 << 44).block_until_ready()
 
   monkeypatch.setattr("okdph_jax.experiment.fit.fit", greedy)
