@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -350,6 +351,7 @@ def test_an_interrupted_cell_of_a_notebook_is_run_again(
     look(session)
     for _ in range(times):
       signal.raise_signal(signal.SIGINT)
+      time.sleep(0.01)  # its handler runs before the next one comes
 
   with monkeypatch.context() as patch:
     patch.setattr(Session, "look", interrupted)

@@ -12,7 +12,7 @@ from okdph_jax.nn.students import run
 from okdph_jax.runtime import host
 
 
-def reestimate(method: Method, context: Context, *, readers: tuple = ()) -> Method:
+def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = ()) -> Method:
   """A second reader of each average, "reestimated_hybrid" beside "hybrid".
 
   The batch statistics of a hybrid or an averaged network are averages as well, and those are

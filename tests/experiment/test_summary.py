@@ -3,6 +3,7 @@
 from okdph_jax import data
 from okdph_jax.experiment import fit
 from okdph_jax.experiment.build import build
+from okdph_jax.experiment.config import load_config
 from okdph_jax.experiment.summary import environment, summary
 from okdph_jax.main import parse
 from okdph_jax.nn import onednn
@@ -21,7 +22,7 @@ def test_what_computes_the_convolutions_is_said_and_written(tmp_path):
 
 
 def test_a_resume_with_other_convolutions_says_so(tmp_path, monkeypatch, capsys):
-  config, written = {"seed": 0, "epochs": 1}, environment()
+  config, written = load_config("digits").to_dict(), environment()
 
   def resume():
     fit.same_run(Run(tmp_path), config, None)
