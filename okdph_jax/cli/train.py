@@ -113,7 +113,7 @@ def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
     return 75
   except FloatingPointError as error:
     meaning = one_line(error, width=sys.maxsize)
-  except RuntimeError as error:
+  except (RuntimeError, ValueError) as error:
     meaning = at_run_time(error, flags.pod)
     if not meaning:
       raise
@@ -121,10 +121,10 @@ def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
   return 1
 
 
-def at_run_time(error: RuntimeError, pod: bool) -> str | None:
-  """What an error of XLA means, in one line; None where it means a mistake of ours."""
-  if type(error).__name__ != "JaxRuntimeError":
-    return None
+def at_run_time(error: Exception, pod: bool) -> str | None:
+  """What an error of XLA means, in one line; None where it is none, or a mistake of ours."""
+  if type(error).__name__ != "JaxRuntimeError" and "Gloo" not in str(error):
+    return None  # what Gloo, the collectives of CPUs, cannot send may come as a ValueError
   if "RESOURCE_EXHAUSTED" in str(error):
     return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
   if pod:

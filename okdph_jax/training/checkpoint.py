@@ -204,6 +204,8 @@ def _saving(directory: Path) -> Iterator[None]:
   except jax.errors.JaxRuntimeError:  # another process of the pod has died
     raise
   except Exception as error:  # Orbax and tensorstore each raise their own
+    if "Gloo" in str(error):  # the same, where dispatching fails
+      raise
     raise DiskError(
       f"a checkpoint cannot be written to {directory}: {disk_full(error) or one_line(error)}; "
       "those before are kept: make room, and the same command goes on"

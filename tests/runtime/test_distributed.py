@@ -57,7 +57,7 @@ def ended(processes):
   return [p.returncode for p in processes], *map(list, zip(*said, strict=True))
 
 
-def test_a_pod_trains_the_run_of_one_process_and_stops_together(tmp_path):
+def test_a_pod_trains_the_run_of_one_process_stops_together_and_survives_none(tmp_path):
   path = arrays(tmp_path / "arrays.npz")
   run = ("-m", "okdph_jax.main", "--config=configs/digits.py:dml", *options(path))
   run += ("--config.epochs=40", "--config.eval_every_epochs=2")
@@ -66,15 +66,30 @@ def test_a_pod_trains_the_run_of_one_process_and_stops_together(tmp_path):
   assert not subprocess.run([sys.executable, *straight]).returncode
 
   command = (*run, "--config.devices=1", "--pod", f"--workdir={tmp_path}/2")
-  processes, metrics = together(*command), tmp_path / "2" / "metrics.jsonl"
-  deadline = time.monotonic() + 600
-  while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
-    assert not any(p.poll() for p in processes) and time.monotonic() < deadline
-    time.sleep(0.005)
+  metrics = tmp_path / "2" / "metrics.jsonl"
+
+  def lines():
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+  def after_two_evaluations():
+    processes, wanted = together(*command), lines() + 2
+    deadline = time.monotonic() + 600
+    while lines() < wanted:
+      assert not any(p.poll() for p in processes) and time.monotonic() < deadline
+      time.sleep(0.005)
+    return processes
+
+  processes = after_two_evaluations()
   processes[1].send_signal(signal.SIGTERM)
   codes, out, err = ended(processes)
   assert codes == [75, 75] and out[0].count("the same command goes on") == 1, err
   assert not (tmp_path / "2" / "result.json").exists()
+
+  processes = after_two_evaluations()
+  processes[1].kill()
+  codes, out, err = ended(processes)
+  assert codes == [1, -signal.SIGKILL] and "the pod fell apart" in err[0], err
+  assert "Traceback" not in err[0]
 
   codes, out, err = ended(together(*command))
   assert codes == [0, 0], err
