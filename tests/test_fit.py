@@ -341,11 +341,13 @@ def test_a_line_without_its_checkpoint_is_written_again(trained, tmp_path, monke
 
 @pytest.mark.parametrize("times, raised", [(1, Interrupted), (2, KeyboardInterrupt)])
 def test_an_interrupted_cell_of_a_notebook_is_run_again(
-  trained, tmp_path, monkeypatch, times, raised
+  trained, tmp_path, monkeypatch, request, times, raised
 ):
   """Once: at the next step, with a checkpoint. Twice: at once. Both leave a clean process."""
   source, asked = trained
-  run, look, handler = Run(tmp_path / "run"), Session.look, signal.getsignal(signal.SIGINT)
+  run, look, handler = Run(tmp_path / "run"), Session.look, signal.default_int_handler
+  before = signal.signal(signal.SIGINT, handler)  # as in a notebook, whatever ran before
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
   def interrupted(session):
     look(session)

@@ -38,9 +38,7 @@ them; Ctrl-C ends it.
 @command
 def main(arguments: list[str]) -> int:
   parser = Parser("watch", DESCRIPTION)
-  parser.add_argument(
-    "root", nargs="?", default="runs", help="folder of the runs (%(default)s)"
-  )
+  parser.add_argument("root", nargs="?", default="runs", help="folder of the runs (runs)")
   parser.add_argument("--once", action="store_true", help="print the table once, and exit")
   flags = parser.parse(arguments)
   root = Path(flags.root)
