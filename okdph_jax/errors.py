@@ -26,6 +26,14 @@ def disk_full(error: Exception) -> str | None:
   return found[0] if found else None
 
 
+def of_devices(error: Exception) -> bool:
+  """Whether XLA raised it: a device without memory, or a process of the pod that is gone.
+
+  What Gloo, the collectives of CPUs, cannot send may come as a ValueError.
+  """
+  return type(error).__name__ == "JaxRuntimeError" or "Gloo" in str(error)
+
+
 def shown(value: object, width: int = 60) -> str:
   """What was given, as Python writes it, in one line; the beginning of what is longer."""
   text = " ".join(repr(value).split())

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from okdph_jax.cli.arguments import Parser, command, split_options
-from okdph_jax.errors import one_line
+from okdph_jax.errors import of_devices, one_line
 from okdph_jax.runtime import memory, signals
 
 if TYPE_CHECKING:  # a misspelt flag needs no config
@@ -123,8 +123,8 @@ def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
 
 def at_run_time(error: Exception, pod: bool) -> str | None:
   """What an error of XLA means, in one line; None where it is none, or a mistake of ours."""
-  if type(error).__name__ != "JaxRuntimeError" and "Gloo" not in str(error):
-    return None  # what Gloo, the collectives of CPUs, cannot send may come as a ValueError
+  if not of_devices(error):
+    return None
   if "RESOURCE_EXHAUSTED" in str(error):
     return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
   if pod:

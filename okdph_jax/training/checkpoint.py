@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from okdph_jax.core import Learner
-from okdph_jax.errors import DiskError, disk_full, one_line
+from okdph_jax.errors import DiskError, disk_full, of_devices, one_line
 from okdph_jax.runtime import distributed
 
 ITEM = "state"
@@ -94,9 +94,9 @@ class Checkpoints(AbstractContextManager):
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._read(step, state)
-      except jax.errors.JaxRuntimeError:  # a device without memory, or a pod, and no damage
-        raise
       except Exception as error:  # Orbax, tensorstore and zlib each raise their own
+        if of_devices(error):  # no damage
+          raise
         damaged[step] = error
         continue
       for later in damaged:
@@ -201,10 +201,8 @@ def _saving(directory: Path) -> Iterator[None]:
   """Errors of a save as a `DiskError`."""
   try:
     yield
-  except jax.errors.JaxRuntimeError:  # another process of the pod has died
-    raise
   except Exception as error:  # Orbax and tensorstore each raise their own
-    if "Gloo" in str(error):  # the same, where dispatching fails
+    if of_devices(error):
       raise
     raise DiskError(
       f"a checkpoint cannot be written to {directory}: {disk_full(error) or one_line(error)}; "
