@@ -1,15 +1,12 @@
 """Reestimate: readers with batch statistics of their own, for networks that are averages."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from okdph_jax.methods.protocol import Context, Method, run_networks
-from okdph_jax.methods.statistics import with_mean_statistics
+from okdph_jax.methods.statistics import over_a_pass, with_mean_statistics
 from okdph_jax.nn.students import run
-from okdph_jax.runtime import host
 
 
 def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = ()) -> Method:
@@ -63,16 +60,10 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
     stats = with_mean_statistics(forward, seen, len(views.label))
     return learner.with_memory(reestimate=stats)
 
-  @functools.cache  # compiled once, and not before the backend may be asked for
-  def compiled():
-    return jax.jit(update_statistics, compiler_options=host.compiler_options())
+  estimated = over_a_pass(update_statistics)
 
   def before_eval(learner, batches):
-    learner, seen = method.before_eval(learner, batches), 0
-    for views in batches:
-      learner = compiled()(learner, views, jnp.int32(seen))
-      seen += len(views.label)
-    return learner
+    return estimated(method.before_eval(learner, batches), batches)
 
   def networks(learner):
     return method.networks(learner) | reestimated(learner)

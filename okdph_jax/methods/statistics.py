@@ -1,14 +1,41 @@
 """Running batch statistics as the mean over the images of a pass over the data."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
+from okdph_jax.core import Learner, Views
+from okdph_jax.runtime import host
+
 T = TypeVar("T")
+
+
+def over_a_pass(
+  update: Callable[[Learner, Views, Array], Learner],
+) -> Callable[[Learner, Iterable[Views]], Learner]:
+  """`run(learner, batches)`: the learner after `update(learner, views, images seen before)`.
+
+  `update` is compiled once, and not before the backend may be asked for.
+  """
+
+  @functools.cache
+  def compiled():
+    return jax.jit(update, compiler_options=host.compiler_options())
+
+  def run(learner, batches):
+    seen = 0
+    for views in batches:
+      learner = compiled()(learner, views, jnp.int32(seen))
+      seen += len(views.label)
+    return learner
+
+  return run
 
 
 def with_mean_statistics(forward: Callable[[], T], seen: Array, batch: int) -> T:

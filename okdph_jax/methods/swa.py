@@ -1,14 +1,11 @@
 """SWA: the average of the last epochs' weights, beside any method."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax.methods.protocol import Context, Method, add_averaged_readers, check_positive
-from okdph_jax.methods.statistics import with_mean_statistics
-from okdph_jax.runtime import host
+from okdph_jax.methods.statistics import over_a_pass, with_mean_statistics
 from okdph_jax.schedules import milestone
 
 
@@ -81,19 +78,14 @@ def swa(
     stats = with_mean_statistics(forward, seen, len(views.label))
     return learner.replace(stats=stats)
 
-  @functools.cache  # compiled once, and not before the backend may be asked for
-  def compiled():
-    return jax.jit(update_statistics, compiler_options=host.compiler_options())
+  estimated = over_a_pass(update_statistics)
 
   def before_eval(learner, batches):
     learner = method.before_eval(learner, batches)
     if not learner.memory["swa"]["snapshots"]:
       return learner
-    average, seen = averaged(learner), 0
-    for views in batches:
-      average = compiled()(average, views, jnp.int32(seen))
-      seen += len(views.label)
-    memory = learner.memory["swa"] | {"stats": average.stats}
+    stats = estimated(averaged(learner), batches).stats
+    memory = learner.memory["swa"] | {"stats": stats}
     return learner.with_memory(swa=memory)
 
   wrapped = method._replace(
