@@ -1,5 +1,6 @@
-"""Durations in words, "5 steps" or "1 epoch"; needs no JAX."""
+"""Durations, in words ("5 steps", "1 epoch") and as a clock shows them; needs no JAX."""
 
+import datetime
 import re
 
 MOST_STEPS = 2**31 - 1  # a step is an int32
@@ -21,3 +22,8 @@ def steps(duration: str, epoch_steps: int) -> int:
   if count > MOST_STEPS:
     raise ValueError(f"{duration!r} is {count} steps; there can be {MOST_STEPS}")
   return count
+
+
+def clock(seconds: float) -> str:
+  """ "1:02:03", or "2 days, 1:02:03", of a number of seconds."""
+  return str(datetime.timedelta(seconds=round(seconds)))

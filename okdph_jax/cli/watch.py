@@ -1,6 +1,5 @@
 """`okdph watch`: all runs under a folder, from their files alone; needs no JAX."""
 
-import datetime
 import functools
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from okdph_jax.cli.arguments import Parser, command
+from okdph_jax.durations import clock
 from okdph_jax.run import RESULT, Run
 from okdph_jax.status import (
   FAILED,
@@ -99,16 +99,12 @@ def _finished(path, changed):
 
 def cells(one: Status) -> tuple[str, ...]:
   """A row of the table, from the epoch on."""
-
-  def duration(seconds):
-    return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
-
   speed = one.images_per_second
   return (
     f"{one.epoch:g}/{one.epochs or '?'}",
     f"{one.step:,}/{one.steps:,}" if one.steps else "",
     f"{speed:,.0f}" if speed else "",
     "" if one.accuracy is None else f"{one.accuracy:.4f} {one.reader}",
-    duration(one.left) if one.state != FINISHED else "",
-    f"{duration(one.age)} ago" if one.age is not None else "",
+    "" if one.left is None or one.state == FINISHED else clock(one.left),
+    f"{clock(one.age)} ago" if one.age is not None else "",
   )

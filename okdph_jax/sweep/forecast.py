@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import os
@@ -21,7 +20,9 @@ from tqdm import tqdm
 from okdph_jax import data, models
 from okdph_jax.core import Batch
 from okdph_jax.data import Dataset
+from okdph_jax.durations import clock
 from okdph_jax.experiment.build import Experiment, build
+from okdph_jax.nn.students import start
 from okdph_jax.runtime import host
 from okdph_jax.sweep.cells import Cell
 from okdph_jax.sweep.runner import slots, unfinished
@@ -60,7 +61,7 @@ def table(cells: Sequence[Cell], jobs: int) -> str:
     row, count = [entry, f"{to_do.count(entry)} of {len(own)}"], to_do.count(entry)
     try:
       steps, flops, seconds = forecaster.cost(own[0])
-      row += [f"{steps:,}", flops and f"{flops:.3g}", seconds and duration(seconds)]
+      row += [f"{steps:,}", flops and f"{flops:.3g}", seconds and clock(seconds)]
       costs.append((count * steps, count * (flops or 0), count * (seconds or 0)))
     except ValueError as error:  # the data are not there
       notes.append(f"{entry}: {error}")
@@ -74,18 +75,13 @@ def table(cells: Sequence[Cell], jobs: int) -> str:
       f"{len(to_do)} of {len(cells)}",
       f"{steps:,}",
       f"{flops:.3g}",
-      duration(seconds / jobs),
+      clock(seconds / jobs),
     ]
   )
   headers = ("runs", "to do", "steps", "FLOPs", "time" + f", {jobs} at a time" * (jobs > 1))
   align = ("left", "right", "right", "right", "right")
   text = tabulate(rows, headers, colalign=align, disable_numparse=True)
   return "\n".join([text, *notes, NOTES])
-
-
-def duration(seconds: float) -> str:
-  """ "2 days, 1:02:03" of a number of seconds."""
-  return str(datetime.timedelta(seconds=round(seconds)))
 
 
 class Forecaster:
@@ -130,8 +126,8 @@ class Forecaster:
       return None
     config = self._networks[cell.teacher.path]
     net = models.build(config.network, dataset.classes, config.network_options)
-    image = jnp.zeros((1, *dataset.image_shape))
-    shapes = jax.eval_shape(lambda key: net.init(key, image, False), jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    shapes = jax.eval_shape(lambda key: start(net, key, image), jax.random.key(0))
     variables = jax.tree.map(lambda x: np.broadcast_to(x.dtype.type(0), x.shape), shapes)
     names, shape = dataset.class_names, dataset.image_shape
     return TrainedNetwork(

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from okdph_jax.durations import clock
 from okdph_jax.errors import one_line
 from okdph_jax.experiment.fit import already_finished
 from okdph_jax.run import LOG
 from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell
-from okdph_jax.training.progress import duration
 
 PROGRAM = (sys.executable, "-m", "okdph_jax.main")
 POLL_SECONDS = 0.2  # between two looks at the processes
@@ -165,7 +165,7 @@ class Runner:
     parts += [f"{elsewhere} running elsewhere"] * bool(elsewhere)
     parts += [f"{len(self.failed)} failed"]
     if left := self.seconds_left([*running, *self.pending]):
-      parts.append(f"about {duration(left)} left")
+      parts.append(f"about {clock(left)} left")
     return ", ".join(parts)
 
   def seconds_left(self, cells: list[Cell]) -> float | None:

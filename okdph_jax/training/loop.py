@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from okdph_jax.core import Batch, Learner
 from okdph_jax.data import Dataset
+from okdph_jax.durations import clock
 from okdph_jax.methods.protocol import Metrics
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
@@ -21,7 +22,7 @@ from okdph_jax.training.checkpoint import Checkpoints
 from okdph_jax.training.compile import Advance, background, compile_steps
 from okdph_jax.training.evaluate import Measured, evaluator
 from okdph_jax.training.feed import feed
-from okdph_jax.training.progress import Progress, duration
+from okdph_jax.training.progress import Progress
 from okdph_jax.training.step import State
 from okdph_jax.training.timer import StepTimer
 
@@ -223,8 +224,8 @@ class Session:
     seconds, steps = self.timer.step_seconds(), self.experiment.steps
     left = steps - self.step
     self.progress.say(
-      f"{seconds:.3f} s a step: about {duration(seconds * steps)} for the whole run, "
-      f"{duration(seconds * left)} of it to go; evaluations to come, not counted: "
+      f"{seconds:.3f} s a step: about {clock(seconds * steps)} for the whole run, "
+      f"{clock(seconds * left)} of it to go; evaluations to come, not counted: "
       f"{-(-left // self._evaluate_every)}"
     )
 

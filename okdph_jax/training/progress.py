@@ -1,12 +1,12 @@
 """What a run says while it goes: a bar on a terminal or in a notebook, lines elsewhere."""
 
-import datetime
 import sys
 import time
 from contextlib import AbstractContextManager
 
 from tqdm.auto import tqdm
 
+from okdph_jax.durations import clock
 from okdph_jax.runtime import distributed
 
 QUIET_SECONDS = 30  # between plain lines
@@ -36,7 +36,7 @@ class Progress(AbstractContextManager):
     elif time.monotonic() - self._spoke > QUIET_SECONDS:
       self._spoke = time.monotonic()
       left = (self._spoke - self._began) / (step - self._start) * (self._total - step)
-      self.say(f"step {step}/{self._total}: {numbers}, {duration(left)} left")
+      self.say(f"step {step}/{self._total}: {numbers}, {clock(left)} left")
 
   def say(self, line: str) -> None:
     """A line of its own, above the bar."""
@@ -47,8 +47,3 @@ class Progress(AbstractContextManager):
 
   def __exit__(self, *_):
     self._bar.close()
-
-
-def duration(seconds: float) -> str:
-  """1:02:03 of a number of seconds."""
-  return str(datetime.timedelta(seconds=round(seconds)))
