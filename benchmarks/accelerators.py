@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from benchmarks.train_step import VIEWS, given, known, okdph
+from benchmarks.train_step import VIEWS, known, okdph
 
 
 class Chip(NamedTuple):
@@ -268,6 +268,7 @@ def step(target, args):
   from okdph_jax.methods.protocol import trained_as
   from okdph_jax.nn.execution import Execution
   from okdph_jax.training.compile import flops_of
+  from okdph_jax.training.feed import as_they_are
   from okdph_jax.training.step import initial_state, train_step
 
   mesh = Mesh(np.array(target.devices()), ("data",), axis_types=(AxisType.Auto,))
@@ -287,7 +288,7 @@ def step(target, args):
   crops = (method.views,) if imagenet or args.views == "given" else ()
   image = jax.ShapeDtypeStruct((*crops, args.batch, args.size, args.size, 3), jnp.uint8)
   if args.views == "given":
-    parts, image = (method, tx, given), image.update(dtype=jnp.float32)
+    parts, image = (method, tx, as_they_are), image.update(dtype=jnp.float32)
   label = jax.ShapeDtypeStruct((args.batch,), jnp.int32)
   batch = Batch(shape(image, len(crops)), shape(label, 0))
   key = shape(jax.eval_shape(lambda: jax.random.key(0)))

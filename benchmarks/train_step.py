@@ -211,6 +211,7 @@ def jax_parts(args):
   from okdph_jax.methods.protocol import trained_as
   from okdph_jax.nn import onednn
   from okdph_jax.nn.execution import Execution
+  from okdph_jax.training.feed import as_they_are
 
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are first ones
   method, tx = okdph(args.network, args.students)
@@ -238,7 +239,7 @@ def jax_parts(args):
     ahead = jax.jit(forward, **options).lower(learner, seen, key).compile()
     parts["views"] = lambda: jax.block_until_ready(look(key, batch.image))
     parts["forward"] = lambda: jax.block_until_ready(ahead(learner, seen, key))
-  parts[STEP], *given_views = prepared(method, tx, given, seen, key)
+  parts[STEP], *given_views = prepared(method, tx, as_they_are, seen, key)
   peak, seconds = given_views if args.alone else whole
   about = {
     "compile_s": seconds,
@@ -288,12 +289,6 @@ def okdph(network, students, classes=10):
   task = Context(models.build(network, classes), classes, epoch_steps=391, epochs=300)
   method = METHODS["okdph"](task, students=students)
   return method, method.optimizer(0.05, momentum=0.9, weight_decay=5e-4)
-
-
-def given(key, image):
-  """In place of views: the images are views already."""
-  del key
-  return image
 
 
 def compiled(method, tx, augment, batch, key):

@@ -154,6 +154,5 @@ size_t malloc_usable_size(void *data) {
   return size ? size : glibcs(data);
 }
 
-// For tests: bytes that are mapped, and the most that were in use.
+// For tests: bytes that are mapped.
 size_t okdph_memory_mapped(void) { return mapped; }
-size_t okdph_memory_most_used(void) { return most_used; }
