@@ -68,6 +68,8 @@ def train_step(
 
 def added(sums: Metrics, metrics: Metrics) -> Metrics:
   """The sums with the metrics of one more step; there may be none yet."""
+  # Else a compiler may fuse a metric's last product with the sum, and round once and not twice.
+  metrics = jax.lax.optimization_barrier(metrics)
   return {name: sums.get(name, 0.0) + metrics[name] for name in metrics}
 
 
