@@ -12,7 +12,9 @@ those of `okdph train`: "config", and any config.OPTION by its name.
       }
 
 `teacher` may be the name of an entry that stands before; that one runs first. An entry whose
-`seeds` is 1 has one run, which teaches all seeds of others.
+`seeds` is 1 has one run, which teaches all seeds of others. `REPLICATE` of the file names the
+options that a run's seed is given to: ("seed",), or ("seed", "data.seed") where each run draws
+images of its own too.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def read(
   """
   name, module = load_file(spec, FOLDER, "get_sweep")
   seeds = seeds or getattr(module, "SEEDS", 1)
+  replicate = getattr(module, "REPLICATE", ("seed",))
   try:
     entries = module.get_sweep()
   except Exception as error:  # a user's file may raise anything
@@ -69,21 +72,23 @@ def read(
   cells = []
   for entry, options in entries.items():
     try:
-      cells += _cells(entry, dict(options), entries, root, seeds, overrides)
+      cells += _cells(entry, dict(options), entries, root, seeds, replicate, overrides)
     except ValueError as error:
       raise ValueError(f"the sweep {name}, {entry}: {error}") from None
   return sorted(cells, key=lambda cell: cell.config.seed)  # first a whole table of one seed
 
 
-def _cells(entry, options, entries, root, seeds, changes):
+def _cells(entry, options, entries, root, seeds, replicate, changes):
   if not re.fullmatch(r"[\w.+=%,-]+", entry):
     raise ValueError("a name has letters, digits and . + = % , - _, because it names folders")
   spec, teacher = options.pop("config", None), options.get("teacher")
   own_seeds = options.pop("seeds", seeds)
   if spec is None:
     raise ValueError("its options lack 'config', e.g. 'cifar10:okdph,resnet32'")
-  if "seed" in options.keys() | dict(changes):
-    raise ValueError("the seeds are SEEDS of the file, or --seeds=N; leave the option seed out")
+  for name in set(replicate) & (options.keys() | dict(changes)):
+    raise ValueError(
+      f"the seeds are SEEDS of the file, or --seeds=N; leave the option {name} out"
+    )
   overrides = {k: v if isinstance(v, str) else repr(v) for k, v in options.items()}
   overrides = list((overrides | dict(changes)).items())
   if teacher in list(entries)[list(entries).index(entry) :]:
@@ -92,7 +97,8 @@ def _cells(entry, options, entries, root, seeds, changes):
   check_without_data(config)
   facets = _facets(entry, spec, config)
   for seed in range(SEED, SEED + min(own_seeds, seeds)):
-    changed = dict(overrides) | {"seed": str(seed)}
+    numbers = dict.fromkeys(replicate, str(seed))
+    changed = dict(overrides) | numbers
     taught_by = None
     if teacher in entries:
       one = entries[teacher].get("seeds", seeds) == 1
@@ -100,7 +106,7 @@ def _cells(entry, options, entries, root, seeds, changes):
       changed["teacher"] = str(taught_by.path)
     name = f"{entry}-seed{seed}"
     arguments = [f"--config={spec}", *(f"--config.{k}={v}" for k, v in changed.items())]
-    own = load_config(config, [("seed", str(seed)), ("teacher", changed.get("teacher", ""))])
+    own = load_config(config, [*numbers.items(), ("teacher", changed.get("teacher", ""))])
     yield Cell(
       name,
       entry,
