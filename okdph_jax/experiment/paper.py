@@ -115,6 +115,9 @@ RELEASE = {
   "swa": dict(label_smoothing=0.0),
 }
 
+# Those of which an option other than the number of students is not our default, their papers'.
+RELEASED_OTHERWISE = ("okdph", "kdcl", "one", "ffl", "pcl", "kr")
+
 
 def released(name: str) -> dict[str, Any]:
   """A method's options as the release has them, as a sweep file writes them."""

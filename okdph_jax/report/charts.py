@@ -94,7 +94,7 @@ def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> C
   """Mean and interval of each experiment, the most accurate on top, and its single runs."""
   if not rows:
     return None
-  rows = sorted(rows, key=lambda row: plain_statistics.mean(accuracies(row[1], "last")))
+  rows = sorted(rows, key=statistics.typical)
   traces = []
   for measure, (label, trials) in itertools.product(MEASURES, rows):
     if found := statistics.of_all(trials, measure):
@@ -105,14 +105,15 @@ def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> C
     several = [statistics.highest(trial, "last", single=False) for trial in trials]
     if known := [value for value in several if value is not None]:
       mean = statistics.interval(known)._replace(high=None)
-      trace = _dot(mean, label, style, trials, index, "last")
-      trace["marker"] |= {"symbol": "diamond-open"}
-      trace["hovertemplate"] = "%{x:.2f} % ensemble or fused head<extra></extra>"
-      traces.append(trace)
+      for measure in ("students", "last"):  # both are of the last epoch
+        trace = _dot(mean, label, style, trials, index, measure)
+        trace["marker"] |= {"symbol": "diamond-open"}
+        trace["hovertemplate"] = "%{x:.2f} % ensemble or fused head<extra></extra>"
+        traces.append(trace)
   return Chart(
     "Accuracy",
-    "Test accuracy of the best single network: mean with its 95 % interval, and each run as a "
-    "tick. Open diamonds are ensembles or fused heads, more than one network.",
+    "Test accuracy: mean with its 95 % interval, and each run as a tick. Open diamonds are "
+    "ensembles or fused heads after the last epoch, more than one network.",
     traces,
     _rows_layout(rows, "test accuracy [%]"),
     [_measures(traces)],
@@ -514,8 +515,7 @@ def sensitivity(rows: Sequence[Row], index: Mapping[Trial, int]) -> Iterator[Cha
     controls += [Control("line", "lines", style.options(name for name, _ in lines))]
     yield Chart(
       f"Sensitivity to {option}" if numeric else f"Ablation of {option}",
-      f"Runs that differ in {option} alone{which}: mean and 95 % interval of the best single "
-      "network's test accuracy.",
+      f"Runs that differ in {option} alone{which}: test accuracy, mean and 95 % interval.",
       traces,
       {
         "height": 380,

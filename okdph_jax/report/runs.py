@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from okdph_jax import durations
+from okdph_jax.experiment.paper import RELEASE, RELEASED_OTHERWISE
 from okdph_jax.report import paper
 from okdph_jax.run import CONFIG, ERROR, LAST_BITS, MAY_DIFFER, RESULT, Run, completed, flat
 
@@ -279,9 +280,19 @@ def labels(
 
 
 def method(config: Mapping[str, str]) -> str:
-  """The method and its wrappers, "base + sam", of a variant as a dict."""
+  """The method and its wrappers, "base + sam" or "okdph (release)", of a variant as a dict."""
+  name = json.loads(config["method.name"])
   wrappers = [wrapper["name"] for wrapper in json.loads(config.get("wrappers", "[]"))]
-  return " + ".join([json.loads(config["method.name"]), *wrappers])
+  return " + ".join([name + " (release)" * _as_released(name, config), *wrappers])
+
+
+def _as_released(name, config):
+  """Whether a method has the options of the release, where these are not our defaults."""
+  asked = {f"method.{option}": value for option, value in RELEASE.get(name, {}).items()}
+  asked.pop("method.students", None)  # a number of networks is no mode: the label names it
+  return name in RELEASED_OTHERWISE and all(
+    key in config and json.loads(config[key]) == value for key, value in asked.items()
+  )
 
 
 def _settings(config, configs, hidden):

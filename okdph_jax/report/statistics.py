@@ -4,14 +4,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from okdph_jax.report.readers import is_student
 from okdph_jax.report.runs import Row, Trial, replicates
 
 LEVEL = 0.95
 
-MEASURES = {  # of a run's best single network -> as tables name it
-  "last": "last",
-  "chosen": "chosen on validation",
-  "best": "best on test",
+MEASURES = {  # of a run's accuracy -> as tables name it; the first one selects nothing on test
+  "students": "mean of students, last epoch",
+  "last": "best single network on test, last epoch",
+  "chosen": "single network and epoch chosen on validation",
+  "best": "best single network and epoch on test",
 }
 
 
@@ -47,11 +49,16 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def accuracy(trial: Trial, measure: str) -> float | None:
-  """A fraction: the accuracy of a finished run's best single network; see `MEASURES`.
+  """A finished run's test accuracy as one of `MEASURES`, a fraction.
 
-  "chosen" is None without a validation split.
+  None where the run has no such number: "students" of a method whose networks have other
+  names, "chosen" without a validation split.
   """
   assert trial.result
+  if measure == "students":
+    readers = trial.result["readers"].items()
+    trained = [reader["last"] for name, reader in readers if is_student(name)]
+    return statistics.mean(trained) if trained else None
   if measure == "chosen":
     best = trial.result["best_single"]
     return best["accuracy"] if best["chosen_on"] == "validation" else None
@@ -72,7 +79,7 @@ def accuracies(trials: Iterable[Trial], measure: str) -> list[float]:
 
 
 def of_all(trials: Sequence[Trial], measure: str) -> Interval | None:
-  """Of the best single networks' accuracies, None where a run lacks the measure."""
+  """The mean and interval of a measure, None where a run lacks it."""
   values = accuracies(trials, measure)
   return interval(values) if values and len(values) == len(trials) else None
 
@@ -94,6 +101,11 @@ def _by_replicate(trials, key, measure):
     if (value := accuracy(trial, measure)) is not None:
       values.setdefault(key(trial), []).append(value)
   return {name: statistics.mean(found) for name, found in values.items()}
+
+
+def typical(row: Row) -> float:
+  """What rows are ordered by: the mean of their students, or else of their best networks."""
+  return statistics.mean(accuracies(row[1], "students") or accuracies(row[1], "last"))
 
 
 def clear_best(rows: Sequence[Row], measure: str) -> str | None:

@@ -20,18 +20,26 @@ from okdph_jax.status import FAILED, status
 
 NOTES = """\
 Test accuracy in %: mean ± standard deviation (ddof = 1) over n runs, which differ in their seed
-or draw of the images; a single run has no spread. *last*: after the last epoch. *best on test*:
-the highest of all evaluations on the test set. It is biased upwards, the more so the more
-evaluations and networks it is taken over, and so is the best of a run's single networks.
-**Bold**: above every other row of the table, each by a paired difference whose 95 % t
-confidence interval leaves out zero.
+or draw of the images; a single run has no spread. **Bold**: above every other row of the table,
+each by a paired difference whose 95 % t confidence interval leaves out zero.
 
-*as the paper counts*: the highest of all evaluations and of the readers that the authors'
-release reports. For ONE, OKDDip and FFL these include an ensemble or a fused head, which is
-more than one network and is named where it is the highest; for PCL they are the averaged
-branches alone. *paper*: the number in arXiv:2303.14666, in brackets the views it was measured
-with where the run has others. It is the mean of five runs of about 300 evaluations each, and is
-given only for runs with the hyper-parameters that it was measured with."""
+*mean of students*: over the networks or branches that a run trains, without the averages and
+ensembles made of them. Nothing in this column is selected on the test set, so compare methods
+by it, and those that are used for an average (mean_teacher, pcl, swa, ema) by their rows in the
+table of single networks. *best single network on test*: the highest of a run's single networks,
+averages such as the hybrid, a teacher or SWA's network included. It is biased upwards, the more
+so the more networks a method has; *best single network and epoch on test* is the highest of all
+evaluations as well.
+
+*best on test, as the paper counts*: the highest of all evaluations and of the networks that the
+authors' release reports. For ONE, OKDDip and FFL these include an ensemble or a fused head,
+which is more than one network and is named where it is the highest; for PCL they are the
+averaged branches alone. *paper*: the number in arXiv:2303.14666, in brackets the views it was
+measured with where the run has others. It is the mean of five runs of about 300 evaluations
+each, and is given only for runs with the hyper-parameters that it was measured with.
+
+*(release)* after a method: with the options of the authors' released code, which computes some
+methods differently from their papers (`configs/release.py`)."""
 
 DIFFERENCES = """\
 Difference to {baseline} in points of accuracy, of runs with the same seed, or on the same draw
@@ -40,10 +48,20 @@ two pairs at least and is not corrected for the number of rows. **Bold**: the in
 out zero."""
 
 HEAD_NOTES = """\
-Test accuracy in % of the best single network after the last epoch, for n > 1 the mean ±
-standard deviation over n seeds. *paper*: the number in arXiv:2303.14666 for the same
+Test accuracy in % after the last epoch, mean ± standard deviation over n runs. *mean of
+students*: over the networks or branches that a run trains; by this the rows are ordered. *best
+single network*: the highest of a run's single networks on the test set, averages such as the
+hybrid or a teacher included. *paper*: the number in arXiv:2303.14666 for the same
 hyper-parameters, the highest of about 300 evaluations on the test set, in brackets the views it
 was measured with where the run has others."""
+
+# In tables.csv, as programs that read it know them.
+CSV_MEASURES = {
+  "students": "last",
+  "last": "last",
+  "chosen": "chosen on validation",
+  "best": "best on test",
+}
 
 # Columns that are aligned to the left.
 WORDS = ("method", "views", "reader", "run", "data", "network", "state", "why")
@@ -128,12 +146,12 @@ def overview(found: Sequence[Section]) -> list[Table]:
     names = sorted({label for section in across for label, _ in section.rows})
     rows: list[dict[str, Cell]] = [{"method": Cell(name)} for name in names]
     for section in across:
-      there, clear = dict(section.rows), statistics.clear_best(section.rows, "last")
+      there, clear = dict(section.rows), statistics.clear_best(section.rows, "students")
       for name, row in zip(names, rows, strict=True):
         trials = there.get(name, [])
-        row[section.group.network] = _accuracy(trials, "last", bold=name == clear)
+        row[section.group.network] = _accuracy(trials, "students", bold=name == clear)
         row[f"{section.group.network}, paper"] = _paper(trials) if trials else Cell("")
-    caption = f"{data}: best single network, last epoch, test accuracy in %"
+    caption = f"{data}: mean of students, last epoch, test accuracy in %"
     tables.append(_table(caption, rows))
   return tables
 
@@ -173,13 +191,10 @@ def _summary(rows):
       "students": _number(runs[0]["students"]),
       "n": _number(len(runs)),
     }
-    for measure, name in (("last", "last"), ("best", "best on test"), ("chosen", "")):
-      name = name or MEASURES["chosen"]
-      row[f"best single network: {name}"] = _accuracy(
-        trials, measure, bold=label == clear[measure]
-      )
+    for measure, name in MEASURES.items():
+      row[name] = _accuracy(trials, measure, bold=label == clear[measure])
     row |= {
-      "as the paper counts: best on test": _as_the_paper_counts(trials),
+      "best on test, as the paper counts": _as_the_paper_counts(trials),
       "paper": _paper(trials),
       "epochs": _same(run["epochs"] for run in runs),
       "evaluations": _same(run["evaluations"] for run in runs),
@@ -325,16 +340,15 @@ def head(trials: Iterable[Trial]) -> str:
 def _head(rows):
   """Method, views, accuracy and the paper's: what decides which one to choose."""
   table = []
-  rows = sorted(rows, key=lambda row: -plain_statistics.mean(accuracies(row[1], "last")))
-  for label, trials in rows:
-    accuracy = _accuracy(trials, "last")
-    n = f" (n = {len(trials)})" if len(trials) > 1 else ""
+  for label, trials in sorted(rows, key=statistics.typical, reverse=True):
     table.append(
       {
         "method": Cell(label, trials),
         "views": Cell(_views(trials[0])),
         "networks or branches": _number(trials[0].result["students"]),
-        "accuracy": accuracy._replace(text=accuracy.text + n),
+        "n": _number(len(trials)),
+        "mean of students": _accuracy(trials, "students"),
+        "best single network": _accuracy(trials, "last"),
         "paper": _paper(trials),
       }
     )
@@ -419,7 +433,8 @@ def escaped(text: str) -> str:
 def csv(found: Sequence[Section]) -> str:
   """A line per experiment, reader and measure, for programs; accuracies in %, undefined empty.
 
-  The reader "best single network" is the best of each run; differences are of it alone.
+  Two more readers stand for a whole run, and have the differences to the baseline: "mean of
+  students", and "best single network", the highest on the test set or chosen on validation.
   """
   out = io.StringIO()
   lines = [line for section in found for line in _csv_lines(section)]
@@ -432,26 +447,26 @@ def csv(found: Sequence[Section]) -> str:
 def _csv_lines(section):
   base = dict(section.rows).get(section.baseline)
   for label, trials in section.rows:
-    for reader, measure, values in _measured(trials):
-      yield _csv_line(section, label, trials, reader, measure, values, base)
+    for measure in MEASURES:
+      reader = "mean of students" if measure == "students" else "best single network"
+      values = accuracies(trials, measure)
+      found = statistics.difference(trials, base, measure) if base else None
+      yield _csv_line(section, label, trials, reader, measure, values, found)
+    for reader in trials[0].result["readers"]:
+      for measure in ("last", "chosen", "best"):
+        key = "at_best_validation" if measure == "chosen" else measure
+        there = (trial.result["readers"].get(reader, {}).get(key) for trial in trials)
+        values = [value for value in there if value is not None]
+        yield _csv_line(section, label, trials, reader, measure, values)
 
 
-def _measured(trials):
-  """(reader, measure, fractions) of an experiment's runs."""
-  for measure in MEASURES:
-    yield "best single network", measure, accuracies(trials, measure)
-  names = {"last": "last", "chosen": "at_best_validation", "best": "best"}
-  for reader in trials[0].result["readers"]:
-    for measure, key in names.items():
-      there = (trial.result["readers"].get(reader, {}).get(key) for trial in trials)
-      yield reader, measure, [value for value in there if value is not None]
-
-
-def _csv_line(section, label, trials, reader, measure, values, base) -> dict[str, Any]:
-  single = reader == "best single network"
+def _csv_line(
+  section, label, trials, reader, measure, values, difference=None
+) -> dict[str, Any]:
+  result = trials[0].result
+  single = result["readers"].get(reader, {"single": True})["single"]
   ours = statistics.interval(values) if values else None
-  difference = statistics.difference(trials, base, measure) if base and single else None
-  published, result = _paper(trials), trials[0].result
+  published = _paper(trials) if reader == "best single network" else None
 
   def percent(value):
     return "" if value is None else f"{100 * value:.4f}"
@@ -461,14 +476,14 @@ def _csv_line(section, label, trials, reader, measure, values, base) -> dict[str
     "views": _views(trials[0]),
     "students": result["students"],
     "reader": reader,
-    "single": single or result["readers"][reader]["single"],
-    "measure": MEASURES[measure],
+    "single": single,
+    "measure": CSV_MEASURES[measure],
     "n": len(values),
     "mean": percent(ours and ours.mean),
     "sd": percent(plain_statistics.stdev(values) if len(values) > 1 else None),
     "low": percent(ours and ours.low),
     "high": percent(ours and ours.high),
-    "paper": percent(published.order) if single else "",
+    "paper": percent(published and published.order),
     "baseline": section.baseline if difference else "",
     "pairs": difference.n if difference else "",
     "difference": percent(difference and difference.mean),

@@ -75,12 +75,13 @@ def rows(markdown):
 def test_mean_and_spread_over_seeds():
   runs = [made(seed, (0.3, last, 0.35, 0.45)) for seed, last in enumerate((0.40, 0.42, 0.44))]
   row = rows(rendered(runs))[0]
-  assert (row["method"], row["views"]) == ("okdph", "hflip, cutout, augment")
+  assert (row["method"], row["views"]) == ("okdph (release)", "hflip, cutout, augment")
   assert row["n"] == "3"
-  assert row["best single network: last"] == "42.00 ± 2.00"  # ddof = 1, not 1.63
+  assert row["mean of students, last epoch"] == "36.00 ± 1.00"  # of 0.3 and `last`
+  assert row["best single network on test, last epoch"] == "42.00 ± 2.00"  # ddof = 1, not 1.63
   # The hybrid's first evaluation; the ensemble does not count.
-  assert row["best single network: best on test"] == "45.00 ± 0.00"
-  assert row["as the paper counts: best on test"] == "45.00 ± 0.00"
+  assert row["best single network and epoch on test"] == "45.00 ± 0.00"
+  assert row["best on test, as the paper counts"] == "45.00 ± 0.00"
   assert row["paper"] == "44.14"
   assert (row["epochs"], row["evaluations"]) == ("300", "2")
   assert (row["minutes"], row["parameters"]) == ("2", "933,812")
@@ -106,7 +107,7 @@ def test_a_single_run_has_no_spread_and_readers_stand_apart():
 def test_without_validation_there_is_no_column_for_it():
   assert "chosen on validation" not in rendered([made()])
   row = rows(rendered([made(validation=(0.9, 0.1, 0.2, 0.3))]))[0]
-  assert row["best single network: chosen on validation"] == "30.00"
+  assert row["single network and epoch chosen on validation"] == "30.00"
 
 
 def test_variants_are_told_apart_by_what_differs_within_the_method():
@@ -148,18 +149,19 @@ def test_groups_are_never_mixed():
 
 def test_other_epochs_are_another_row():
   found = rows(rendered([made(), made(epochs=30)]))[:2]
-  assert [row["method"] for row in found] == ["okdph, epochs=30", "okdph, epochs=300"]
+  assert [row["method"].partition(", ")[2] for row in found] == ["epochs=30", "epochs=300"]
   assert [row["paper"] for row in found] == ["", "44.14"]
 
 
 def test_the_short_table_begins_with_the_most_accurate():
   runs = [made(seed, (0.3, 0.4 + seed / 100, 0.35, 0.45)) for seed in range(2)]
-  runs += [made(7, (0.6, 0.4, 0.4, 0.7), method="dml", options={"students": 2})]
   runs += [made(7, (0.5, 0.4, 0.4, 0.7), method="base", options={"students": 1}, views=["a"])]
-  dml, base, okdph = rows(tables.head(runs))
-  assert (dml["method"], dml["accuracy"]) == ("dml", "60.00")  # its ensemble is not a network
-  assert (base["method"], base["views"], base["accuracy"]) == ("base", "a", "50.00")
-  assert okdph["accuracy"] == "40.50 ± 0.71 (n = 2)"
+  runs += [made(7, (0.6, 0.2, 0.4, 0.7), method="dml", options={"students": 2})]
+  base, dml, okdph = rows(tables.head(runs))
+  assert (dml["method"], dml["mean of students"]) == ("dml", "40.00")
+  assert dml["best single network"] == "60.00"  # its ensemble is not a network
+  assert (base["method"], base["views"], base["mean of students"]) == ("base", "a", "45.00")
+  assert okdph["best single network"] == "40.50 ± 0.71" and okdph["n"] == "2"
   assert (okdph["paper"], dml["paper"]) == ("44.14", "38.66 (hflip)")
 
 
@@ -286,7 +288,7 @@ def test_the_readers_that_the_paper_counts(method, readers):
 def test_an_ensemble_that_counts_is_named():
   run = made(method="one", options=settings.RELEASE["one"])
   row = rows(rendered([run]))[0]
-  assert row["as the paper counts: best on test"] == "45.00 (ensemble)"
+  assert row["best on test, as the paper counts"] == "45.00 (ensemble)"
   assert row["paper"] == "41.08 (hflip)"
 
 
@@ -313,7 +315,7 @@ def test_files_that_are_no_results_are_named_and_the_others_stand(tmp_path, caps
     (tmp_path / f"{name}.json").write_text(json.dumps(result))
   assert report.main([str(tmp_path), "--head"]) == 0
   out, err = capsys.readouterr()
-  assert [row["accuracy"][-7:] for row in rows(out)] == ["(n = 2)"]
+  assert [row["n"] for row in rows(out)] == ["2"]
   assert sorted(line.split(":")[0].rsplit("/", 1)[1] for line in err.splitlines()) == [
     "again.json",
     "best.json",

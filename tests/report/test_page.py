@@ -72,7 +72,7 @@ def test_a_click_sorts_and_words_filter(opened):
   assert one.locator("h1").inner_text() == "A <title>"
   table = one.locator("section table").first
   assert column(table, 1) == ["base", "okdph, omega=0.5", "okdph, omega=0.8"]
-  head = table.locator("th", has_text="best single network: last")
+  head = table.locator("th", has_text="best single network on test, last epoch")
   place = head.evaluate("cell => cell.cellIndex + 1")
   head.locator("button").click()
   assert column(table, place) == ["88.00 ± 2.00", "83.00 ± 2.00", "82.00 ± 2.00"]

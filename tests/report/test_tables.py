@@ -1,6 +1,7 @@
 """Statistics, gaps, and the tables as LaTeX and CSV, of made-up runs."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -9,9 +10,13 @@ import pytest
 from scipy import stats
 
 from okdph_jax.cli import report
+from okdph_jax.experiment import paper
+from okdph_jax.experiment.config import defaults
+from okdph_jax.methods import METHODS
 from okdph_jax.report import runs, statistics, tables
 from tests.report.made import folder, trial
 
+MEAN = ("okdph", "mean of students")
 OURS, THEIRS = (0.50, 0.52, 0.51, 0.55), (0.45, 0.46, 0.47, 0.50)
 
 
@@ -55,7 +60,8 @@ def test_draws_of_the_data_pair_runs_and_their_seeds_are_averaged():
 
 def test_the_best_is_bold_only_where_every_interval_says_so():
   clear = tables.render(tables.sections(two_methods()))
-  assert "**51.33" not in clear and "**52.00 ± 2.16**" in clear
+  assert "**51.33" not in clear
+  assert clear.count("**51.50 ± 2.16**") == 1 and clear.count("**52.00 ± 2.16**") == 2
   noisy = two_methods(theirs=(0.40, 0.53, 0.40, 0.56))
   assert "** " not in tables.render(tables.sections(noisy)).split("###")[1]
   third = [trial("dml", 0, last=0.2)]  # one run: nothing is known about it
@@ -67,7 +73,7 @@ def test_differences_to_a_baseline_that_is_named_by_method_or_label():
   (section,) = tables.sections(trials, "base")
   (table,) = [t for t in section.tables if t.caption.startswith("Difference to base")]
   assert [cell.text for cell in table.rows[0]] == [
-    *("okdph", "4", "+5.00 [+3.70, +6.30]", "+5.00 [+3.70, +6.30]")
+    *("okdph", "4", *["+5.00 [+3.70, +6.30]"] * 3)
   ]
   with pytest.raises(ValueError, match="--baseline=bas: no run is named so.*base; okdph"):
     tables.sections(trials, "bas")
@@ -76,6 +82,51 @@ def test_differences_to_a_baseline_that_is_named_by_method_or_label():
     tables.sections(several, "okdph")
   (section,) = tables.sections(several, "okdph, omega=0.5")
   assert section.baseline == "okdph, omega=0.5"
+
+
+def test_the_mean_of_students_selects_nothing_on_test():
+  run = trial("okdph", 0)
+  accuracies = {"student_0": 0.4, "student_1": 0.5, "leader": 0.6}
+  others = dict.fromkeys(("hybrid", "ema_student_0", "swa_leader", "mean_0", "ensemble"), 0.9)
+  readers = {
+    name: {"single": name != "ensemble", "last": last, "best": 0.95, "at_best_validation": None}
+    for name, last in (accuracies | others).items()
+  }
+  run = dataclasses.replace(run, result=run.result | {"readers": readers})
+  assert statistics.accuracy(run, "students") == pytest.approx(0.5)
+  unnamed = dataclasses.replace(
+    run, result=run.result | {"readers": {"net": readers["hybrid"]}}
+  )
+  assert statistics.accuracy(unnamed, "students") is None
+  (table, *_) = tables.sections([unnamed])[0].tables
+  assert not any("students" in column for column in table.columns[3:])  # an empty column
+
+
+def test_rows_of_the_release_are_named_so():
+  release = paper.RELEASE["okdph"]
+  trials = [trial("okdph", 0, **options) for options in ({}, release, release | {"omega": 0.5})]
+  trials += [trial("okdph", 0, **release | {"fuse_with": "updated"})]
+  trials += [trial("okddip", 0, **paper.RELEASE["okddip"])]  # its defaults
+  ((_, rows),) = runs.grouped(trials)
+  assert [label for label, _ in rows][-2:] == [
+    "okdph (release), omega=0.5",
+    "okdph (release), omega=0.8",
+  ]
+  assert [label.partition(", ")[0] for label, _ in rows] == [
+    "okddip",
+    *["okdph"] * 2,
+    *["okdph (release)"] * 2,
+  ]
+  different = [
+    name
+    for name in METHODS
+    if any(
+      value != defaults(METHODS[name])[option]
+      for option, value in paper.RELEASE.get(name, {}).items()
+      if option != "students"
+    )
+  ]
+  assert sorted(different) == sorted(paper.RELEASED_OTHERWISE)
 
 
 def test_gaps_of_the_grid_and_runs_that_are_not_finished(tmp_path, capsys):
@@ -126,6 +177,10 @@ def test_csv_has_numbers_for_programs():
     if (line["method"], line["reader"], line["measure"])
     == ("okdph", "best single network", "last")
   ]
+  (mean,) = [line for line in lines if (line["method"], line["reader"]) == MEAN]
+  assert (mean["measure"], mean["paper"], mean["pairs"]) == ("last", "", "4")
+  assert float(mean["mean"]) == pytest.approx(51.5)
+  assert float(mean["difference_low"]) == pytest.approx(3.70, abs=0.01)
   assert float(okdph["mean"]) == pytest.approx(52) and okdph["n"] == okdph["pairs"] == "4"
   assert float(okdph["sd"]) == pytest.approx(100 * np.std(OURS, ddof=1), abs=1e-3)
   assert float(okdph["difference_low"]) == pytest.approx(3.70, abs=0.01)
