@@ -1,13 +1,19 @@
-"""SIGTERM and SIGINT: noted, and obeyed at the next step. A second one ends at once."""
+"""SIGTERM and SIGINT stop a run after its current step. A second one ends it at once."""
 
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+# One request may arrive as several signals: Linux sends a process its parent-death signal again
+# for each thread of the dying parent that had adopted it, and `timeout` signals both a process
+# and its group.
+SAME_REQUEST_SECONDS = 0.5
 
 _came: list[int] | None = None  # the signals so far, where this process listens
 
@@ -38,12 +44,16 @@ def listen() -> None:
 
 
 def _hear(reading: int, came: list[int]) -> None:
+  first = 0.0
   while True:
     for number in os.read(reading, 1):
+      if came and time.monotonic() < first + SAME_REQUEST_SECONDS:
+        continue
       if came:
         _say(f"{_name(number)} again: stopped at once; the same command goes on")
         os._exit(128 + number)
       _say(f"{_name(number)}: stopping at the next step; a second signal stops at once")
+      first = time.monotonic()
       came.append(number)
 
 

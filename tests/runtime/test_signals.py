@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from okdph_jax.runtime.signals import SAME_REQUEST_SECONDS
 
 PROGRAM = """
 import hashlib, os, sys
@@ -32,6 +35,8 @@ def test_the_first_is_said_at_once_and_a_second_ends(second):
     assert running.stdout.readline() == "listening\n"
     running.send_signal(signal.SIGINT)
     assert "SIGINT: stopping at the next step" in running.stderr.readline()
+    running.send_signal(signal.SIGINT)  # part of the same request
+    time.sleep(SAME_REQUEST_SECONDS + 0.1)
     assert running.poll() is None
     running.send_signal(second)
     _, said = running.communicate(timeout=60)
@@ -42,6 +47,7 @@ def test_the_first_is_said_at_once_and_a_second_ends(second):
 def test_one_that_came_before_is_heard():
   with program(int(signal.SIGTERM)) as running:
     assert "SIGTERM: stopping" in running.stderr.readline()
+    time.sleep(SAME_REQUEST_SECONDS + 0.1)
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
   assert running.returncode == 143
