@@ -4,12 +4,13 @@ Pixel ops map uint8 [H, W, C] to the same; `noise` works on the normalised float
 The policies `randaugment` and `autoaugment` are in `policies`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Int, Key, Shaped
 
 from okdph_jax.errors import shown
 from okdph_jax.views import edits
@@ -46,10 +47,33 @@ def crop(pad: int) -> Op:
         f"crop({pad}) can leave nothing of images of {size_of(image)}; give a smaller pad"
       )
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    y, x = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-    return jax.lax.dynamic_slice(padded, (y, x, 0), image.shape)
+    corner = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    size = image.shape[:2]
+    return jax.lax.platform_dependent(
+      padded,
+      corner,
+      tpu=functools.partial(window_by_shifts, size),
+      default=functools.partial(window, size),
+    )
 
   return op
+
+
+def window(size: tuple[int, int], image: Image, corner: Int[Array, " 2"]) -> Image:
+  """The part of an image of the given height and width that begins at `corner`, (y, x)."""
+  return jax.lax.dynamic_slice(image, (*corner, 0), (*size, image.shape[2]))
+
+
+def window_by_shifts(size: tuple[int, int], image: Image, corner: Int[Array, " 2"]) -> Image:
+  """`window`, by moving the image up and left, a power of two at a time.
+
+  Of `window` under `vmap` XLA:TPU makes a loop over the images.
+  """
+  for axis in range(2):
+    for bit in range((image.shape[axis] - size[axis]).bit_length()):
+      moved = jnp.roll(image, -(2**bit), axis)
+      image = jnp.where(corner[axis] >> bit & 1, moved, image)
+  return image[: size[0], : size[1]]
 
 
 def flip() -> Op:

@@ -40,6 +40,27 @@ def test_crop_without_padding_is_plain():
   np.testing.assert_array_equal(each(ops.crop(0), image, 2), np.stack([image] * 2))
 
 
+@pytest.mark.parametrize("pad", [1, 4, 5])
+def test_a_window_by_shifts_is_one_by_slicing(pad):
+  image, size = picture(12, 16, 3), (12 - 2 * pad, 16 - 2 * pad)
+  corners = np.stack(np.mgrid[: 2 * pad + 1, : 2 * pad + 1], -1).reshape(-1, 2)
+  shifted, sliced = (
+    jax.vmap(cut, (None, None, 0))(size, image, corners)
+    for cut in (ops.window_by_shifts, ops.window)
+  )
+  np.testing.assert_array_equal(shifted, sliced)
+
+
+def test_no_crop_of_a_batch_is_a_gather_on_a_tpu():
+  """Which would become a loop over the images."""
+  crop = jax.jit(jax.vmap(ops.crop(1)))
+  images = jax.ShapeDtypeStruct((4, 8, 8, 3), np.uint8)
+  for platform, gathers in (("cpu", True), ("tpu", False)):
+    traced = crop.trace(jax.random.split(jax.random.key(0), 4), images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("gather" in text or "dynamic_slice" in text) == gathers
+
+
 def test_flip_mirrors_half_of_the_images():
   image = picture(8, 12, 3)
   out = each(ops.flip(), image, 4000)
