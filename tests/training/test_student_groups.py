@@ -1,6 +1,7 @@
 """Groups of devices that hold a part of the students each."""
 
 import functools
+import itertools
 import os
 import re
 import subprocess
@@ -85,12 +86,12 @@ def test_each_group_trains_its_student_and_no_optimizer_state_moves():
 
 
 def test_a_checkpoint_of_one_layout_restores_on_another(tmp_path, monkeypatch):
-  """Of two devices with a student each, on one device, and the other way round."""
+  """Of one device, of two that share the batch, and of two with a student each."""
   monkeypatch.setattr(onednn, "choice", lambda: onednn.Choice(None))
-  meshes = {"apart": host.mesh(groups=2), "one": host.mesh(1)}
+  meshes = {"one": host.mesh(1), "two": host.mesh(2), "apart": host.mesh(groups=2)}
   states = {name: state_on(mesh) for name, mesh in meshes.items()}
-  for name, other in (("apart", "one"), ("one", "apart")):
-    with Checkpoints(tmp_path / name) as checkpoints:
+  for name, other in itertools.permutations(meshes, 2):
+    with Checkpoints(tmp_path / f"{name}-{other}") as checkpoints:
       checkpoints.save(1, states[name])
       restored = checkpoints.restore(jax.tree.map(lambda x: x * 0, states[other]))
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (restored, states[name])))
