@@ -52,7 +52,8 @@ def anchors(text):
 
 def commands(text):
   """The words of every command of ours in the code blocks, or in indented lines."""
-  blocks = re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
+  fenced = re.findall(r"^```(.*?)\n(.*?)^```", text, re.S | re.M)
+  blocks = [block for language, block in fenced if not language]
   blocks += re.findall(r"^(?:#?    .*\n)+", text, re.M)
   for block in blocks:
     for line in block.replace("\\\n", " ").splitlines():

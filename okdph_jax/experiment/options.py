@@ -36,115 +36,173 @@ COUNT, COUNT_OR_NONE = "[1, 1000000]", "[0, 1000000]"
 
 OPTIONS = (
   Option("seed", int, 42, "[0, 4294967295]", "seed of everything that is random", RELEASE),
-  Option("data.name", str, "cifar10", "", "digits, folder, arrays, or a dataset of TFDS"),
-  Option("data.dir", str, None, "", "where it is: TFDS's data_dir, a folder, or an .npz"),
-  Option("data.train", str, "train", "", "training split: TFDS's syntax, or a subfolder"),
-  Option("data.test", str, "test", "", 'test split; "20%" of a folder draws it from training'),
-  Option("data.fraction", float, 1.0, "(0, 1]", "part of each class to train on"),
-  Option("data.replacement", bool, False, "", "draw that part with replacement (the release)"),
   Option(
-    "data.validation", int, 0, "[0, 1000000000]", "training images held out to validate", PAPER
+    "data.name", str, "cifar10", "", "digits, folder, arrays, or the name of a TFDS dataset"
+  ),
+  Option("data.dir", str, None, "", "its location: TFDS's data_dir, a folder, or an .npz file"),
+  Option("data.train", str, "train", "", "training split, in TFDS's syntax, or a subfolder"),
+  Option(
+    "data.test",
+    str,
+    "test",
+    "",
+    'test split; "20%" holds out that part of a folder or of arrays',
+  ),
+  Option(
+    "data.fraction", float, 1.0, "(0, 1]", "part of each class to train on, drawn by data.seed"
+  ),
+  Option(
+    "data.replacement", bool, False, "", "draw that part with replacement, as the release does"
+  ),
+  Option(
+    "data.validation",
+    int,
+    0,
+    "[0, 1000000000]",
+    "number of training images held out for validation",
+    PAPER,
   ),
   Option(
     "data.seed",
     int,
     42,
     "[0, 4294967295]",
-    "of these two draws; `seed` leaves them alone",
+    "seed of data.fraction and data.validation; `seed` does not affect them",
     RELEASE,
   ),
-  Option("data.image_size", int, None, "[1, 4096]", "resize images to squares of this side"),
+  Option(
+    "data.image_size", int, None, "[1, 4096]", "side of the squares that images are resized to"
+  ),
   Option(
     "data.normalise_as",
     str,
     "",
     "",
-    "a dataset whose mean and std are taken; else as known, or measured",
+    "dataset whose mean and std to use; by default this dataset's own",
   ),
   Option(
-    "data.memory_limit", int, 4 * 2**30, "[0, 1e15]", "bytes; larger datasets are streamed"
-  ),
-  Option("data.corrupt", str, "stop", ("stop", "skip"), "what a corrupt image does to the run"),
-  Option("network", str, "resnet32", "", "name, or package.module:Name of a Flax module"),
-  Option("network_options", dict, {}, "", "keyword arguments of its constructor, by name"),
-  Option("init_from", str, "", "", "a finished run to start from, named as a teacher is"),
-  Option("method.name", str, "okdph", "", "see Methods; its options are method.NAME"),
-  Option(
-    "wrappers", tuple, (), "", "({'name':'sam','rho':0.05},): around the method, in order"
+    "data.memory_limit",
+    int,
+    4 * 2**30,
+    "[0, 1e15]",
+    "size in bytes above which a dataset is streamed",
   ),
   Option(
-    "views", tuple, ("hflip",), "", "one per network, or a single one for all", "supplement"
+    "data.corrupt",
+    str,
+    "stop",
+    ("stop", "skip"),
+    "whether a corrupt image stops the run or is left out",
+  ),
+  Option("network", str, "resnet32", "", "its name, or package.module:Name of a Flax module"),
+  Option("network_options", dict, {}, "", "keyword arguments of the network's constructor"),
+  Option(
+    "init_from", str, "", "", "finished run whose weights to start from, DIR:READER@WHICH"
+  ),
+  Option("method.name", str, "okdph", "", "the method; its options are method.NAME"),
+  Option(
+    "wrappers",
+    tuple,
+    (),
+    "",
+    "around the method, innermost first: ({'name':'sam','rho':0.05},)",
+  ),
+  Option(
+    "views",
+    tuple,
+    ("hflip",),
+    "",
+    "augmentations: one per network, or a single one for all",
+    "supplement",
   ),
   Option(
     "views_on",
     str,
     "device",
     ("device", "host"),
-    "where they are computed: in the step, or by the host's CPU in advance",
+    "where views are computed: within the step, or in advance by the host's CPU",
   ),
-  Option("test_view", str, "plain", "", "view of the images that are evaluated", PAPER),
+  Option("test_view", str, "plain", "", "view of the images in evaluations", PAPER),
   Option(
     "teacher",
     str,
     "",
     "",
-    "kd's: a finished run, DIR:READER@WHICH, or a ResNet in FILE.safetensors or FILE.onnx",
+    "for kd: a finished run, DIR:READER@WHICH, or a ResNet in FILE.safetensors or FILE.onnx",
   ),
   Option(
     "teacher_network",
     str,
     "",
     "",
-    "a file's: resnet18, 34 or 50; a run's own package.module:Name, if not config.network",
+    "of the teacher: resnet18, resnet34 or resnet50 for a file, package.module:Name for a run",
   ),
-  Option("generations", int, 1, "[1, 1000]", "of kd: each teaches the next"),
+  Option(
+    "generations",
+    int,
+    1,
+    "[1, 1000]",
+    "of self-distillation with kd: each one teaches the next",
+  ),
   Option("batch_size", int, 128, COUNT, "images per step", PAPER),
-  Option("accumulate", int, 1, COUNT, "parts of a batch, one after another, for less memory"),
+  Option(
+    "accumulate", int, 1, COUNT, "number of parts that a batch is computed in, to save memory"
+  ),
   Option(
     "batch_norm_images",
     int,
     None,
     COUNT,
-    "images that batch normalisation normalises together; by default a whole batch or part",
+    "images per batch-normalisation statistic; by default the whole batch, or part of it",
   ),
   Option(
     "compute",
     str,
     "float32",
     ("float32", "bfloat16"),
-    "type of what convolutions and dense layers take and give in training",
+    "precision of convolutions and dense layers in training",
   ),
-  Option("learning_rate", float, 0.1, "[1e-30, 1e30]", "of SGD, before the milestones", PAPER),
+  Option(
+    "learning_rate", float, 0.1, "[1e-30, 1e30]", "of SGD, before the first milestone", PAPER
+  ),
   Option("momentum", float, 0.9, "[0, 1)", "of SGD", PAPER),
-  Option("nesterov", bool, False, "", "SGD's momentum is Nesterov's", RELEASE),
-  Option("weight_decay", float, 5e-4, "[0, 100]", "L2 on every parameter", PAPER),
+  Option("nesterov", bool, False, "", "use Nesterov momentum", RELEASE),
+  Option("weight_decay", float, 5e-4, "[0, 100]", "L2 penalty on every parameter", PAPER),
   Option("epochs", int, 300, COUNT, "passes over the training set", PAPER),
   Option(
     "milestones",
     tuple,
     (150, 225),
     "",
-    'rate x0.1 at these epochs of 300, scaled with epochs; "40 epochs" is not',
+    'learning rate x0.1 at these epochs of 300, scaled with epochs; "40 epochs" is not scaled',
     PAPER,
   ),
-  Option("eval_every_epochs", int, 1, COUNT, "epochs from one evaluation to the next", RELEASE),
+  Option("eval_every_epochs", int, 1, COUNT, "epochs between evaluations", RELEASE),
   Option(
-    "snapshots", int, 0, COUNT_OR_NONE, "epochs between kept copies, for analyses; 0: none"
+    "snapshots",
+    int,
+    0,
+    COUNT_OR_NONE,
+    "epochs between copies of the weights for okdph analysis; 0: none",
   ),
   Option(
     "log_every_steps", int, 0, COUNT_OR_NONE, "steps between lines of training.jsonl; 0: none"
   ),
-  Option("checkpoint_every_minutes", float, 10.0, "[0, 1e6]", "between checkpoints"),
-  Option("steps_per_dispatch", int, 1, "[1, 1000]", "steps that one call of the device makes"),
+  Option("checkpoint_every_minutes", float, 10.0, "[0, 1e6]", "minutes between checkpoints"),
+  Option("steps_per_dispatch", int, 1, "[1, 1000]", "steps per call of the compiled program"),
   Option(
     "student_groups",
     int,
     1,
     "[1, 4096]",
-    "groups of devices, each of which holds a part of the students alone",
+    "groups of devices that the students are divided among",
   ),
   Option(
-    "devices", int, None, "[1, 4096]", "to use; on a CPU by default one per core, up to 4"
+    "devices",
+    int,
+    None,
+    "[1, 4096]",
+    "number of devices to use; on a CPU by default one per core, up to 4",
   ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
