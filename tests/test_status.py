@@ -116,7 +116,7 @@ def test_watch(root, capsys):
   assert "failed: table/broken: the loss is gone" in output
   assert "is not JSON" in " ".join(output.split())
   assert dispatch(["watch", str(root / "nothing"), "--once"]) == 2
-  assert "there is no folder" in capsys.readouterr().err
+  assert "there is no directory" in capsys.readouterr().err
 
 
 def test_watch_needs_no_jax():

@@ -2,12 +2,12 @@
 
 Exit codes, of every command:
 
-    0    it is done; a run is finished, now or before
-    1    the run failed: the loss is no longer a number, the disk is full, ...; or predict left
-         out a file that is no picture
-    2    what was asked for cannot be done; one line says why, and nothing has been changed
-    75   the run was interrupted: the same command goes on
-    130  Ctrl-C stopped it at once; a run after a second Ctrl-C, or 143 after a second SIGTERM
+    0    done; for a run: finished, now or earlier
+    1    the run failed: the loss is NaN or infinite, the disk is full, ...; or predict left out
+         a file that is not a picture
+    2    the command cannot be run as asked: one line says why, and nothing was changed
+    75   the run was interrupted and has a checkpoint; the same command resumes it
+    130  stopped at once by Ctrl-C (a run: by a second one), or 143 by a second SIGTERM
 """
 
 import sys
@@ -18,30 +18,31 @@ from okdph_jax.cli.arguments import command
 from okdph_jax.errors import nearest
 
 COMMANDS = {  # module of this package -> what it does
-  "train": "train a network, or go on with a run that was stopped",
+  "train": "train networks as a config says, or resume a run that was stopped",
   "sweep": "run a grid of configs and seeds: a table of the paper, an ablation, a comparison",
-  "watch": "how far all runs under a folder are, refreshed",
-  "evaluate": "accuracy, calibration and confusion matrix of a run's networks, on any dataset",
-  "views": "a picture of what each network sees of the training images",
-  "analysis": "flatness of trained networks: landscape, Hessian, sharpness, barriers, ...",
-  "export": "a trained network as StableHLO, ONNX, TFLite and safetensors",
-  "predict": "classes of pictures, a page to drop pictures on, and speed of the formats",
-  "report": "tables and learning curves of finished runs",
+  "watch": "show the progress of all runs below a directory",
+  "evaluate": "measure accuracy, calibration and confusion of a run's networks, on any dataset",
+  "views": "draw what each network sees of the training images",
+  "analysis": "measure flatness: loss landscape, Hessian, sharpness, barriers, ...",
+  "export": "write a trained network as StableHLO, ONNX, TFLite and safetensors",
+  "predict": "classify pictures, serve a page to drop pictures on, or measure the speed",
+  "report": "make tables, curves and an interactive page of many runs",
 }
 
 HELP = """\
-okdph: small, strong image classifiers by online knowledge distillation, in JAX.
+okdph: small, accurate image classifiers by online knowledge distillation, in JAX.
 
-Networks train together on differently augmented images and teach each other; one of
-them is deployed. OKDPH (CVPR 2023, arXiv:2303.14666) and the methods that it is compared
-with, on any image classification dataset.
+Several networks train together on differently augmented images and learn from one
+another; you deploy one of them. OKDPH (CVPR 2023, arXiv:2303.14666) and the methods that it
+is compared with, on any image classification dataset.
 
-commands (okdph COMMAND --help says more):
+commands (okdph COMMAND --help has the options):
 {commands}
 
 examples:
-  okdph train --config=digits                          a minute on a laptop
-  okdph train --config=cifar10:okdph,resnet32 --config.epochs=60
+  okdph train --config=digits --workdir=runs/digits    about a minute on two CPU cores
+  okdph evaluate --workdir=runs/digits
+  okdph export --workdir=runs/digits
 
 exit codes:
 {codes}

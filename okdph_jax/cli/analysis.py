@@ -1,4 +1,4 @@
-"""`okdph analysis`: how flat the region is that runs ended in, and how they came there."""
+"""`okdph analysis`: how flat the loss is around trained networks."""
 
 import argparse
 import importlib
@@ -20,16 +20,16 @@ ANALYSES = {  # module of okdph_jax.analysis -> what it measures
   "ablation": "networks side by side, such as generations of self-distillation",
 }
 DESCRIPTION = """\
-How flat the region is that runs ended in, and how they came there.
+Measures how flat the loss is around trained networks.
 
   okdph analysis landscape --workdir=runs/okdph --workdir=runs/dml
   okdph analysis hessian --workdir=runs/okdph --readers=student_0,center
 
 {analyses}
 
-Any run, finished or not, of any method; a folder of generations counts as its runs. Prints a
-table and writes NAME.json, NAME.png and NAME.svg into DIR/analysis of the first run.
-okdph analysis NAME --help has the options. docs/flatness.md says what the numbers mean.
+It takes runs of any method, finished or not; a directory of generations counts as several runs.
+It prints a table and writes NAME.json, NAME.png and NAME.svg to the directory analysis of the
+first run. okdph analysis NAME --help has the options; docs/flatness.md explains the numbers.
 """
 SNAPSHOTS = ("landscape", "pac_bayes", "barrier", "dot")  # these read the course of training
 
@@ -67,18 +67,23 @@ def parser(name: str) -> Parser:
     about += "" if default is None else " (%(default)s)"
     parser.add_argument(option, type=kind, default=default, help=about, **more)
 
-  add("--workdir", about="of a run; give it once for each run", action="append", metavar="DIR")
-  add("--readers", about="networks by name, with commas; by default all single ones")
-  add("--network", about="the runs' own network, package.module:Name")
-  add("--images", count, 1000, "how many, or all that there are")
+  add(
+    "--workdir",
+    about="run directory; repeat it for several runs",
+    action="append",
+    metavar="DIR",
+  )
+  add("--readers", about="names of networks, separated by commas (all single networks)")
+  add("--network", about="class of the runs' own network, package.module:Name")
+  add("--images", count, 1000, "number of images, or all if there are fewer")
   add("--batch", count, 250, "images at a time")
-  add("--seed", int, 0, "of images, probes and directions")
-  add("--out", about="folder for the files", metavar="DIR")
+  add("--seed", int, 0, "for drawing images, probes and directions")
+  add("--out", about="output directory (WORKDIR/analysis)", metavar="DIR")
   if name not in ("pac_bayes", "dot", "ablation"):
     split = "test" if name == "noise" else "train"
-    add("--split", str, split, "whose images", choices=("train", "test"))
+    add("--split", str, split, "split to take images from", choices=("train", "test"))
   if name not in ("pac_bayes", "barrier", "dot"):
-    add("--which", about="last, best-validation or best-test checkpoint")
+    add("--which", about="checkpoint: last, best-validation or best-test")
   _OPTIONS.get(name, lambda add: None)(add)
   return parser
 

@@ -1,4 +1,4 @@
-"""`okdph evaluate`: what a run's networks are worth, on its data or on others."""
+"""`okdph evaluate`: accuracy and calibration of a run's networks, on its data or on others."""
 
 import csv
 import json
@@ -11,14 +11,14 @@ if TYPE_CHECKING:  # JAX comes with it
   from okdph_jax.experiment.evaluation import Evaluation
 
 DESCRIPTION = """\
-Accuracy, cross-entropy, expected calibration error (15 bins; Guo et al., arXiv:1706.04599),
-accuracy per class and confusion matrix of a run's networks, on its own data or, with
---data.OPTION=VALUE as config.data has them, on others.
+Measures a run's networks: accuracy, cross-entropy, expected calibration error (15 bins; Guo et
+al., arXiv:1706.04599), accuracy per class, and confusion matrix. --data.OPTION=VALUE evaluates
+on other data than the run's; the options are those of config.data.
 
   okdph evaluate --workdir=runs/digits
   okdph evaluate --workdir=runs/cifar10 --reader=hybrid --data.name=arrays --data.dir=new.npz
 
-Writes DIR/evaluation/READER.json, READER.csv (the confusion matrix) and READER.png.
+Writes READER.json, READER.csv and READER.png (the confusion matrix) for each network.
 """
 
 
@@ -26,12 +26,14 @@ Writes DIR/evaluation/READER.json, READER.csv (the confusion matrix) and READER.
 def main(arguments: list[str]) -> int:
   _, changes, rest = split_options(arguments, "data")
   parser = Parser("evaluate", DESCRIPTION)
-  parser.add_argument("--workdir", metavar="DIR", help="of the run")
-  parser.add_argument("--reader", help="one network or ensemble; by default all")
-  parser.add_argument("--which", help="last, best-validation or best-test checkpoint")
+  parser.add_argument("--workdir", metavar="DIR", help="run directory")
+  parser.add_argument(
+    "--reader", help="one network or ensemble, such as student_0 or hybrid (all)"
+  )
+  parser.add_argument("--which", help="checkpoint: last, best-validation or best-test")
   parser.add_argument("--split", default="test", help="test, validation or train (%(default)s)")
-  parser.add_argument("--network", help="the run's own network, package.module:Name")
-  parser.add_argument("--out", metavar="DIR", help="where to write (WORKDIR/evaluation)")
+  parser.add_argument("--network", help="class of the run's own network, package.module:Name")
+  parser.add_argument("--out", metavar="DIR", help="output directory (WORKDIR/evaluation)")
   flags = parser.parse(rest)
   if not flags.workdir:
     raise ValueError("--workdir=DIR is needed: okdph evaluate --workdir=runs/digits")
@@ -72,7 +74,7 @@ def main(arguments: list[str]) -> int:
     headers = ("true class", "accuracy", *first.class_names)
     print("\nimages of each class (rows) by predicted class (columns)")
     print(tabulate(rows, headers, disable_numparse=True))
-  print(f"written to {out}")
+  print(f"wrote {out}")
   return 0
 
 

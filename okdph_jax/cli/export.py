@@ -3,16 +3,16 @@
 from okdph_jax.cli.arguments import Parser, command, split_options
 
 DESCRIPTION = """\
-Writes one network of a run for other runtimes: StableHLO (JAX on any device), ONNX, TFLite, and
-its weights as safetensors; model.json says what it takes and gives. Every file takes raw
-pixels, is opened again by its own runtime, and is compared with the checkpoint on images of the
-test split; where one differs nothing is written.
+Writes a trained network for other runtimes: StableHLO (JAX on any device), ONNX, TFLite, its
+weights as safetensors, and a description, model.json. The files take raw pixels. Each one is
+opened by its own runtime and compared with the checkpoint on images of the test split; if one
+differs, nothing is written.
 
   okdph export --workdir=runs/digits
   okdph export --workdir=runs/cifar10 --reader=hybrid --int8 --out=hybrid
 
-Needs `pip install 'okdph_jax[export]'`. The data are needed too; where they have moved,
---data.dir=DIR. `okdph predict` reads what it writes.
+Needs `pip install 'okdph_jax[export]'`, and the run's data; if they have moved, add
+--data.dir=DIR. `okdph predict` uses the exported network.
 """
 
 
@@ -20,27 +20,27 @@ Needs `pip install 'okdph_jax[export]'`. The data are needed too; where they hav
 def main(arguments: list[str]) -> int:
   _, changes, rest = split_options(arguments, "data")
   parser = Parser("export", DESCRIPTION)
-  parser.add_argument("--workdir", metavar="DIR", help="of the run")
-  parser.add_argument("--reader", help="which network; by default as okdph_jax.load takes it")
-  parser.add_argument("--which", help="last, best-validation or best-test checkpoint")
-  parser.add_argument("--network", help="the run's own network, package.module:Name")
-  parser.add_argument("--out", metavar="DIR", help="where to write (WORKDIR/export)")
+  parser.add_argument("--workdir", metavar="DIR", help="run directory")
+  parser.add_argument("--reader", help="which network (the one that okdph_jax.load takes)")
+  parser.add_argument("--which", help="checkpoint: last, best-validation or best-test")
+  parser.add_argument("--network", help="class of the run's own network, package.module:Name")
+  parser.add_argument("--out", metavar="DIR", help="output directory (WORKDIR/export)")
   parser.add_argument(
     "--formats",
     default="stablehlo,onnx,tflite",
-    help="which, besides the weights (%(default)s)",
+    help="files to write besides the weights (%(default)s)",
   )
   parser.add_argument(
-    "--int8", action="store_true", help="ONNX and TFLite also in 8 bits, by training images"
+    "--int8", action="store_true", help="also write ONNX and TFLite in 8 bits"
   )
   parser.add_argument(
-    "--images", type=int, default=256, help="so many are compared (%(default)s)"
+    "--images", type=int, default=256, help="number of images to compare on (%(default)s)"
   )
   flags = parser.parse(rest)
   if not flags.workdir:
     raise ValueError("--workdir=DIR is needed: okdph export --workdir=runs/digits")
   if flags.images < 1:
-    raise ValueError(f"--images={flags.images}: one image or more is compared")
+    raise ValueError(f"--images={flags.images}: at least 1 is needed")
 
   from tabulate import tabulate
 
@@ -65,9 +65,9 @@ def main(arguments: list[str]) -> int:
     (entry["file"], entry["bytes"] / 2**20, entry["max_difference"], entry["agreement"])
     for entry in about["files"].values()
   ]
-  headers = ("file", "MiB", "largest difference of a logit", "same class")
+  headers = ("file", "MiB", "largest logit difference", "same class")
   print(tabulate(rows, headers, floatfmt=("", ".2f", ".1e", ".1%")))
-  print(f"written to {out}")
+  print(f"wrote {out}")
   return 0
 
 

@@ -12,39 +12,45 @@ if TYPE_CHECKING:
   from okdph_jax.export.model import Model
 
 DESCRIPTION = """\
-The most probable classes of pictures. MODEL is a folder that `okdph export` wrote, or a run.
-Of a folder all pictures are taken, those in its folders too. A file that is no picture is named
-and left out; the exit code is then 1.
+Prints the most probable classes of pictures, and of all pictures in folders. MODEL is a folder
+that `okdph export` wrote, or a run directory. A file that is not a picture is reported and left
+out, and the exit code is 1.
 
   okdph predict runs/digits/export photo.png scans/
   okdph predict runs/digits/export scans/ --csv > classes.csv
-  okdph predict runs/digits/export --serve               a page to drop pictures on
-  okdph predict runs/digits/export --bench               every format's speed
+  okdph predict runs/digits/export --serve       a page to drop pictures on
+  okdph predict runs/digits/export --bench       the speed of every format
 """
 
 
 @command
 def main(arguments: list[str]) -> int:
   parser = Parser("predict", DESCRIPTION)
-  parser.add_argument("model", metavar="MODEL", help="an exported folder, or a run")
-  parser.add_argument("pictures", metavar="IMAGE|DIR", nargs="*", help="what to look at")
-  parser.add_argument("--format", help="of an exported folder: onnx, stablehlo, tflite, ...")
+  parser.add_argument("model", metavar="MODEL", help="exported folder, or run directory")
+  parser.add_argument(
+    "pictures", metavar="IMAGE|DIR", nargs="*", help="pictures, or folders of them"
+  )
+  parser.add_argument("--format", help="of an export: onnx, stablehlo, tflite, ...")
   parser.add_argument("--reader", help="of a run: which network")
-  parser.add_argument("--which", help="of a run: last, best-validation or best-test")
-  parser.add_argument("--network", help="of a run: its own network, package.module:Name")
-  parser.add_argument("--top", type=int, default=3, help="how many classes (%(default)s)")
-  parser.add_argument("--threads", type=int, help="of ONNX and TFLite; by default all cores")
+  parser.add_argument("--which", help="of a run: checkpoint last, best-validation or best-test")
+  parser.add_argument(
+    "--network", help="of a run: class of its own network, package.module:Name"
+  )
+  parser.add_argument(
+    "--top", type=int, default=3, help="number of classes to print (%(default)s)"
+  )
+  parser.add_argument("--threads", type=int, help="for ONNX and TFLite (all cores)")
   mode = parser.add_mutually_exclusive_group()
   mode.add_argument("--json", action="store_true", help="print JSON")
   mode.add_argument("--csv", action="store_true", help="print CSV")
   mode.add_argument("--bench", action="store_true", help="measure the speed of every format")
-  mode.add_argument("--serve", action="store_true", help="a page on this machine")
-  parser.add_argument("--port", type=int, default=8000, help="of the page (%(default)s)")
+  mode.add_argument("--serve", action="store_true", help="serve a page on this machine")
+  parser.add_argument("--port", type=int, default=8000, help="of that page (%(default)s)")
   flags = parser.parse(arguments)
   if flags.top < 1 or (flags.threads or 1) < 1:
-    raise ValueError("--top and --threads are 1 or more")
+    raise ValueError("--top and --threads must be at least 1")
   if not (flags.pictures or flags.bench or flags.serve):
-    raise ValueError("name pictures or a folder of them, or give --serve or --bench")
+    raise ValueError("name pictures or a folder of pictures, or add --serve or --bench")
 
   if flags.bench:
     measure(flags.model, flags.threads)
@@ -145,8 +151,8 @@ def measure(path: str, threads: int | None) -> None:
     )
     for speed in bench(path, threads)
   ]
-  print(f"threads: {threads or host.cores()}; medians; TFLite takes one image after the other")
-  headers = ("format", "ms for 1 image", *(f"images/s by {size}" for size in SIZES))
+  print(f"medians with {threads or host.cores()} threads; TFLite computes one image at a time")
+  headers = ("format", "ms for 1 image", *(f"images/s, batch {size}" for size in SIZES))
   print(tabulate(rows, headers, disable_numparse=True, stralign="right"))
 
 
@@ -155,7 +161,8 @@ def serve(model: "Model", port: int, top: int) -> None:
 
   with server(model, port, top) as running:
     print(
-      f"{model.name}: http://127.0.0.1:{running.server_address[1]} (Ctrl-C ends it)", flush=True
+      f"{model.name}: http://127.0.0.1:{running.server_address[1]} (Ctrl-C stops it)",
+      flush=True,
     )
     try:
       running.serve_forever()

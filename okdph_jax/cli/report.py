@@ -6,14 +6,14 @@ from pathlib import Path
 from okdph_jax.cli.arguments import Parser, command
 
 DESCRIPTION = """\
-Tables, curves and a page of many runs, finished or not.
+Makes tables, curves and an interactive page of many runs, finished or not.
 
-  okdph report runs                        Markdown of every run below
-  okdph report runs --out=report           report/tables.md, .csv, .tex and report.html
+  okdph report runs                        print tables of all runs below runs/
+  okdph report runs --out=report           write report.html and tables.md, .csv, .tex
   okdph report runs --baseline=base        with paired differences to base
-  okdph report curves WORKDIR --out=PNG    accuracy of every network over the epochs
+  okdph report curves WORKDIR --out=PNG    draw the accuracy of every network of a run
 
-docs/report.md says what the numbers mean.
+docs/report.md explains the numbers.
 """
 
 
@@ -23,14 +23,16 @@ def main(arguments: list[str]) -> int:
   if arguments[:1] == ["curves"]:
     return _curves(arguments[1:])
   parser = Parser("report", DESCRIPTION)
-  parser.add_argument("paths", nargs="+", help="result files, or folders of runs")
-  parser.add_argument("--out", metavar="DIR", help="write the tables and the page there")
+  parser.add_argument("paths", nargs="+", help="directories of runs, or result files")
   parser.add_argument(
-    "--baseline", metavar="ROW", help="compare with this method, or row as the tables name it"
+    "--out", metavar="DIR", help="write the tables and the page to this directory"
   )
-  parser.add_argument("--title", default="Runs", help="of the page (%(default)s)")
   parser.add_argument(
-    "--head", action="store_true", help="print one short table each, the most accurate first"
+    "--baseline", metavar="ROW", help="method to compare with, or a row's name in the tables"
+  )
+  parser.add_argument("--title", default="Runs", help="heading of the page (%(default)s)")
+  parser.add_argument(
+    "--head", action="store_true", help="print a short table, the most accurate first"
   )
   flags = parser.parse(arguments)
 
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
     print(warning, file=sys.stderr)
   if not trials:
     raise ValueError(
-      f"no runs in {', '.join(flags.paths)}: pass the --workdir of a run, or a folder above"
+      f"no runs in {', '.join(flags.paths)}: name a run directory, or one above it"
     )
   if flags.head:
     print(tables.head(trials), end="")
@@ -74,8 +76,8 @@ def main(arguments: list[str]) -> int:
 
 def _curves(arguments):
   parser = Parser("report curves", DESCRIPTION)
-  parser.add_argument("workdir", help="of a run, finished or not")
-  parser.add_argument("--out", default="curves.png", help="the picture's path")
+  parser.add_argument("workdir", help="run directory, finished or not")
+  parser.add_argument("--out", default="curves.png", help="picture to write (%(default)s)")
   flags = parser.parse(arguments)
 
   from okdph_jax.report import plots
@@ -83,7 +85,7 @@ def _curves(arguments):
 
   run = Run(flags.workdir)
   if not run.lines:
-    raise ValueError(f"no evaluations in {flags.workdir}: pass the --workdir of a run")
+    raise ValueError(f"no evaluations in {flags.workdir}: name a run directory")
   plots.curves(run, flags.out)
   print(flags.out)
   return 0

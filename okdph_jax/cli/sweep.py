@@ -6,41 +6,47 @@ from pathlib import Path
 from okdph_jax.cli.arguments import Parser, command, split_options
 
 DESCRIPTION = """\
-Runs every config of a sweep file with several seeds, each in a folder and a process of its
-own. The same command goes on with what was stopped, and skips what is finished.
+Runs every config of a sweep file with several seeds, each in its own run directory and process.
+The same command resumes the runs that were stopped and skips those that are finished.
 
   okdph sweep digits --root=runs/digits --jobs=2
   okdph sweep table1 --root=runs/table1 --only=method=okdph,network=resnet32 --seeds=5
 
---config.OPTION=VALUE changes an option of all of them.
+--config.OPTION=VALUE changes an option of all runs.
 """
 
 
 def parser() -> Parser:
   parser = Parser("sweep", DESCRIPTION)
   parser.add_argument("sweep", help="a sweep file, or the name of one in configs/sweeps")
-  parser.add_argument("--root", metavar="DIR", help="folder of the runs (default: runs/NAME)")
   parser.add_argument(
-    "--only", metavar="NAME=VALUE,...", help="the runs of which all of these hold"
-  )
-  parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each config, from 42 on")
-  parser.add_argument(
-    "--jobs", type=int, default=1, metavar="N", help="runs at a time, cores split (%(default)s)"
+    "--root", metavar="DIR", help="directory of all runs (default: runs/NAME)"
   )
   parser.add_argument(
-    "--print", action="store_true", help="print the commands of what is not finished, and exit"
+    "--only", metavar="NAME=VALUE,...", help="only the runs that match all of these"
+  )
+  parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds, from 42 on")
+  parser.add_argument(
+    "--jobs",
+    type=int,
+    default=1,
+    metavar="N",
+    help="runs at a time, sharing the cores (%(default)s)",
+  )
+  parser.add_argument(
+    "--print", action="store_true", help="print the commands of the unfinished runs and exit"
   )
   parser.add_argument(
     "--dry-run",
     action="store_true",
-    help="say what the runs take (steps, FLOPs, time), and exit",
+    help="print the steps, FLOPs and time that the runs need and exit",
   )
   parser.add_argument(
     "--slurm",
     nargs="?",
     const="",
     metavar="NAME=VALUE,...",
-    help="submit the runs as jobs with submitit's options: timeout_min=600,gpus_per_node=1",
+    help="submit the runs as Slurm jobs, with submitit's options: timeout_min=600,...",
   )
   return parser
 
@@ -51,7 +57,8 @@ def main(arguments: list[str]) -> int:
   spec, overrides, rest = split_options(arguments)
   if spec:
     raise ValueError(
-      f"--config={spec}: the configs are the sweep file's; --config.OPTION=VALUE"
+      f"--config={spec}: a sweep has the configs of its file; change an option of all runs "
+      "with --config.OPTION=VALUE"
     )
   flags = parser().parse(rest)
   for name, number in (("seeds", flags.seeds), ("jobs", flags.jobs)):

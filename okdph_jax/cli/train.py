@@ -1,4 +1,4 @@
-"""`okdph train`: trains what a config says, or goes on with a run that was stopped.
+"""`okdph train`: trains networks as a config says, or resumes a run that was stopped.
 
 `python -m okdph_jax.main` is the same command. docs/configs.md has the configs and options.
 """
@@ -16,11 +16,13 @@ if TYPE_CHECKING:  # a misspelt flag needs no config
   from ml_collections import ConfigDict
 
 DESCRIPTION = """\
-Trains what a config says. The same command goes on with a run that was stopped, and ends
-with the same bits.
+Trains networks as a config says. After an interruption, the same command resumes the run, and
+the result has the same bits as that of a run that was never stopped.
 
   okdph train --config=digits
   okdph train --config=cifar10:dml,resnet32 --config.epochs=60 --workdir=runs/dml
+
+okdph train --config=NAME --help shows the values of that config.
 """
 
 
@@ -29,13 +31,13 @@ def parser() -> Parser:
   parser.add_argument(
     "--config",
     metavar="NAME[:ARGUMENT]",
-    help="a config by name or file; --config.OPTION=VALUE changes an option",
+    help="name or file of a config; --config.OPTION=VALUE changes an option",
   )
   parser.add_argument(
-    "--workdir", metavar="DIR", help="folder of the run (default: runs/, named by the config)"
+    "--workdir", metavar="DIR", help="run directory (default: runs/, named after the config)"
   )
-  parser.add_argument("--pod", action="store_true", help="one of several processes of the run")
-  parser.add_argument("--print-config", action="store_true", help="print the config, and exit")
+  parser.add_argument("--pod", action="store_true", help="this is one of several processes")
+  parser.add_argument("--print-config", action="store_true", help="print the config and exit")
   return parser
 
 
@@ -57,7 +59,7 @@ def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
   flags.named = not flags.workdir
   if flags.named:
     if flags.pod:
-      raise ValueError("--pod needs --workdir=DIR, a folder that all processes see")
+      raise ValueError("--pod needs --workdir=DIR, a directory that all processes see")
     flags.workdir = f"runs/{run_name(spec, overrides)}"
   return config, flags
 
@@ -69,15 +71,15 @@ def show_help(arguments: list[str]) -> None:
   spec, overrides, _ = split_options(arguments)
   print(parser().format_help())
   if spec is None:
-    print("options of a config, --config.OPTION=VALUE, and their defaults:\n")
+    print("options of a config (--config.OPTION=VALUE) and their defaults:\n")
     print(options.table(tablefmt="simple"))
     return
   from okdph_jax.experiment.config import flat, load_config
 
   values = flat(load_config(spec, overrides))
-  print(f"options of --config={spec}, --config.OPTION=VALUE:\n")
+  print(f"options of --config={spec} (--config.OPTION=VALUE) and their values:\n")
   print(options.table(options.DEFAULTS | values, tablefmt="simple"))
-  print(f"\noptions of the method {values['method.name']}; its docstring explains them:\n")
+  print(f"\noptions of the method {values['method.name']}:\n")
   for name, value in values.items():
     if name.startswith("method.") and name != "method.name":
       print(f"  {name}={value}")
@@ -126,11 +128,14 @@ def at_run_time(error: Exception, pod: bool) -> str | None:
   if not of_devices(error):
     return None
   if "RESOURCE_EXHAUSTED" in str(error):
-    return f"a device has not enough memory ({one_line(error)}); lower config.batch_size"
+    return (
+      f"a device ran out of memory ({one_line(error)}); lower config.batch_size, or compute "
+      "the batch in parts with config.accumulate"
+    )
   if pod:
     return (
-      f"the pod fell apart ({one_line(error)}); the process that failed first says why, and "
-      "the same command goes on from the last checkpoint"
+      f"the pod lost a process ({one_line(error)}); its output says why, and the same command "
+      "resumes from the last checkpoint"
     )
   return None
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 ROWS = 8
 DESCRIPTION = """\
-A picture of what each network sees: a row per training image, of several classes; the original,
-then a column per view, named by the network that is trained on it.
+Draws what each network sees: a row per training image, with the original and then a column per
+view, named after the network that is trained on it.
 
   okdph views --config=cifar10 --out=views.png
   okdph views --config=cifar10:dml,resnet32 --out=views.pdf
@@ -24,9 +24,13 @@ def main(arguments: list[str]) -> int:
   spec, overrides, rest = split_options(arguments)
   parser = Parser("views", DESCRIPTION)
   parser.add_argument(
-    "--config", metavar="NAME[:ARGUMENT]", help="whose data and views; --config.OPTION=VALUE"
+    "--config",
+    metavar="NAME[:ARGUMENT]",
+    help="config with the data and views; --config.OPTION=VALUE",
   )
-  parser.add_argument("--out", default="views.png", help="the picture to write (%(default)s)")
+  parser.add_argument(
+    "--out", default="views.png", help="picture to write: .png, .pdf or .svg (%(default)s)"
+  )
   flags = parser.parse(rest)
   if spec is None:
     raise ValueError("--config=NAME is needed: okdph views --config=cifar10 --out=views.png")

@@ -28,8 +28,8 @@ SECONDS = 2  # between two looks at the files
 STYLES = {RUNNING: "green", FAILED: "bold red", INTERRUPTED: "yellow", FINISHED: "dim"}
 
 DESCRIPTION = """\
-How far all runs under a folder are. It reads files, so it works on a machine that only sees
-them; Ctrl-C ends it.
+Shows the progress of all runs below a directory until Ctrl-C. It only reads their files, so it
+also works on another machine that sees them.
 
   okdph watch runs/table1
 """
@@ -38,12 +38,12 @@ them; Ctrl-C ends it.
 @command
 def main(arguments: list[str]) -> int:
   parser = Parser("watch", DESCRIPTION)
-  parser.add_argument("root", nargs="?", default="runs", help="folder of the runs (runs)")
-  parser.add_argument("--once", action="store_true", help="print the table once, and exit")
+  parser.add_argument("root", nargs="?", default="runs", help="directory of the runs (runs)")
+  parser.add_argument("--once", action="store_true", help="print the table once and exit")
   flags = parser.parse(arguments)
   root = Path(flags.root)
   if not root.is_dir():
-    raise ValueError(f"there is no folder {root}; name the one that has the runs")
+    raise ValueError(f"there is no directory {root}; name the one that contains the runs")
   console = Console()
   if flags.once:
     if not console.is_terminal:
@@ -75,7 +75,7 @@ def shown(root: Path) -> Group:
   table.add_column("state")
   for name in ("epoch", "step", "images/s"):
     table.add_column(name, justify="right", no_wrap=True)
-  table.add_column("test accuracy, last evaluation")
+  table.add_column("best test accuracy, last evaluation")
   for name in ("time left", "evaluated"):
     table.add_column(name, justify="right", no_wrap=True)
   for name, one in there:

@@ -401,7 +401,7 @@ def cost(sections: Sequence[Section], index: Mapping[Trial, int]) -> Chart | Non
   networks = dict.fromkeys(network for network, _, _ in rows)
   return Chart(
     "Accuracy against cost",
-    "Test accuracy of the best single network after the last epoch, with its 95 % interval.",
+    "Test accuracy after the last epoch, mean of each run's students, with its 95 % interval.",
     traces,
     {
       "height": 420,
@@ -421,7 +421,7 @@ def _priced(name, network, label, trials, style, index):
   """The point of an experiment, None where its cost is not known."""
   there = (COSTS[name][1](trial) for trial in trials)
   amounts = [amount for amount in there if amount is not None]
-  found = statistics.of_all(trials, "last")
+  found = statistics.of_all(trials, "students")
   if not found or len(amounts) < len(trials):
     return None
   return {

@@ -17,6 +17,7 @@ from typing import Any
 from okdph_jax.report import charts, tables
 from okdph_jax.report.charts import Chart
 from okdph_jax.report.runs import Trial, grouped, missing
+from okdph_jax.report.statistics import MEASURES
 from okdph_jax.report.tables import Cell, Section, Table
 from okdph_jax.status import FINISHED, status
 
@@ -98,7 +99,7 @@ def _runs(trials, labels) -> Table:
         Cell(best),
       ]
     )
-  columns = ["run", "method", "data", "network", "seed", "state", "last accuracy", "reader"]
+  columns = ["run", "method", "data", "network", "seed", "state", MEASURES["last"], "reader"]
   return Table("", columns, rows)
 
 
@@ -161,6 +162,7 @@ def _html(text: str) -> str:
   text = html.escape(text.strip(), quote=False)
   text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
   text = re.sub(r"\*(.+?)\*", r"<em>\1</em>", text)
+  text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
   return "".join(f"<p>{part}</p>" for part in text.split("\n\n"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import itertools
 import os
@@ -23,15 +22,12 @@ from okdph_jax.experiment.fit import already_finished
 from okdph_jax.run import LOG
 from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell
+from okdph_jax.sweep.prepare import INTERRUPTED, prepared
 
 PROGRAM = (sys.executable, "-m", "okdph_jax.main")
 POLL_SECONDS = 0.2  # between two looks at the processes
 LOOK_SECONDS = 2.0  # and at the files of the runs
-INTERRUPTED = 75  # the exit code of a run that has a checkpoint and can go on
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PR_SET_PDEATHSIG = 1  # Linux's prctl.h: the signal that a process gets when its parent ends
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:
@@ -213,22 +209,14 @@ class Slot:
     with open(cell.run.path / LOG, "ab") as log:
       self._log_began = log.tell()
       self.process = subprocess.Popen(
-        [*PROGRAM, *cell.options],
+        prepared([*PROGRAM, *cell.options], self.cores),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | self._environment,
         start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on
-        preexec_fn=self._prepare,
       )
     self.cell = cell
-
-  def _prepare(self):
-    """In the new process: its cores, and its end should the sweep be killed."""
-    if self.cores:
-      os.sched_setaffinity(0, self.cores)
-    if LIBC:
-      LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
   def poll(self) -> int | None:
     """The exit code of a process that has ended."""
@@ -265,7 +253,9 @@ def slots(jobs: int) -> list[Slot]:
   """
   if jobs == 1:
     return [Slot(None, {})]
-  cores = _parts("cores", sorted(os.sched_getaffinity(0)), jobs) if LIBC else [None] * jobs
+  cores: Sequence[list[int] | None] = [None] * jobs
+  if sys.platform == "linux":
+    cores = _parts("cores", sorted(os.sched_getaffinity(0)), jobs)
   if not (visible := os.environ.get(VISIBLE)):
     return [Slot(part, {}) for part in cores]
   devices = _parts(f"devices in {VISIBLE}", visible.split(","), jobs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +9,18 @@ from typing import Any
 
 from okdph_jax.errors import one_line
 from okdph_jax.sweep.cells import Cell
+from okdph_jax.sweep.prepare import prepared
 from okdph_jax.sweep.runner import PROGRAM, unfinished
 
 
 class Train:
   """One cell as a job: `okdph train`, which is submitted again when its time is up."""
 
-  def __init__(self, options: Sequence[str]):
-    self.options = options
+  def __init__(self, command: Sequence[str]):
+    self.command = command
 
   def __call__(self) -> None:
-    # Slurm sends SIGUSR2 to all processes of a job whose time is up. This one passes it on.
-    ignore = functools.partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
-    self.process = subprocess.Popen([*PROGRAM, *self.options], preexec_fn=ignore)
+    self.process = subprocess.Popen(prepared(self.command))
     if code := self.process.wait():
       raise RuntimeError(f"okdph train ended with exit code {code}: see the output above")
 
@@ -33,7 +30,7 @@ class Train:
 
     self.process.terminate()
     self.process.wait()
-    return DelayedSubmission(Train(self.options))
+    return DelayedSubmission(Train(self.command))
 
 
 def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
@@ -66,7 +63,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
       elif jobs:
         for job in jobs.values():
           job.wait()
-      submitted = executor.submit_array([Train(cell.options) for cell in wave])
+      submitted = executor.submit_array([Train([*PROGRAM, *cell.options]) for cell in wave])
       jobs |= {cell.name: job for cell, job in zip(wave, submitted, strict=True)}
   except Exception as error:  # submitit raises what it likes
     raise ValueError(f"--slurm={options}: {one_line(error)}") from error

@@ -88,7 +88,7 @@ def test_a_pod_trains_the_run_of_one_process_stops_together_and_survives_none(tm
   processes = after_two_evaluations()
   processes[1].kill()
   codes, out, err = ended(processes)
-  assert codes == [1, -signal.SIGKILL] and "the pod fell apart" in err[0], err
+  assert codes == [1, -signal.SIGKILL] and "the pod lost a process" in err[0], err
   assert "Traceback" not in err[0]
 
   codes, out, err = ended(together(*command))
@@ -204,7 +204,7 @@ def test_what_breaks_at_run_time_is_told_where_it_is_known(monkeypatch, capsys, 
   assert main(["--config=configs/digits.py", f"--workdir={tmp_path}"]) == 1
   said = capsys.readouterr().err
   assert "not enough memory" in said and "batch_size" in said and said.count("\n") == 1
-  assert "fell apart" in at_run_time(jax.errors.JaxRuntimeError("Gloo"), True)
+  assert "lost a process" in at_run_time(jax.errors.JaxRuntimeError("Gloo"), True)
   assert at_run_time(jax.errors.JaxRuntimeError("a mistake"), False) is None
   assert at_run_time(RuntimeError("a mistake"), True) is None
 

@@ -143,6 +143,7 @@ def test_what_becomes_of_each_cell(sweep, tmp_path):
     "4 of 7 runs done, 0 running, 3 failed",
   ):
     assert line in output
+  assert "Warning" not in output, output  # no fork of a process with threads
   assert Run(root / "fails-seed42").failure == "no such thing; do another"
   assert "working" in (root / "dies-seed42" / "log.txt").read_text()
 
@@ -209,7 +210,7 @@ def test_the_command_line(capsys, tmp_path, monkeypatch):
   for wrong, says in (
     (["--seeds=0"], "--seeds=0: at least 1 is needed"),
     (["--jobs=-1"], "--jobs=-1: at least 1 is needed"),
-    (["--config=digits"], "the configs are the sweep file's"),
+    (["--config=digits"], "a sweep has the configs of its file"),
     (["--config.epoch=3"], "the config has no option 'epoch'; did you mean 'epochs'"),
     (["--onyl=method=dml"], "is not an option; did you mean '--only'"),
   ):
@@ -253,6 +254,7 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
   jobs = slurm.submit(found, root, "cluster=local,timeout_min=5")
   assert list(jobs) == ["fine-seed42", "student-seed42"]
   wait_for((root / "student-seed42" / "result.json").exists)
+  assert (root / "fine-seed42" / "started").exists()  # it was the stand-in
   assert slurm.submit(found, root, "cluster=local") == {}  # all is finished
   for options, says in (("cluster=slurm", "srun"), ("cluster=local,gpu=1", "gpu")):
     (root / "fine-seed42" / "result.json").unlink(missing_ok=True)
@@ -262,13 +264,12 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
 
 
 @linux
-def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path, monkeypatch):
+def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path):
   submitit = pytest.importorskip("submitit")
   (tmp_path / "program.py").write_text(PROGRAM)
-  monkeypatch.setattr(slurm, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
   run = tmp_path / "waits-seed42"
   run.mkdir()
-  job = slurm.Train([f"--workdir={run}"])
+  job = slurm.Train([sys.executable, str(tmp_path / "program.py"), f"--workdir={run}"])
   thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, job))
   thread.start()
   wait_for((run / "started").exists)
@@ -280,4 +281,4 @@ def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path, monkeypatch):
   thread.join(10)
   assert (run / "saved").exists() and job.process.returncode == 75
   assert isinstance(again, submitit.helpers.DelayedSubmission)
-  assert again.function.options == job.options
+  assert again.function.command == job.command
