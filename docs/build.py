@@ -10,18 +10,29 @@ from okdph_jax.experiment import options
 from okdph_jax.report import plots, runs, statistics, tables
 
 ROOT = Path(__file__).parents[1]
+RANKING, RESNET32 = "cifar10_small", "resnet32"  # folders of docs/results
+BASELINE = "base, students=1, views=any(hflip, cutout, augment)"
+
+
+def results(name):
+  """The committed runs of one comparison."""
+  trials, warnings = runs.find([ROOT / "docs" / "results" / name])
+  if warnings:
+    raise ValueError("; ".join(warnings))
+  return trials
 
 
 def generated():
   """{file: {name of the part: its text}}."""
-  trials, warnings = runs.find([ROOT / "docs" / "results"])
-  if warnings:
-    raise ValueError("; ".join(warnings))
-  (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(trials), re.M)
+  ranking = results(RANKING)
+  (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(ranking, BASELINE), re.M)
   return {
     "README.md": {"accuracy": table},
     "docs/configs.md": {"options": options.table()},
-    "docs/results.md": {"tables": tables.render(tables.sections(trials))},
+    "docs/results.md": {
+      RANKING: tables.render(tables.sections(ranking, BASELINE)),
+      RESNET32: tables.render(tables.sections(results(RESNET32))).removeprefix(tables.NOTES),
+    },
   }
 
 
@@ -36,19 +47,21 @@ def with_parts(text, parts):
 
 
 def picture():
-  """The accuracies of the committed results."""
-  trials, _ = runs.find([ROOT / "docs" / "results"])
-  ((group, rows),) = runs.grouped(trials, hidden={"views"})
-
-  def last(trials, single):
-    found = (statistics.highest(trial, "last", single=single) for trial in trials)
-    return [accuracy for accuracy in found if accuracy is not None]
-
-  rows = [
-    (label, {"single": last(trials, True), "several": last(trials, False)})
-    for label, trials in rows
-  ]
-  plots.comparison(rows, group.title, ROOT / "docs" / "accuracy.png")
+  """The accuracies of the committed ranking."""
+  ((group, rows),) = runs.grouped(results(RANKING))
+  base = dict(rows)[BASELINE]
+  compared = []
+  for label, trials in rows:
+    several = [statistics.highest(trial, "last", single=False) for trial in trials]
+    compared.append(
+      plots.Compared(
+        label,
+        statistics.accuracies(trials, "students"),
+        [accuracy for accuracy in several if accuracy is not None],
+        None if label == BASELINE else statistics.difference(trials, base, "students"),
+      )
+    )
+  plots.comparison(compared, group.title, ROOT / "docs" / "accuracy.png")
 
 
 if __name__ == "__main__":

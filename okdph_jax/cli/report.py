@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
       f"no runs in {', '.join(flags.paths)}: name a run directory, or one above it"
     )
   if flags.head:
-    print(tables.head(trials), end="")
+    print(tables.head(trials, flags.baseline), end="")
     return 0
   found = tables.sections(trials, flags.baseline)
   text = tables.render(found) + tables.gaps(trials)

@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from okdph_jax.report import readers
 from okdph_jax.report.runs import milestones
+from okdph_jax.report.statistics import Interval
 from okdph_jax.run import Run
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.
@@ -95,54 +96,63 @@ def _broken(specification, width=20):
   return "\n".join(lines)
 
 
-def comparison(
-  rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]],
-  title: str,
-  out: str | os.PathLike[str],
-) -> None:
-  """Draws a row per experiment, the most accurate on top: accuracies after the last epoch.
+class Compared(NamedTuple):
+  """One row of `comparison`: a method's accuracies after the last epoch, as fractions."""
 
-  rows: [(label, {"single": [fraction, ...], "several": [fraction, ...]}), ...] of the best
-  single network and of the best ensemble, one fraction per seed; empty where there is none.
+  label: str
+  students: Sequence[float]  # of each run, the mean of its students
+  several: Sequence[float]  # of each run, its best ensemble; none where it has no ensemble
+  difference: Interval | None  # of the students to the baseline; None for the baseline itself
+
+
+def comparison(rows: Sequence[Compared], title: str, out: str | os.PathLike[str]) -> None:
+  """Draws a row per method, the most accurate on top: accuracies, differences to a baseline.
+
   The picture's format follows the ending of `out`.
   """
 
   def mean(fractions):
     return 100 * sum(fractions) / len(fractions)
 
-  rows = sorted(rows, key=lambda row: mean(row[1]["single"]))
-  axes, save = _figure(7, 1.3 + 0.3 * len(rows), out)
-  for y, (_, accuracy) in enumerate(rows):
-    single, several = accuracy["single"], accuracy["several"]
-    if several:
-      ends = mean(single), mean(several)
-      axes.plot(ends, [y, y], color="0.75", linewidth=1, zorder=1)
+  rows = sorted(rows, key=lambda row: mean(row.students))
+  figure, save = _new((9.5, 1.4 + 0.3 * len(rows)), "constrained", out)
+  left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+  for y, row in enumerate(rows):
+    if row.several:
+      ends = mean(row.students), mean(row.several)
+      left.plot(ends, [y, y], color="0.75", linewidth=1, zorder=1)
       style = dict[str, Any](marker="D", facecolors="white", edgecolors=RED, s=30, zorder=2)
-      axes.scatter(mean(several), y, label=SEVERAL, **style)
-    style = dict[str, Any](color=BLUE, s=36, zorder=3)
-    axes.scatter(mean(single), y, label="best single network", **style)
-    if len(single) > 1:  # every seed
-      seeds = [100 * value for value in single]
-      axes.scatter(seeds, [y] * len(seeds), marker="|", color=BLUE, s=90, label="its seeds")
-  axes.set_yticks(range(len(rows)), [label.replace(", ", "\n", 1) for label, _ in rows])
-  for label in axes.get_yticklabels():
-    label.set(fontsize="x-small" if "\n" in label.get_text() else "small")
-  axes.set(xlabel="test accuracy after the last epoch [%]", title=title)
-  axes.set_ylim(-0.7, len(rows) - 0.3)
-  axes.grid(axis="x", alpha=0.3)
-  axes.set_axisbelow(True)
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.tick_params(axis="y", length=0)
-  found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-  names = [n for n in ("best single network", "its seeds", SEVERAL) if n in found]
-  axes.legend([found[n] for n in names], names, loc="lower right", fontsize="small")
+      left.scatter(mean(row.several), y, label=SEVERAL, **style)
+    left.scatter(mean(row.students), y, color=BLUE, s=36, zorder=3, label="mean of students")
+    if len(row.students) > 1:
+      runs = [100 * value for value in row.students]
+      left.scatter(runs, [y] * len(runs), marker="|", color=BLUE, s=70, label="its runs")
+    if row.difference:
+      centre, low, high = (
+        None if x is None else 100 * x
+        for x in (row.difference.mean, row.difference.low, row.difference.high)
+      )
+      if low is not None:
+        right.plot([low, high], [y, y], color=BLUE, linewidth=2)
+      right.scatter(centre, y, color=BLUE, s=36, zorder=3)
+    else:
+      right.annotate("baseline", (0, y), (6, 0), textcoords="offset points", va="center")
+  left.set_yticks(range(len(rows)), [row.label for row in rows], fontsize="small")
+  left.set(xlabel="test accuracy after the last epoch [%]", title=title)
+  left.set_ylim(-0.7, len(rows) - 0.3)
+  right.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+  right.set_xlabel("difference to the baseline\n[points, 95 % interval]")
+  for axes in (left, right):
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+  found = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+  names = [n for n in ("mean of students", "its runs", SEVERAL) if n in found]
+  figure.legend(
+    [found[n] for n in names], names, loc="outside lower left", fontsize="small", ncols=3
+  )
   save()
-
-
-def _figure(width, height, out):
-  """Axes of that size in inches, and what saves their figure."""
-  figure, save = _new((width, height), "constrained", out)
-  return figure.add_subplot(), save
 
 
 def _grid(rows, columns, side, out):

@@ -271,11 +271,15 @@ def labels(
   """Each variant's method, and the settings in which it differs from others of the group.
 
   A method's own options are compared within the method, all else within the group; the
-  settings `hidden` are left out.
+  settings `hidden` are left out where the label is unique without them.
   """
   configs = [dict(variant) for variant in variants]
+  full, short = (
+    [", ".join([method(config), *_settings(config, configs, names)]) for config in configs]
+    for names in (frozenset[str](), hidden)
+  )
   return [
-    ", ".join([method(config), *_settings(config, configs, hidden)]) for config in configs
+    whole if short.count(part) > 1 else part for whole, part in zip(full, short, strict=True)
   ]
 
 

@@ -42,18 +42,21 @@ each, and is given only for runs with the hyper-parameters that it was measured 
 methods differently from their papers (`configs/release.py`)."""
 
 DIFFERENCES = """\
-Difference to {baseline} in points of accuracy, of runs with the same seed, or on the same draw
-of the images where there are several; in brackets its 95 % t confidence interval, which takes
+Difference to {baseline}
+in points of accuracy, of runs with the same seed, or on the same draw of the images where there
+are several; in brackets its 95 % t confidence interval, which takes
 two pairs at least and is not corrected for the number of rows. **Bold**: the interval leaves
 out zero."""
 
 HEAD_NOTES = """\
 Test accuracy in % after the last epoch, mean ± standard deviation over n runs. *mean of
-students*: over the networks or branches that a run trains; by this the rows are ordered. *best
-single network*: the highest of a run's single networks on the test set, averages such as the
-hybrid or a teacher included. *paper*: the number in arXiv:2303.14666 for the same
-hyper-parameters, the highest of about 300 evaluations on the test set, in brackets the views it
-was measured with where the run has others."""
+students*: over the networks or branches that a run trains; by this the rows are ordered.
+*difference*: of this mean, over pairs of runs with the same seed or draw of the images, in
+brackets its 95 % t confidence interval; bold where it leaves out zero. *best single network*:
+the highest of a run's single networks on the test set, averages such as the hybrid or a teacher
+included. *paper*: the number in arXiv:2303.14666 for the same hyper-parameters, the highest of
+about 300 evaluations on the test set, in brackets the views it was measured with where the run
+has others."""
 
 # In tables.csv, as programs that read it know them.
 CSV_MEASURES = {
@@ -116,12 +119,16 @@ def sections(trials: Iterable[Trial], baseline: str | None = None) -> list[Secti
     tables = [table for table in tables if table.rows]
     found.append(Section(group, rows, everything, tables, base))
   if baseline and not any(section.baseline for section in found):
-    known = dict.fromkeys(label for section in found for label, _ in section.rows)
-    raise ValueError(
-      f"--baseline={baseline}: no run is named so{nearest(baseline, known)} "
-      f"(there are {'; '.join(known)})"
-    )
+    raise _no_row(baseline, [row for section in found for row in section.rows])
   return found
+
+
+def _no_row(baseline, rows):
+  known = dict.fromkeys(label for label, _ in rows)
+  return ValueError(
+    f"--baseline={baseline}: no run is named so{nearest(baseline, known)} "
+    f"(there are {'; '.join(known)})"
+  )
 
 
 def _baseline(group, rows, asked):
@@ -329,18 +336,28 @@ def render(found: Sequence[Section]) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def head(trials: Iterable[Trial]) -> str:
-  """Markdown, one short table for each group, the most accurate method first."""
+def head(trials: Iterable[Trial], baseline: str | None = None) -> str:
+  """Markdown, one short table for each group, the most accurate method first.
+
+  baseline: as in `sections`, which says what it raises; a column has the differences to it.
+  """
   parts = [HEAD_NOTES]
-  for group, rows in grouped((t for t in trials if t.result), hidden={"views"}):
-    parts += [f"### {group.title}", markdown(_head(rows))]
+  groups = list(grouped((t for t in trials if t.result), hidden={"views"}))
+  bases = [baseline and _baseline(group, rows, baseline) for group, rows in groups]
+  if baseline and not any(bases):
+    raise _no_row(baseline, [row for _, rows in groups for row in rows])
+  for (group, rows), base in zip(groups, bases, strict=True):
+    parts += [f"### {group.title}", markdown(_head(rows, base))]
   return "\n\n".join(parts) + "\n"
 
 
-def _head(rows):
+def _head(rows, baseline):
   """Method, views, accuracy and the paper's: what decides which one to choose."""
-  table = []
+  base, table = dict(rows).get(baseline), []
   for label, trials in sorted(rows, key=statistics.typical, reverse=True):
+    compared = _difference(
+      statistics.difference(trials, base, "students") if base else None, trials
+    )
     table.append(
       {
         "method": Cell(label, trials),
@@ -348,6 +365,7 @@ def _head(rows):
         "networks or branches": _number(trials[0].result["students"]),
         "n": _number(len(trials)),
         "mean of students": _accuracy(trials, "students"),
+        "difference": Cell("baseline") if label == baseline else compared,
         "best single network": _accuracy(trials, "last"),
         "paper": _paper(trials),
       }

@@ -12,6 +12,7 @@ from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, statistics, tables
 from okdph_jax.report.runs import Trial
+from okdph_jax.report.statistics import Interval
 from okdph_jax.run import Run, completed
 from okdph_jax.training import logbook
 from tests.report.made import folder
@@ -157,12 +158,16 @@ def test_the_short_table_begins_with_the_most_accurate():
   runs = [made(seed, (0.3, 0.4 + seed / 100, 0.35, 0.45)) for seed in range(2)]
   runs += [made(7, (0.5, 0.4, 0.4, 0.7), method="base", options={"students": 1}, views=["a"])]
   runs += [made(7, (0.6, 0.2, 0.4, 0.7), method="dml", options={"students": 2})]
-  base, dml, okdph = rows(tables.head(runs))
+  base, dml, okdph = rows(tables.head(runs, "base"))
   assert (dml["method"], dml["mean of students"]) == ("dml", "40.00")
   assert dml["best single network"] == "60.00"  # its ensemble is not a network
   assert (base["method"], base["views"], base["mean of students"]) == ("base", "a", "45.00")
   assert okdph["best single network"] == "40.50 ± 0.71" and okdph["n"] == "2"
   assert (okdph["paper"], dml["paper"]) == ("44.14", "38.66 (hflip)")
+  # dml and base have seed 7, okdph has others
+  assert [row["difference"] for row in (base, dml, okdph)] == ["baseline", "-5.00", ""]
+  with pytest.raises(ValueError, match="--baseline=kd: no run is named so"):
+    tables.head(runs, "kd")
 
 
 def run_of(method, dataset="cifar10", network="resnet32", wrappers=(), **changes):
@@ -353,30 +358,32 @@ def test_curves_draws_a_line_per_reader(tmp_path, monkeypatch):
   assert drawn[0][2] == pytest.approx(50) and out.stat().st_size > 1000
 
 
-def test_comparison_draws_the_single_networks_and_what_is_more_than_one(tmp_path, monkeypatch):
+def test_comparison_draws_students_ensembles_and_differences(tmp_path, monkeypatch):
   from matplotlib.axes import Axes
 
   drawn = []
   scatter = Axes.scatter
 
   def recorded(axes, x, y, **style):
-    drawn.append((style["label"], x, y))
+    drawn.append((style.get("label", "difference"), x, y))
     return scatter(axes, x, y, **style)
 
   monkeypatch.setattr(Axes, "scatter", recorded)
   rows = [
-    ("dml", {"single": [0.5, 0.6], "several": [0.7, 0.7]}),
-    ("base", {"single": [0.4], "several": []}),
+    plots.Compared("dml", [0.5, 0.6], [0.7, 0.7], Interval(2, 0.1, 0.05, 0.15)),
+    plots.Compared("base", [0.4], [], None),
   ]
   plots.comparison(rows, "digits", tmp_path / "new" / "accuracy.png")
   assert (tmp_path / "new" / "accuracy.png").stat().st_size > 1000
   assert [(label, y) for label, _, y in drawn] == [
-    ("best single network", 0),  # the least accurate is the lowest
+    ("mean of students", 0),  # the least accurate is the lowest
     (plots.SEVERAL, 1),
-    ("best single network", 1),
-    ("its seeds", [1, 1]),
+    ("mean of students", 1),
+    ("its runs", [1, 1]),
+    ("difference", 1),
   ]
-  assert [x for _, x, _ in drawn[:3]] == pytest.approx([40, 70, 55])
+  numbers = [x for label, x, _ in drawn if label != "its runs"]
+  assert numbers == pytest.approx([40, 70, 55, 10])
 
 
 def test_it_runs_without_jax_and_tensorflow(tmp_path):
