@@ -576,7 +576,8 @@ def _written(path):
     yield
   except OSError as error:
     raise DiskError(
-      f"{path} cannot be written: {error.strerror}; make room, and the same command goes on"
+      f"{path} cannot be written: {error.strerror}; make room, and the same command resumes "
+      "the run"
     ) from error
 
 

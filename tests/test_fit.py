@@ -193,7 +193,7 @@ def test_an_extension_goes_on_after_an_interruption(trained, tmp_path, monkeypat
 
   with monkeypatch.context() as patch:
     patch.setattr(fit_module, "interruptible", in_the_third_epoch)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes the run"):
       fit(differently(asked, epochs=4), run.path)
   assert run.result is None and run.planned_epochs == 2
   assert fit(differently(asked, epochs=4), run.path).numbers["extended_from_epochs"] == 2

@@ -30,7 +30,7 @@ from okdph_jax.training.loop import train
 def fit(
   config: ConfigDict | str, workdir: str | os.PathLike[str], *, command: str | None = None
 ) -> Result:
-  """Trains what `config` says in the folder `workdir`, or goes on with it: the `Result`.
+  """Trains networks as `config` says, or resumes the run in `workdir`; returns the `Result`.
 
   config: a ConfigDict, a file "configs/cifar10.py:okdph,resnet32", or a name
   "cifar10:okdph,resnet32". Where there are several generations, the result is the last one's.
@@ -43,8 +43,8 @@ def fit(
 
   Raises:
     ValueError, OSError: in one line, for what cannot be run.
-    FloatingPointError: the loss is no longer a number.
-    Interrupted: SIGTERM or SIGINT stopped it; the same call goes on.
+    FloatingPointError: the loss became NaN or infinite.
+    Interrupted: SIGTERM or SIGINT stopped it; the same call resumes the run.
   """
   with interruptible() as interrupted:
     config = load_config(config)
@@ -212,14 +212,14 @@ def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
   if different := differing(there, resolved):
     raise ValueError(
       f"{run.path} holds a run of another config ({'; '.join(different)}); "
-      "take that config again, or another --workdir"
+      "use that config again, or another --workdir"
     )
   was, here = ({name: config[name] for name in LAST_BITS} for config in (there, resolved))
   say_what_moved(was | record["environment"], here | environment())
 
 
 def say_what_moved(was: dict[str, Any], here: dict[str, Any]) -> None:
-  """One line where a run goes on elsewhere, or with other versions of libraries."""
+  """One line if a run is resumed on another machine, or with other versions of libraries."""
   was = {"convolutions": "XLA"} | was
   names = ("python", "device", "devices", "cores", "convolutions")
   names += tuple(sorted(LAST_BITS - {"devices"}))  # the environment has those that are there
@@ -249,7 +249,7 @@ def same_data(run: Run, fingerprint: dict[str, dict[str, Any]]) -> None:
     if there.get(name) != fingerprint.get(name)
   ]
   raise ValueError(
-    f"{run.path} began with other data: {', '.join(different)}; restore them, or take another "
+    f"{run.path} began with other data: {', '.join(different)}; restore them, or use another "
     "--workdir"
   )
 

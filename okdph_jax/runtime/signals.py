@@ -50,7 +50,7 @@ def _hear(reading: int, came: list[int]) -> None:
       if came and time.monotonic() < first + SAME_REQUEST_SECONDS:
         continue
       if came:
-        _say(f"{_name(number)} again: stopped at once; the same command goes on")
+        _say(f"{_name(number)} again: stopped at once; the same command resumes the run")
         os._exit(128 + number)
       _say(f"{_name(number)}: stopping at the next step; a second signal stops at once")
       first = time.monotonic()
@@ -99,4 +99,4 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 def stop_before_the_first_step(interrupted: Callable[[], bool]) -> None:
   """Raises `Interrupted` where a signal came: for the pauses between imports and compiling."""
   if interrupted():
-    raise Interrupted("interrupted before a step was done; the same command goes on")
+    raise Interrupted("interrupted before a step was done; give the same command again")

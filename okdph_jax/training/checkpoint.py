@@ -206,7 +206,7 @@ def _saving(directory: Path) -> Iterator[None]:
       raise
     raise DiskError(
       f"a checkpoint cannot be written to {directory}: {disk_full(error) or one_line(error)}; "
-      "those before are kept: make room, and the same command goes on"
+      "earlier ones are kept: make room, and the same command resumes the run"
     ) from error
 
 

@@ -61,9 +61,7 @@ def evaluator(
   def until_interrupted(batches):
     for item in batches:
       if interrupted():
-        raise Interrupted(
-          "interrupted during an evaluation; the same command goes on from there"
-        )
+        raise Interrupted("interrupted during an evaluation; the same command resumes the run")
       yield item
 
   def training_views():

@@ -67,7 +67,8 @@ class Logbook(AbstractContextManager):
     except Exception as error:  # TensorFlow raises its own
       raise DiskError(
         f"TensorBoard events cannot be written to {self._run.path}: "
-        f"{disk_full(error) or one_line(error)}; make room, and the same command goes on"
+        f"{disk_full(error) or one_line(error)}; make room, and the same command resumes the "
+        "run"
       ) from error
     return line
 

@@ -209,7 +209,7 @@ class Session:
     kept = self.checkpoints.latest_step
     rate = float(self.experiment.schedule(step - 1))
     raise FloatingPointError(
-      f"the loss stopped being a number between steps {self._looked} and {step}, at learning "
+      f"the loss became NaN or infinite between steps {self._looked} and {step}, at learning "
       f"rate {rate:g}; lower config.learning_rate (or omega and beta) and start in another "
       "--workdir; "
       + (
@@ -220,19 +220,17 @@ class Session:
     )
 
   def forecast(self) -> None:
-    """Says how long the run will take."""
-    seconds, steps = self.timer.step_seconds(), self.experiment.steps
-    left = steps - self.step
+    """Says how long the rest of the run will take."""
+    seconds, left = self.timer.step_seconds(), self.experiment.steps - self.step
     self.progress.say(
-      f"{seconds:.3f} s a step: about {clock(seconds * steps)} for the whole run, "
-      f"{clock(seconds * left)} of it to go; evaluations to come, not counted: "
-      f"{-(-left // self._evaluate_every)}"
+      f"{seconds:.3f} s per step: about {clock(seconds * left)} left, without the time of "
+      f"{-(-left // self._evaluate_every)} evaluations"
     )
 
   def stop_if_interrupted(self) -> None:
     if self.interrupted():
       raise Interrupted(
-        f"interrupted: {self.run.path} holds a checkpoint; the same command goes on from there"
+        f"interrupted: {self.run.path} has a checkpoint; the same command resumes the run"
       )
 
   def evaluate(self) -> None:

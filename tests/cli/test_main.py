@@ -90,7 +90,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_to_the_last_bit(
   code, _ = kill_at(start(workdir, environment), workdir, 3, signal.SIGKILL)
   assert code == -signal.SIGKILL
   code, output = kill_at(start(workdir, environment), workdir, 8, signal.SIGTERM)
-  assert code == 75 and "the same command goes on" in output, output
+  assert code == 75 and "the same command resumes the run" in output, output
   code, output = kill_at(start(workdir, environment), workdir, 12, signal.SIGINT)
   assert code == 75 and "going on from step" in output, output
   code, output = finish(start(workdir, environment))
@@ -129,7 +129,13 @@ def test_what_a_finished_run_leaves(finished):
   assert (result["steps"], result["evaluations"], result["students"]) == (200, 20, 2)
   assert result["parameters"] == 2 * (9 * 8 + 16 + 8 * 64 * 10 + 10)
   assert any(p.name.startswith("events") for p in workdir.iterdir())
-  for word in ("tests.nets:Small", "digits", "jax 0.", "a step: about", "best single network"):
+  for word in (
+    "tests.nets:Small",
+    "digits",
+    "jax 0.",
+    "s per step: about",
+    "best single network",
+  ):
     assert word in output
 
 

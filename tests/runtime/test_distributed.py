@@ -82,7 +82,7 @@ def test_a_pod_trains_the_run_of_one_process_stops_together_and_survives_none(tm
   processes = after_two_evaluations()
   processes[1].send_signal(signal.SIGTERM)
   codes, out, err = ended(processes)
-  assert codes == [75, 75] and out[0].count("the same command goes on") == 1, err
+  assert codes == [75, 75] and out[0].count("the same command resumes the run") == 1, err
   assert not (tmp_path / "2" / "result.json").exists()
 
   processes = after_two_evaluations()
