@@ -125,10 +125,8 @@ def sections(trials: Iterable[Trial], baseline: str | None = None) -> list[Secti
 
 def _no_row(baseline, rows):
   known = dict.fromkeys(label for label, _ in rows)
-  return ValueError(
-    f"--baseline={baseline}: no run is named so{nearest(baseline, known)} "
-    f"(there are {'; '.join(known)})"
-  )
+  there = f"the rows are {'; '.join(known)}" if known else "no run is finished yet"
+  return ValueError(f"--baseline={baseline}: no such row{nearest(baseline, known)} ({there})")
 
 
 def _baseline(group, rows, asked):
@@ -137,7 +135,7 @@ def _baseline(group, rows, asked):
     return asked
   if len(named) > 1:
     raise ValueError(
-      f"--baseline={asked}: {group.title} has several such rows, name one: {'; '.join(named)}"
+      f"--baseline={asked}: {group.title} has several such rows; name one: {'; '.join(named)}"
     )
   return named[0] if named else None
 

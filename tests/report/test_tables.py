@@ -75,7 +75,7 @@ def test_differences_to_a_baseline_that_is_named_by_method_or_label():
   assert [cell.text for cell in table.rows[0]] == [
     *("okdph", "4", *["+5.00 [+3.70, +6.30]"] * 3)
   ]
-  with pytest.raises(ValueError, match="--baseline=bas: no run is named so.*base; okdph"):
+  with pytest.raises(ValueError, match="--baseline=bas: no such row.*base; okdph"):
     tables.sections(trials, "bas")
   several = [*trials, trial("okdph", 0, omega=0.5)]
   with pytest.raises(ValueError, match="okdph, omega=0.5; okdph, omega=0.8"):
