@@ -79,9 +79,12 @@ def has_bfloat16() -> bool:
   return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
-def compiler_options() -> dict[str, Any]:
-  """For `jax.jit`: on CPU, keeps the barriers that `convolution` puts before its operands."""
-  if jax.default_backend() != "cpu":
+def compiler_options(platform: str | None = None) -> dict[str, Any]:
+  """For `jax.jit`: on a CPU, keeps the barriers that convolutions and views have.
+
+  platform: what is compiled for; by default where JAX computes.
+  """
+  if (platform or jax.default_backend()) != "cpu":
     return {}
   return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 

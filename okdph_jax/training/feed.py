@@ -51,7 +51,10 @@ def feed(
   cpu = _cpu()
   with jax.default_device(cpu.devices.flat[0]):
     key = jax.random.key(config.seed)
-  look = jax.jit(lambda key, step, image: augment(keys_of(key, step)[0], image))
+  look = jax.jit(
+    lambda key, step, image: augment(keys_of(key, step)[0], image),
+    compiler_options=host.compiler_options("cpu"),
+  )
 
   def prepare(step):
     batch = batches(cpu)(step)

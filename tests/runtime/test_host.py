@@ -96,4 +96,5 @@ def test_a_freed_block_is_used_again_and_what_waits_is_bounded():
 def test_compiler_options_are_the_platforms():
   options = host.compiler_options()
   assert bool(options) == (jax.default_backend() == "cpu")
+  assert host.compiler_options("cpu") and not host.compiler_options("tpu")
   assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
