@@ -166,7 +166,7 @@ def test_the_short_table_begins_with_the_most_accurate():
   assert (okdph["paper"], dml["paper"]) == ("44.14", "38.66 (hflip)")
   # dml and base have seed 7, okdph has others
   assert [row["difference"] for row in (base, dml, okdph)] == ["baseline", "-5.00", ""]
-  with pytest.raises(ValueError, match="--baseline=kd: no run is named so"):
+  with pytest.raises(ValueError, match="--baseline=kd: no such row"):
     tables.head(runs, "kd")
 
 
