@@ -1,7 +1,7 @@
-"""The types every part of the package shares.
+"""Types shared by all packages.
 
-Letters for axes: `N` students (or branches), `V` views, `B` batch, `H W C`
-image, `h w F` feature map, `K` classes.
+Axis letters: `N` students (or branches), `V` views, `B` batch, `H W C` image, `h w F` feature
+map, `K` classes.
 """
 
 from typing import Any, NamedTuple
@@ -11,35 +11,34 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 Variables = dict[str, Any]  # of a Linen module: {"params": tree, "batch_stats": tree}
-Number = float | Float[Array, ""]  # an option: traced inside the compiled step, see `is_traced`
+Number = float | Float[Array, ""]  # an option's value; a tracer in the jitted step
 
 
 def is_traced(option: Any) -> bool:
-  """Whether the value of an option is an argument of the program that is being traced.
+  """Whether an option's value is a tracer: an argument of the jitted training step.
 
-  The training step is traced with its rates and weights as arguments, so that others do not
-  compile it again. Their values were checked before; 0 and 1 are never traced, so that code
-  may test for them.
+  The step takes its float options as arguments, so that other values do not recompile it. They
+  are checked before tracing. 0 and 1 stay Python numbers, so Python's `if` may test for them.
   """
   return isinstance(option, Tracer)
 
 
 class Batch(NamedTuple):
-  """Examples as they are in the data set; the image has V where the source crops per view."""
+  """Images and labels as stored. Streamed images have the axis V: one random crop per view."""
 
   image: UInt8[Array, "*V B H W C"]
   label: Int[Array, " B"]
 
 
 class Views(NamedTuple):
-  """A batch as the networks see it: one augmentation per network, normalised."""
+  """A batch as the networks see it: normalised, one augmentation per network."""
 
   image: Float[Array, "V B H W C"]
   label: Int[Array, " B"]
 
 
 class Outputs(NamedTuple):
-  """What a branch returns."""
+  """The output of a branch."""
 
   logits: Float[Array, "B K"]
   feature: Float[Array, "B F"]  # pooled, before the classifier
@@ -47,26 +46,26 @@ class Outputs(NamedTuple):
 
 
 class Terms(NamedTuple):
-  """The two halves of every objective here, each summed over the students."""
+  """The two terms of a method's objective, each summed over the students."""
 
-  task: Float[Array, ""] | float  # how well the labels are fitted
-  distill: Float[Array, ""] | float  # how well the students agree with what teaches them
+  task: Float[Array, ""] | float  # the losses on the labels
+  distill: Float[Array, ""] | float  # the losses on the teachers' predictions
 
 
 class Learner(struct.PyTreeNode):
-  """Everything a method trains or remembers.
+  """Everything that a method trains or carries from step to step.
 
-  `params` and `stats` have the keys "students" (stacked, [N, ...] per leaf) and
-  "shared" ({name: tree}); `stats` are running batch statistics.
+  `params` and `stats` (running batch statistics) have the keys "students" (stacked, [N, ...]
+  per leaf) and "shared" ({name: tree}).
   """
 
   params: dict[str, PyTree]
   stats: dict[str, PyTree]
-  memory: dict[str, PyTree]  # what the method carries from step to step; no gradient moves it
+  memory: dict[str, PyTree]  # not trained: averages, teachers, OKDPH's weights r
 
   @property
   def students(self) -> Variables:
-    """The stack as Linen variables, {"params": ..., "batch_stats": ...}."""
+    """The stacked students as Linen variables, {"params": ..., "batch_stats": ...}."""
     return self.variables("students")
 
   def variables(self, *path: str) -> Variables:
@@ -77,22 +76,22 @@ class Learner(struct.PyTreeNode):
     return {"params": params, "batch_stats": stats}
 
   def with_students(self, variables: Variables) -> "Learner":
-    """This learner with another stack of students."""
+    """A copy with these stacked students."""
     return self.replace(
       params=self.params | {"students": variables["params"]},
       stats=self.stats | {"students": variables["batch_stats"]},
     )
 
   def with_stats(self, **stats: PyTree) -> "Learner":
-    """This learner with new batch statistics of its "students" or of what is "shared"."""
+    """A copy with new batch statistics under "students" or "shared"."""
     return self.replace(stats=self.stats | stats)
 
   def with_memory(self, **memory: PyTree) -> "Learner":
-    """This learner with new values under these names of its memory."""
+    """A copy with these entries of `memory` replaced or added."""
     return self.replace(memory=self.memory | memory)
 
   def with_memory_of(self, wrapper: str, value: PyTree) -> "Learner":
-    """This learner with `value` as the memory of a wrapper; ValueError if it has one."""
+    """A copy with a wrapper's entry added to `memory`; ValueError if there is one already."""
     if wrapper in self.memory:
-      raise ValueError(f"{wrapper} is already around this method; name it once in wrappers")
+      raise ValueError(f"config.wrappers has {wrapper} twice; name it once")
     return self.with_memory(**{wrapper: value})

@@ -1,10 +1,10 @@
-"""Durations, in words ("5 steps", "1 epoch") and as a clock shows them; needs no JAX."""
+"""Durations: "5 steps" and "1 epoch" as steps, seconds as hours, minutes and seconds."""
 
 import datetime
 import re
 
 MOST_STEPS = 2**31 - 1  # a step is an int32
-REFERENCE_EPOCHS = 300  # the run that plain numbers of epochs refer to (the paper's)
+REFERENCE_EPOCHS = 300  # of the paper's runs, to which durations without a unit refer
 
 
 def parse(duration: str) -> tuple[int, str]:
@@ -16,14 +16,14 @@ def parse(duration: str) -> tuple[int, str]:
 
 
 def steps(duration: str, epoch_steps: int) -> int:
-  """A duration in words as a number of steps."""
+  """A duration, "5 steps" or "1 epoch", as a number of steps."""
   count, unit = parse(duration)
   count *= epoch_steps if unit == "epoch" else 1
   if count > MOST_STEPS:
-    raise ValueError(f"{duration!r} is {count} steps; there can be {MOST_STEPS}")
+    raise ValueError(f"{duration!r} is {count} steps; the maximum is {MOST_STEPS}")
   return count
 
 
 def clock(seconds: float) -> str:
-  """ "1:02:03", or "2 days, 1:02:03", of a number of seconds."""
+  """A number of seconds as "1:02:03" or "2 days, 1:02:03"."""
   return str(datetime.timedelta(seconds=round(seconds)))

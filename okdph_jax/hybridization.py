@@ -6,7 +6,7 @@ arXiv:2303.14666. A stack of students is any tree whose leaves carry the N stude
 on their first axis; parameters and running batch statistics are treated alike. In a
 training loop of your own:
 
-    weights = dirichlet(key, n)                 # new ones for every batch
+    weights = dirichlet(key, n)                 # drawn anew for every batch
     hybrid = hybridize(stack, weights)          # differentiable: student m gets r_m of
     loss += cross_entropy(f(hybrid, x), label)  # the hybrid's gradient
     ...

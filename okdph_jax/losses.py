@@ -1,7 +1,6 @@
-"""Losses: logits in, means over the batch out, in nats. Leading axes are kept.
+"""Losses in nats: means over the batch; leading axes are kept.
 
-Nothing here stops a gradient: whether gradient flows into a teacher is part of what
-a method is, and is written there.
+No loss stops a gradient. Whether gradient flows into a teacher is the method's decision.
 """
 
 import jax
@@ -47,5 +46,5 @@ def consistency(
 
 
 def accuracy(logits: Float[Array, "*N B K"], label: Int[Array, " B"]) -> Float[Array, "*N"]:
-  """The fraction of the batch that is classified correctly."""
+  """The fraction of the batch whose highest logit is the label's."""
   return (logits.argmax(-1) == label).mean(-1)

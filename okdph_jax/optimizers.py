@@ -1,4 +1,4 @@
-"""Gradient descent as explicit optax chains."""
+"""SGD, and DOT's SGD with two momentum buffers, as optax chains."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def sgd(
   weight_decay: Any = 5e-4,
   nesterov: bool = False,
 ) -> optax.GradientTransformation:
-  """SGD with coupled L2 on every leaf, as PyTorch's.
+  """SGD with L2 regularisation of every leaf added to the gradient, as PyTorch's.
 
   g <- g + wd theta;  v <- momentum v + g;  theta <- theta - lr v, or with Nesterov momentum
   theta <- theta - lr (g + momentum v). No dampening; weight decay includes batch
@@ -45,16 +45,17 @@ def dot_sgd(
       v_kd <- (mu + delta) v_kd + g_kd
       theta <- theta - lr (v_ce + v_kd)
 
-  Gradients are `Terms` of two trees, with None where a loss does not depend on a leaf. A leaf
-  of only one loss has one buffer, v_ce, with momentum mu (its v_kd stays zero).
+  The gradients are `Terms` of two trees, with None where a loss does not depend on a leaf. A
+  leaf that only one loss depends on has a single buffer, v_ce, with momentum mu; its v_kd stays
+  zero.
   """
   if nesterov:
     raise ValueError("dot has no Nesterov momentum; leave config.nesterov out")
   traced = is_traced(delta) or is_traced(momentum)
   if not traced and not 0 <= delta <= momentum < 1 - delta:
     raise ValueError(
-      f"dot's delta={delta} takes momentum {momentum} out of [0, 1); "
-      "give a smaller delta or another momentum"
+      f"dot: momentum {momentum} - delta {delta} and momentum + delta must lie in [0, 1); "
+      "choose a smaller delta, or another config.momentum"
     )
 
   def init(params):
@@ -80,7 +81,7 @@ def dot_sgd(
 
 
 def add_decay(grads: PyTree, params: PyTree, weight_decay: Any) -> PyTree:
-  """g + wd theta; `weight_decay` is a number, or a tree of them, a prefix of the others."""
+  """g + wd theta. weight_decay: a number, or a tree of numbers that is a prefix of `params`."""
 
   def subtree(rate, grads, params):
     return jax.tree.map(lambda g, p: g + rate * p, grads, params)

@@ -1,4 +1,4 @@
-"""Learning rates and ramp-ups, as functions of the step."""
+"""Learning rates, ramps and decay rates as functions of the step."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +13,11 @@ Step = Int[Array, ""] | int
 
 
 def milestone(when: float | str, *, epochs: Number, epoch_steps: int) -> Step:
-  """As a step: epochs of a run of 300, which scale with the run, or a duration in words."""
+  """The step of a milestone.
+
+  when: a number of epochs of a run of 300 epochs, scaled to a run of `epochs`; or a duration in
+  words, "40 epochs", which is not scaled.
+  """
   if isinstance(when, str):
     return steps(when, epoch_steps)
   scaled = when * epochs / REFERENCE_EPOCHS
@@ -24,7 +28,7 @@ def milestone(when: float | str, *, epochs: Number, epoch_steps: int) -> Step:
 def milestones(
   whens: Iterable[float | str], *, epochs: int, epoch_steps: int
 ) -> tuple[Step, ...]:
-  """Milestones as steps; ValueError where they are not in ascending order."""
+  """Milestones as steps; ValueError if they are not in ascending order."""
   at = tuple(milestone(when, epochs=epochs, epoch_steps=epoch_steps) for when in whens)
   if sorted(at) != list(at):
     raise ValueError(f"milestones {tuple(whens)} are not in ascending order; sort them")
@@ -34,28 +38,28 @@ def milestones(
 def multistep(
   learning_rate: Number, milestones: Sequence[Step], factor: float = 0.1
 ) -> optax.Schedule:
-  """The rate times `factor` from each milestone, a step, on."""
+  """`learning_rate`, multiplied by `factor` at each milestone (a step)."""
 
   def schedule(step):
     rate = jnp.asarray(learning_rate)
-    for milestone in milestones:  # two milestones of a very short run can be one step
-      rate = jnp.where(step < milestone, rate, factor * rate)
+    for start in milestones:  # in a very short run two of them can be the same step
+      rate = jnp.where(step < start, rate, factor * rate)
     return rate
 
   return schedule
 
 
 def held(schedule: optax.Schedule, last: int) -> optax.Schedule:
-  """The schedule up to step `last`, and its rate there ever after."""
+  """`schedule`, constant from step `last` on."""
   return lambda step: schedule(jnp.minimum(step, last))
 
 
 def ramp(
   step: Step, *, epochs: Number, epoch_steps: int, length: float = 80
 ) -> Float[Array, ""]:
-  """exp(-5 (1 - min(e, L) / L)^2) of the epoch e (Laine & Aila, arXiv:1610.02242).
+  """exp(-5 (1 - min(e, L) / L)^2) at epoch e, counted from 0 (Laine & Aila, arXiv:1610.02242).
 
-  `length` L is in epochs of a run of 300 and scales with the run; constant within an epoch.
+  Constant within an epoch. `length` is L for a run of 300 epochs; it scales with `epochs`.
   """
   scaled = jnp.maximum(length * epochs / REFERENCE_EPOCHS, 1e-9)
   done = jnp.minimum(step // epoch_steps / scaled, 1.0)
@@ -63,8 +67,8 @@ def ramp(
 
 
 def average_decay(step: Step, limit: float) -> Float[Array, ""]:
-  """min(1 - 1 / (t + 1), limit): a plain average of the first weights, then an exponential one.
+  """min(1 - 1 / (t + 1), limit), the decay of a moving average after t = 1, 2, ... steps.
 
-  t counts the run's steps, 1 after the first (Tarvainen & Valpola, arXiv:1703.01780).
+  It begins as the mean of all weights so far (Tarvainen & Valpola, arXiv:1703.01780).
   """
   return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)

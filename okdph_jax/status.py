@@ -1,4 +1,4 @@
-"""How far runs are, from their files alone: no JAX, and nothing is written."""
+"""The progress of runs, read from their files without JAX."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ RUNNING, FAILED, INTERRUPTED, FINISHED = STATES = (
 
 
 class Status(NamedTuple):
-  """Where a run is; its numbers are those of its last evaluation."""
+  """The progress of a run, as of its last evaluation."""
 
-  state: str  # of STATES
+  state: str  # one of STATES
   epochs: int | None  # planned; None before the run has read its data
-  epoch: float  # done at the last evaluation
-  step: int
+  epoch: float  # epochs done
+  step: int  # steps done
   seconds: float  # of training, from the start to the last evaluation
   images_per_second: float | None
-  reader: str | None  # the most accurate on test
-  accuracy: float | None  # its fraction of the test images
+  reader: str | None  # the most accurate one on the test set
+  accuracy: float | None  # its test accuracy, a fraction
   age: float | None  # seconds since the last evaluation was written
-  message: str  # why it failed, or who holds it
+  message: str  # why it failed, or which process holds it
 
   @property
   def steps(self) -> int | None:
-    """Of the whole run; None before the first evaluation."""
+    """Steps of the whole run; None before the first evaluation."""
     return round(self.step / self.epoch * self.epochs) if self.epoch and self.epochs else None
 
   @property
@@ -44,7 +44,7 @@ class Status(NamedTuple):
 
   @property
   def left(self) -> float | None:
-    """Seconds of training to go, likewise."""
+    """Seconds left; None before the first evaluation."""
     if self.whole is None:
       return None
     since = self.age or 0.0 if self.state == RUNNING else 0.0
@@ -52,7 +52,7 @@ class Status(NamedTuple):
 
 
 def status(run: Run) -> Status:
-  """The `Status` of a run; ValueError, in one line, where one of its files is damaged."""
+  """The `Status` of a run; ValueError, in one line, if one of its files is damaged."""
   holder, result, failure = run.holder, run.result, run.failure
   config, lines = run.config or {}, run.lines
   last = lines[-1] if lines else {}
@@ -75,9 +75,9 @@ def status(run: Run) -> Status:
 
 
 def find(root: Path) -> Iterator[Run]:
-  """The runs below `root`, by their paths: folders with a config, a lock or an error."""
+  """The runs below `root`, sorted by path: folders with a config, a lock or an error."""
   for folder, below, files in os.walk(root):
     below.sort()
     if {CONFIG, LOCK, ERROR} & set(files):
-      below.clear()  # no run is in another
+      below.clear()  # runs are not nested
       yield Run(folder)

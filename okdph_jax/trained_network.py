@@ -1,4 +1,4 @@
-"""A trained network with what it needs of its data: images in, logits or class names out."""
+"""A trained network, ready to use: images in, logits or class names out."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ from okdph_jax import views
 from okdph_jax.core import Variables
 from okdph_jax.nn import students
 
-LARGEST_BATCH = 256  # images; more are taken in parts
+LARGEST_BATCH = 256  # more images are processed in several batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-  """A trained Linen module with what it needs of its data: images in, logits out.
+  """A Linen module, its trained variables, and the preprocessing of its images.
 
       >>> network  # of okdph_jax.load(workdir)
       <student_0 of the resnet8 in ..., step 4 (last): images 8x8x1, 3 classes>
@@ -28,9 +28,8 @@ class TrainedNetwork:
       >>> network.predict(images[:2])
       ['...', '...']
 
-  `images` are uint8, as they are in the dataset; they are normalised as in the run's own
-  evaluations. It compiles once per batch size, and batches are padded to a power of two, so
-  that few sizes occur.
+  `images` are uint8, as in the dataset; they are normalised as in the run's evaluations. Each
+  batch size is compiled once; batches are padded to a power of two, so that few sizes occur.
   """
 
   module: nn.Module  # module(x [B, H, W, C], train) -> logits [B, K]
@@ -38,8 +37,8 @@ class TrainedNetwork:
   class_names: tuple[str, ...]
   image_shape: tuple[int, ...]  # (H, W, C)
   mean: tuple[float, ...]  # per channel, of x / 255
-  std: tuple[float, ...]
-  test_view: str
+  std: tuple[float, ...]  # likewise
+  test_view: str  # the view that evaluation uses, see `okdph_jax.views`
   origin: str  # which network of which run, and at which step
 
   def __repr__(self):
@@ -47,11 +46,12 @@ class TrainedNetwork:
 
   @property
   def about(self) -> str:
+    """Image shape and number of classes, in words."""
     shape = "x".join(map(str, self.image_shape))
     return f"images {shape}, {len(self.class_names)} classes"
 
   def __call__(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
-    """The logits."""
+    """The logits; ValueError, in one line, for images of another shape or type."""
     images = self._checked(images)
     starts = range(0, len(images), LARGEST_BATCH)
     parts = [images[start : start + LARGEST_BATCH] for start in starts]
@@ -63,7 +63,7 @@ class TrainedNetwork:
     return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *rows])
 
   def probabilities(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
-    """Softmax of the logits."""
+    """The softmax of the logits."""
     logits = self(images)
     odds = np.exp(logits - logits.max(-1, keepdims=True))
     return odds / odds.sum(-1, keepdims=True)
@@ -78,26 +78,26 @@ class TrainedNetwork:
     images: UInt8[Array, "B H W C"],
     key: Key[Array, ""] | None = None,
   ) -> Float[Array, "B K"]:
-    """The logits as a pure function for `jit`, `grad` and export: no checks, no padding.
+    """The logits as a pure function, for `jit`, `grad` and export: no checks, no padding.
 
-    `key` is for a test view that is random, such as a noisy one.
+    key: for a random test view, such as one with noise; by default a constant.
     """
     key = jax.random.key(0) if key is None else key
     look = views.make((self.test_view,), self.mean, self.std)
     return students.run(self.module, variables, look(key, images)[0])[0]
 
   def check(self) -> None:
-    """Runs it on shapes alone; ValueError, in one line, where variables do not fit."""
+    """Traces the network; ValueError, in one line, if the variables do not fit the module."""
     images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.uint8)
     try:
       logits = jax.eval_shape(self.apply, self.variables, images)
-    except Exception as error:  # whatever a network may raise
+    except Exception as error:  # a network may raise anything
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise ValueError(f"{self.origin} no longer fits its network: {reason}") from error
     if logits.shape != (2, len(self.class_names)):
       raise ValueError(
-        f"{self.origin} gives logits {list(logits.shape)} for 2 images; "
-        f"[2, {len(self.class_names)}] are needed"
+        f"{self.origin} returns logits {list(logits.shape)} for 2 images; they must be "
+        f"[2, {len(self.class_names)}]"
       )
 
   @functools.cached_property
@@ -113,8 +113,8 @@ class TrainedNetwork:
     if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
       shape = ", ".join(map(str, ("B", *self.image_shape)))
       raise ValueError(
-        f"images are {images.dtype} {list(images.shape)}; uint8 [{shape}] with values from 0 "
-        "to 255 are needed"
+        f"images are {images.dtype} {list(images.shape)}; they must be uint8 [{shape}] with "
+        "values from 0 to 255"
       )
     return images
 

@@ -95,7 +95,7 @@ def test_own_method(example):
   assert "ema_student_1" in run.result["readers"]
   assert 0 < run.lines[-1]["losses"]["distill"] < run.lines[-1]["losses"]["task"]
   del methods.METHODS["careful_dml"]
-  with pytest.raises(ValueError, match="import the module that adds it first"):
+  with pytest.raises(ValueError, match="import the module that registers it"):
     run.network(network="tests.nets:Small")
 
 

@@ -1,4 +1,4 @@
-"""Data sets in canonical order, and batches that are functions of (seed, step)."""
+"""Datasets in canonical order, and batches that are functions of (seed, step)."""
 
 from okdph_jax.data.batches import epoch_steps, indices
 from okdph_jax.data.dataset import NORMALISATION, Dataset, load

@@ -1,8 +1,7 @@
-"""Batches: the batch of step s is a pure function of (seed, s).
+"""Batches of datasets in memory: the batch of step s is a pure function of (seed, s).
 
-Resuming therefore needs no bookkeeping: ask for the batch of the step. Every epoch is a
-permutation of the examples in canonical order, so that each image comes once per epoch. The
-last, short batch is kept (391 steps for 50,000 images in batches of 128).
+So resuming needs no bookkeeping. Every epoch is a permutation of the examples in canonical
+order. The last batch of an epoch may be short (391 steps for 50,000 images in batches of 128).
 """
 
 import functools
@@ -30,13 +29,13 @@ def permutation(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " size"]:
 
 
 def indices(seed: int, step: int, size: int, batch_size: int) -> Int32[np.ndarray, " B"]:
-  """Which images make up the batch of `step`; the last batch of an epoch may be short."""
+  """The indices of the images in the batch of `step`; an epoch's last batch may be short."""
   epoch, position = divmod(int(step), epoch_steps(size, batch_size))
   return permutation(seed, epoch, size)[position * batch_size : (position + 1) * batch_size]
 
 
 def sharding(mesh: Mesh, batch_size: int, *, axis: int = 0) -> NamedSharding:
-  """The sharding of a batch: split along `axis` if the mesh's "data" divides it, else whole."""
+  """A batch's sharding: along `axis` over the mesh's "data" if that divides it, else none."""
   split = batch_size % mesh.shape["data"] == 0
   return NamedSharding(
     mesh, PartitionSpec(*[None] * axis, "data") if split else PartitionSpec()
@@ -44,7 +43,7 @@ def sharding(mesh: Mesh, batch_size: int, *, axis: int = 0) -> NamedSharding:
 
 
 def local(sharding: Sharding, batch_size: int) -> Int[np.ndarray, " b"]:
-  """The positions of a batch that this process's devices hold; all of them, but in a pod."""
+  """The positions of a batch that this process's devices hold: all of them, except in a pod."""
   mine = np.zeros(batch_size, bool)
   for part in sharding.addressable_devices_indices_map((batch_size,)).values():
     mine[part] = True
@@ -59,10 +58,10 @@ def on_device(
   batch_size: int,
   mesh: Mesh | None = None,
 ) -> Callable[[int], Batch]:
-  """Puts a training set on the devices, once, and returns `batch(step) -> Batch`.
+  """Copies a training set to the devices, once, and returns `batch(step) -> Batch`.
 
-  mesh: devices along "data", each of which holds the whole set; by default the first. Batches
-  are gathered there, so that only their indices cross from the host.
+  mesh: each of its devices holds the whole set; by default the first device alone. Batches are
+  gathered on the devices, so the host sends only indices.
   """
   size, devices = len(labels), mesh or host.mesh(1)
   whole = np.asarray(images), np.asarray(labels, np.int32)
@@ -89,10 +88,9 @@ def padded(
   *,
   mesh: Mesh | None = None,
 ) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
-  """Every image once, in order, in batches of one shape: yields (Batch, mask).
+  """Yields (Batch, mask) with every image once, in order.
 
-  The last batch is filled up with zeros, and the mask is false there, so that one
-  compilation serves an evaluation.
+  The last batch is padded with zeros, where the mask is False, so that all have one shape.
   """
   placed = sharding(mesh or host.mesh(1), batch_size)
   for start in range(0, len(labels), batch_size):

@@ -1,7 +1,6 @@
-"""TFDS: finds a dataset by its name, prepares it where it is not, reads its records.
+"""TensorFlow Datasets (TFDS): finds a dataset by name, prepares it, and reads its records.
 
-TensorFlow and TFDS are imported inside functions: everything but datasets by name works
-without them.
+TensorFlow and TFDS are imported inside functions: all other sources work without them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Builder = Any  # a tfds.core.DatasetBuilder
 
 
 def read(data: ConfigDict) -> Source:
-  """A dataset of images with labels by its TFDS name, prepared first if need be."""
+  """A TFDS dataset of images with labels, prepared first if need be."""
   image, label = supervised(find(data.name, data.dir), data.name)
   builder = prepared(data.name, data.dir)
   features, size = builder.info.features, option(data, "image_size")
@@ -43,7 +42,7 @@ def read(data: ConfigDict) -> Source:
       found = records(builder, split, image, label, name)
       skip = skips_corrupt(data)
       return Split(*stacked(found.names, found.images, found.labels, size, channels, skip))
-    found = records(builder, split, image, label, name, decode=True)  # twice as fast
+    found = records(builder, split, image, label, name, decode=True)  # by TensorFlow: faster
     return Split(found.images, found.labels)
 
   def as_stream(split):
@@ -69,7 +68,7 @@ def find(name: str, directory: str | None = None) -> Builder:
     known = ["digits", "folder", "arrays", *tfds.list_builders(with_community_datasets=False)]
     hint = nearest(name, known) or "; see tensorflow.org/datasets"
     raise ValueError(
-      f"data.name={name!r} is neither 'digits', 'folder', 'arrays' nor a TFDS dataset{hint}"
+      f"data.name={name!r} is not 'digits', 'folder', 'arrays' or a TFDS dataset{hint}"
     ) from None
   except Exception as error:  # an unknown config or version, a missing extra package
     raise ValueError(f"data.name={name!r}: TFDS says {one_line(error)}") from None
@@ -84,10 +83,10 @@ def prepared(name: str, directory: str | None = None) -> Builder:
     _reach(builder)
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare()
-  except Exception as error:  # network, disk, checksums, files to be downloaded by hand
+  except Exception as error:  # network, disk, checksums, files that need a manual download
     if full := disk_full(error):
       raise DiskError(f"{name} cannot be prepared in {builder.data_path}: {full}") from None
-    if not _is_prepared(builder):  # otherwise another process was faster
+    if not _is_prepared(builder):  # else another process was faster
       raise ValueError(
         f"data.name={name!r} is not prepared in {builder.data_path}, and preparing it now "
         f"failed ({one_line(error)}); {_remedies(name, directory)}"
@@ -102,14 +101,14 @@ def _is_prepared(builder):
 def _remedies(name, directory):
   options = f", data_dir={str(directory)!r}" if directory else ""
   return (
-    f'with a network run python -c "import tensorflow_datasets as tfds; tfds.load({name!r}'
-    f"{options})\", or point data.dir to where it is prepared, or use data.name='digits', "
-    "which needs no network"
+    f'online, run python -c "import tensorflow_datasets as tfds; tfds.load({name!r}'
+    f"{options})\", or set data.dir to where it is prepared, or use data.name='digits', which "
+    "needs no download"
   )
 
 
 def _reach(builder):
-  """Raises unless the download host answers; TFDS itself would retry for minutes."""
+  """Raises ConnectionError if the download host is down; TFDS would retry for minutes."""
   import requests
 
   if builder.url_infos and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -129,12 +128,12 @@ def supervised(builder: Builder, name: str) -> tuple[str, str]:
   for key, kind in zip((image, label), kinds, strict=True):
     if not isinstance(key, str) or key not in features or not isinstance(features[key], kind):
       raise ValueError(
-        f"data.name={name!r} is not for image classification: it has no single image with a "
-        f"class label, but {', '.join(features)}"
+        f"data.name={name!r} is not for image classification: its features are "
+        f"{', '.join(features)}; one Image and one ClassLabel are needed"
       )
   if features[image].np_dtype != np.uint8:
     raise ValueError(
-      f"data.name={name!r} has images of {features[image].np_dtype}; uint8 is read"
+      f"data.name={name!r} has images of type {features[image].np_dtype}, not uint8"
     )
   return image, label
 
@@ -155,7 +154,10 @@ def records(
   name: str | None = None,
   decode: bool = False,
 ) -> Records:
-  """All `Records` of a split. image, label, name: the features' names; sorted by the last."""
+  """All `Records` of a split.
+
+  image, label, name: names of features. Sorted by the feature `name`, if there is one.
+  """
   tfds = tensorflow_datasets()
   columns = dict(image=image, label=label) | ({"name": name} if name else {})
   with reading(builder, split):
@@ -169,7 +171,7 @@ def records(
     batches = list(tfds.as_numpy(examples.batch(1024)))
   if not batches:
     raise ValueError(
-      f"the split {split!r} of {builder.data_path} has no images; choose another"
+      f"the split {split!r} of {builder.data_path} has no images; choose another split"
     )
   read = {key: np.concatenate([batch[key] for batch in batches]) for key in columns}
   labels = read["label"].astype(np.int32)
@@ -177,7 +179,7 @@ def records(
     return Records(
       [f"record {i} of {split}" for i in range(len(labels))], read["image"], labels
     )
-  names = np.array(read["name"].tolist())  # as objects they would not sort by their bytes
+  names = np.array(read["name"].tolist())  # not of dtype object, which sorts differently
   order = np.argsort(names, kind="stable")
   names = [x.decode() if isinstance(x, bytes) else str(x) for x in names[order].tolist()]
   return Records(names, read["image"][order], labels[order])
@@ -185,7 +187,7 @@ def records(
 
 @contextlib.contextmanager
 def reading(builder: Builder, split: str) -> Iterator[None]:
-  """Turns errors of TFDS and TensorFlow into one line that names the split."""
+  """Turns errors of TFDS and TensorFlow into a one-line ValueError that names the split."""
   import tensorflow as tf
 
   try:
@@ -198,7 +200,7 @@ def reading(builder: Builder, split: str) -> Iterator[None]:
 
 
 def tensorflow_datasets() -> Any:
-  """The module tensorflow_datasets, with TensorFlow silent and kept off JAX's accelerators."""
+  """Imports TFDS, silently and without giving TensorFlow the accelerators."""
   try:
     with host.silent():
       import tensorflow as tf
@@ -207,9 +209,8 @@ def tensorflow_datasets() -> Any:
       host.hide_accelerators(tf)
   except ImportError as error:
     raise ValueError(
-      f"datasets by name are read by TensorFlow Datasets ({one_line(error)}); pip install "
-      "tensorflow tensorflow-datasets, or use data.name='digits', 'folder' or 'arrays', which "
-      "need neither"
+      f"datasets by name need TensorFlow Datasets ({one_line(error)}); pip install tensorflow "
+      "tensorflow-datasets, or use data.name='digits', 'folder' or 'arrays'"
     ) from None
   logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each retry
   return tfds

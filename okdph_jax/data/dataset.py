@@ -1,8 +1,8 @@
-"""`load`: from `config.data` to a `Dataset`.
+"""Loads the `Dataset` that `config.data` describes.
 
-The canonical order, to which permutations, subsets and the validation split refer: by the
-TFDS `id` where the dataset has one, else the order of its records; a folder's files by
-their path; arrays and digits as they are.
+Images are in a canonical order, to which permutations, subsets and the validation split refer:
+TFDS datasets by their feature `id` if they have one, else by record; folders by path; arrays
+and digits as stored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from okdph_jax.data.stream import UNKNOWN
 if TYPE_CHECKING:  # arrays, folders and digits are read without ml_collections
   from ml_collections import ConfigDict
 
-SOURCES: dict[str, Callable[[ConfigDict], Source]] = {  # else TFDS
+SOURCES: dict[str, Callable[[ConfigDict], Source]] = {  # other names are TFDS datasets
   "arrays": arrays.read,
   "folder": folder.read,
   "digits": digits.read,
 }
 
-# Mean and standard deviation per channel of x / 255, of the paper's datasets as in its release;
-# others are measured. CIFAR-10's std is the mean of the images' own, the value in common use.
+# Mean and standard deviation per channel of x / 255. Of the paper's datasets as in its release;
+# CIFAR-10's std is the common value, the mean of the std of each image.
 NORMALISATION = {
   "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
   "cifar100": ((0.5070752, 0.4865489, 0.4409178), (0.2673343, 0.2564385, 0.2761505)),
@@ -38,10 +38,10 @@ NORMALISATION = {
 
 
 class Dataset(NamedTuple):
-  """A dataset in canonical order; streamed where it exceeds `config.data.memory_limit`."""
+  """A dataset in canonical order; streamed if it exceeds `config.data.memory_limit`."""
 
   name: str
-  place: str  # where it was read
+  place: str  # where it was read from
   train: Split
   validation: Split | None
   test: Split
@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]  # per channel, of x / 255
   std: tuple[float, ...]
   normalisation: str  # where mean and std come from
-  distinct: int  # training images without the repetitions of a draw with replacement
+  distinct: int  # training images, those drawn several times counted once
 
   @property
   def classes(self) -> int:
@@ -61,13 +61,13 @@ class Dataset(NamedTuple):
     return self.train.image_shape
 
   def fingerprint(self) -> dict[str, dict[str, Any]]:
-    """{split: {"images", "digest"}}: equal where the images and labels of a split are."""
+    """{split: {"images": count, "digest": hexadecimal of images and labels}}."""
     splits = {"train": self.train, VALIDATION: self.validation, "test": self.test}
     return {name: split.fingerprint() for name, split in splits.items() if split}
 
   @property
   def summary(self) -> str:
-    """What was read, in one line."""
+    """A description in one line."""
     counts = [f"{len(self.train):,} training"]
     if self.distinct != len(self.train):
       counts[0] += f" ({self.distinct:,} distinct)"
@@ -82,22 +82,25 @@ class Dataset(NamedTuple):
 
 
 def load(config: ConfigDict) -> Dataset:
-  """Reads what `config.data` names and returns its `Dataset`.
+  """Loads the `Dataset` that `config.data` describes.
 
-  config.data: `name` ("digits", "folder", "arrays", or a TFDS name), `dir`, `train` and
-  `test` (names of splits; TFDS split syntax for datasets by name, else `test` may be a
-  percentage of each class in `train`, "20%"), `validation` (images held out of training,
-  next), `fraction` and `replacement` (then a part of each class), and `seed` (of these two
-  draws); `normalise_as` (a dataset whose mean and std are taken). For TFDS and folders also,
-  where given: `image_size` (None: as they are), `memory_limit` (bytes of decoded images; a
-  larger dataset is streamed) and `corrupt` ("stop" or "skip" a corrupt image).
+  config.data has:
+
+  - `name`: "digits", "folder", "arrays", or a TFDS dataset; `dir`: where it is.
+  - `train`, `test`: names of splits; for TFDS in its split syntax, for the others `test` may be
+    a percentage, "20%", which is drawn from each class of `train`.
+  - `validation`: the number of training images that are held out; `fraction`, `replacement`:
+    the part of each class to train on, drawn after that; `seed`: of these two draws.
+  - `normalise_as`: a key of `NORMALISATION`; by default `name`, else mean and std are measured.
+  - Optional, for TFDS and folders: `image_size` (None: unchanged), `memory_limit` (in bytes;
+    larger datasets are streamed), `corrupt` ("stop" or "skip", at corrupt images).
 
       >>> digits = load(load_config("digits"))
       >>> len(digits.train), len(digits.test), digits.image_shape, digits.classes
       (1442, 355, (8, 8, 1), 10)
 
   Raises:
-    ValueError: in one line, for data that are missing, wrong, or do not fit the options.
+    ValueError: in one line, for data that are missing or wrong, or do not fit the options.
   """
   data = config.data
   _check(data)
@@ -105,17 +108,17 @@ def load(config: ConfigDict) -> Dataset:
   if part := test_part(data):
     kept, drawn = draw_test(source.train.labels, part)
     source = source._replace(train=source.train[kept], test=source.train[drawn])
-  assert source.test is not None  # else it was drawn
+  assert source.test is not None  # given, or drawn just now
   _check_source(source)
   train, classes = source.train, len(source.class_names)
   if data.validation and source.validation:
     raise ValueError(
-      f"data.validation={data.validation}, but {source.place} has a validation split of its "
-      "own; leave data.validation at 0, or remove that split"
+      f"data.validation={data.validation}, but {source.place} has its own validation split; "
+      "set data.validation=0, or remove that split"
     )
   if data.validation >= len(train):
     raise ValueError(
-      f"data.validation={data.validation} leaves none of {len(train)} images to train on"
+      f"data.validation={data.validation} leaves no image of {len(train)} to train on"
     )
   mean, std, origin = normalisation(option(data, "normalise_as") or data.name, train)
   seed = option(data, "seed")
@@ -139,28 +142,25 @@ def load(config: ConfigDict) -> Dataset:
 def _check(data):
   if not 0 < data.fraction <= 1:
     raise ValueError(
-      f"data.fraction={data.fraction}: a part of the training set is asked for, in (0, 1]; "
-      "1.0 is all of it"
+      f"data.fraction={data.fraction} must lie in (0, 1]; 1.0 is the whole training set"
     )
   if data.validation != int(data.validation) or data.validation < 0:
     raise ValueError(
-      f"data.validation={data.validation}: a number of images is asked for, 0 for no validation"
+      f"data.validation={data.validation} must be a number of images; 0 is no validation"
     )
   if option(data, "corrupt") not in ("stop", "skip"):
-    raise ValueError(
-      f"data.corrupt={data.corrupt!r}: a corrupt image can 'stop' or be 'skip'ped"
-    )
+    raise ValueError(f"data.corrupt={data.corrupt!r} must be 'stop' or 'skip'")
   known = option(data, "normalise_as")
   if known and known not in NORMALISATION:
     raise ValueError(
-      f"data.normalise_as={known!r} is not one of {', '.join(NORMALISATION)}; leave it out "
-      "and mean and std are measured"
+      f"data.normalise_as={known!r} is not one of {', '.join(NORMALISATION)}; leave it empty "
+      "to measure mean and std"
     )
   if data.train == data.test:
     raise ValueError(f"data.train and data.test are both {data.test!r}; test on other images")
   if test_part(data) and data.name not in SOURCES:
     raise ValueError(
-      f"data.test={data.test!r}: TFDS's syntax takes parts of {data.name}, e.g. "
+      f"data.test={data.test!r} is not for TFDS datasets; use TFDS's split syntax, "
       "data.train='train[:80%]' and data.test='train[80%:]'"
     )
   if data.name in ("folder", "arrays") and not data.dir:
@@ -174,7 +174,7 @@ def _check_source(source):
   classes = len(source.class_names)
   if classes < 2:
     raise ValueError(
-      f"{source.place} has one class ({', '.join(source.class_names)}); a classifier needs two"
+      f"{source.place} has one class ({', '.join(source.class_names)}); at least two are needed"
     )
   splits = {"training": source.train, "test": source.test}
   if source.validation:
@@ -184,30 +184,27 @@ def _check_source(source):
     if not len(labels):
       raise ValueError(f"{source.place}: the {name} split has no images")
     if labels.max() == UNKNOWN:
-      continue  # in records that have not been read
+      continue  # the labels are in records that are read later
     if labels.min() < 0 or labels.max() >= classes:
       raise ValueError(
-        f"{source.place}: {name} labels go from {labels.min()} to {labels.max()}, but "
-        f"{classes} classes need 0 to {classes - 1}; choose a labelled split, or number the "
+        f"{source.place}: {name} labels range from {labels.min()} to {labels.max()}; {classes} "
+        f"classes need labels from 0 to {classes - 1}; choose a labelled split, or number the "
         "classes from 0"
       )
     if split.image_shape != source.train.image_shape:
       raise ValueError(
-        f"{source.place}: training images are {source.train.image_shape} and {name} "
-        f"images {split.image_shape}; set data.image_size to bring them to one size"
+        f"{source.place}: training images are {source.train.image_shape}, {name} images "
+        f"{split.image_shape}; set data.image_size to resize them"
       )
-
-
-# What is trained on.
 
 
 def draw_test(
   labels: Int32[np.ndarray, " N"], part: float
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-  """Which images train and which test: two ascending int arrays.
+  """Draws a test set from each class: ascending indices of the images to train and to test on.
 
-  Of each class the part `part`, at least one image, is drawn to test, without replacement
-  and the same for every `config.seed` and `config.data.seed`: all runs test on the same images.
+  part: of each class, in (0, 1); at least one image. Drawn without replacement, and independent
+  of `config.seed` and `config.data.seed`: all runs test on the same images.
   """
   generator, test = np.random.RandomState(SEED), np.zeros(len(labels), bool)
   for label in np.unique(labels):
@@ -215,8 +212,8 @@ def draw_test(
     count = max(round(len(members) * part), 1)
     if count == len(members):
       raise ValueError(
-        f"data.test={100 * part:g}% leaves none of {len(members)} images of class {label} to "
-        "train on; add images, or lower data.test"
+        f"data.test={100 * part:g}% leaves no image of class {label}, which has "
+        f"{len(members)}, to train on; add images, or lower data.test"
       )
     test[generator.choice(members, count, replace=False)] = True
   return np.flatnonzero(~test), np.flatnonzero(test)
@@ -225,10 +222,10 @@ def draw_test(
 def hold_out(
   size: int, validation: int, seed: int = SEED
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
-  """Which of `size` images train and which validate: two ascending int arrays.
+  """Splits `size` images: ascending indices of those to train on and of those held out.
 
-  A uniform draw without replacement by `config.data.seed`, not by `config.seed`: so runs on
-  one draw differ in training only, and no teacher among them has seen the validation images.
+  A uniform draw without replacement by `config.data.seed`, not by `config.seed`. So runs with
+  other seeds have the same validation images, which no teacher among them was trained on.
   """
   order = np.random.RandomState(seed).permutation(size)
   return np.sort(order[validation:]), np.sort(order[:validation])
@@ -241,18 +238,18 @@ def subset(
   replacement: bool,
   seed: int = SEED,
 ) -> Int[np.ndarray, " n"]:
-  """Indices of `fraction` of each class's images.
+  """Indices of a random `fraction` of the images of each class; 1 gives all images in order.
 
-  Class by class in order of first appearance, from one legacy NumPy generator. With
+  Drawn class by class, in order of first appearance, from one legacy NumPy generator. With
   `replacement` and the seed 42 these are the images of the paper's release (499 distinct of
-  500 for 1 % of CIFAR-10); without replacement none comes twice. 1 is all, in order.
+  500 for 1 % of CIFAR-10).
   """
   if fraction == 1:
     return np.arange(len(labels))
   if labels.max() == UNKNOWN:
     raise ValueError(
-      f"data.fraction={fraction} of each class needs the labels, which a streamed TFDS dataset "
-      "has in its records; take a part with TFDS's syntax, e.g. data.train='train[:10%]'"
+      f"data.fraction={fraction} needs all labels, which a streamed TFDS dataset does not have "
+      "in memory; use TFDS's split syntax, e.g. data.train='train[:10%]'"
     )
   generator = np.random.RandomState(seed)
   chosen = []

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that need no network and no TensorFlow."""
+"""scikit-learn's handwritten digits: a small real dataset that needs no download."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from okdph_jax.data.split import Split
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-EVERY = 5  # every fifth image of each class tests
+EVERY = 5  # every fifth image of each class is for testing
 
 
 def read(data: ConfigDict) -> Source:
   """1,797 digits of 13 writers, uint8 [8, 8, 1], from `sklearn.datasets.load_digits`.
 
-  Of each class every fifth image, in scikit-learn's order, is for testing (355 images), the
-  others for training (1,442), so the writers are the same. Ink of 0 to 16 becomes 0 to 255.
+  Every fifth image of each class, in scikit-learn's order, is for testing (355 images), the
+  others for training (1,442), so both splits have the same writers. The pixel values, 0 to 16,
+  are scaled to 0 to 255.
 
   Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998 (its
   test half).
   """
-  for asked in (data.train,) if test_part(data) else (data.train, data.test):
-    if asked not in ("train", "test"):
-      raise ValueError(
-        f"data.name='digits' has the splits 'train' and 'test', but no {asked!r}"
-      )
+  for name in (data.train,) if test_part(data) else (data.train, data.test):
+    if name not in ("train", "test"):
+      raise ValueError(f"data.name='digits' has the splits 'train' and 'test', not {name!r}")
   table = np.loadtxt(_file(), np.uint8, delimiter=",")  # 64 pixels and a label in a row
   images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
   images = resized(images, option(data, "image_size"))
@@ -47,7 +46,7 @@ def read(data: ConfigDict) -> Source:
 
 
 def _file() -> Path:
-  """What `load_digits` reads; found without importing scikit-learn, which takes a second."""
+  """The file that `load_digits` reads; importing scikit-learn would take a second."""
   package = importlib.util.find_spec("sklearn")
   if package is None or package.origin is None:
     raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn")

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 
 
 def read(data: ConfigDict) -> Source:
-  """DIR/train/CLASS/*, DIR/test/CLASS/* and, where it is there, DIR/validation/CLASS/*.
+  """DIR/train/CLASS/*, DIR/test/CLASS/* and, if it exists, DIR/validation/CLASS/*.
 
-  `data.train` and `data.test` name the folders; "." is DIR itself. Every file of a format
-  that Pillow reads is an image; other files are counted in one line. Images have one channel
-  where all files of all splits do, else three.
+  `data.train` and `data.test` name the folders; "." is DIR itself. All files that Pillow can
+  read are used; the others are counted in one printed line. Images have one channel if all
+  files of all splits do, else three.
   """
   root, size = pathlib.Path(data.dir).expanduser(), option(data, "image_size")
   train = _files(root, data.train)
   test = [] if test_part(data) else _files(root, data.test)
-  own = VALIDATION not in (data.train, data.test) and data.train != "."
-  own = own and (root / VALIDATION).is_dir()
-  validation = _files(root, VALIDATION) if own else []
+  has_validation = (
+    VALIDATION not in (data.train, data.test)
+    and data.train != "."
+    and (root / VALIDATION).is_dir()
+  )
+  validation = _files(root, VALIDATION) if has_validation else []
   classes = tuple(sorted({path.parent.name for path in train}))
   for path in (*test, *validation):
     if path.parent.name not in classes:
@@ -54,12 +57,12 @@ def read(data: ConfigDict) -> Source:
 
 
 def _files(root, name):
-  """The images of a split, sorted by their paths; hidden files are passed over."""
+  """The images of a split, sorted by path; hidden files are ignored."""
   folder = root / name
   if not folder.is_dir():
     raise ValueError(
-      f"{folder} is not a folder; data.name='folder' reads train/CLASS/ and test/CLASS/, and "
-      "with data.train=. and data.test=20% the folders CLASS/, of which it draws a test set"
+      f"{folder} is not a folder; data.name='folder' reads train/CLASS/ and test/CLASS/, or "
+      "with data.train=. and data.test=20% folders CLASS/, from which it draws a test set"
     )
   paths, ignored = [], []
   for part in _visible(folder):
@@ -75,10 +78,10 @@ def _files(root, name):
       raise ValueError(f"{part.path} has no images; fill it or remove it")
     paths += images
   if not paths:
-    raise ValueError(f"{folder} has no classes; put the images of each in a folder of its own")
+    raise ValueError(f"{folder} has no classes; put the images of each class in its own folder")
   if ignored:
     print(
-      f"{folder}: not read: {len(ignored)} that are not images by their names, e.g. "
+      f"{folder}: ignored {len(ignored)} files that are not images by their names, e.g. "
       f"{min(ignored, key=os.fsencode).relative_to(folder)}",
       flush=True,
     )
@@ -86,6 +89,6 @@ def _files(root, name):
 
 
 def _visible(folder):
-  """The entries that are not hidden, as `os.DirEntry`, which need no call per file."""
+  """The entries of a folder that are not hidden, as `os.DirEntry`."""
   with os.scandir(folder) as entries:
     return [entry for entry in entries if not entry.name.startswith(".")]

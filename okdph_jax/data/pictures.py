@@ -1,4 +1,4 @@
-"""Pictures: decoded from their files, cut to squares."""
+"""Decodes images and crops them to squares."""
 
 import contextlib
 import functools
@@ -17,41 +17,42 @@ from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
 
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # modes of one channel
-UNREAD = ("EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")  # run other programs, or no pixels
+UNREAD = ("EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")  # need other programs, or lack pixels
 BILINEAR = Image.Resampling.BILINEAR  # with antialiasing, as Pillow always does
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-  """Pillow's names of the formats that are read."""
+  """Pillow's names of the supported formats."""
   Image.init()
   return tuple(name for name in Image.ID if name not in UNREAD)
 
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-  """The file names' endings of these formats, in lower case with their dot."""
+  """The file extensions of these formats, in lower case with the dot."""
   known = formats()
   return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
 def decode(name: str, encoded: bytes | pathlib.Path, channels: int) -> Image.Image:
-  """An encoded image, as bytes or a path, as a Pillow image of 1 or 3 channels of 8 bits.
+  """Decodes an image, given as bytes or a path, to 1 or 3 channels of 8 bits.
 
-  Upright by its EXIF orientation, on white where it is transparent; 16 bits are scaled to 8.
-  Of several frames it is the first. The ValueError of a corrupt image names it.
+  It is rotated by its EXIF orientation and pasted on white if it is transparent; 16 bits are
+  scaled to 8; of several frames the first is taken. Raises ValueError, with `name`, for a
+  corrupt image.
   """
   try:
     content = encoded.read_bytes() if isinstance(encoded, pathlib.Path) else encoded
     with Image.open(io.BytesIO(content), formats=formats()) as image:
       image.load()
-      with contextlib.suppress(Exception):  # broken EXIF data beside whole pixels
+      with contextlib.suppress(Exception):  # the EXIF data are corrupt, the pixels are not
         ImageOps.exif_transpose(image, in_place=True)
       return _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
-  except Exception as error:  # Pillow raises whatever its decoders do
-    # Of an unknown format it says where in memory the file lay: another text every time.
+  except Exception as error:  # Pillow's decoders raise anything
+    # For an unknown format the message contains a memory address, which differs in every run.
     unknown = isinstance(error, UnidentifiedImageError)
-    reason = "of no known format" if unknown else one_line(error)
+    reason = "unknown format" if unknown else one_line(error)
     raise ValueError(
       f"{name} is not a readable image ({reason}); replace or delete it"
     ) from None
@@ -74,7 +75,7 @@ def _opaque(image):
 
 
 def is_grey(path: pathlib.Path) -> bool:
-  """Whether a file has one channel; one that cannot be opened is for `decode` to name."""
+  """Whether a file has one channel; True if it cannot be read, which `decode` reports later."""
   try:
     with Image.open(path, formats=formats()) as image:
       return image.mode in GREY
@@ -90,10 +91,10 @@ def stacked(
   channels: int,
   skip_corrupt: bool = False,
 ) -> tuple[UInt8[np.ndarray, "n H W C"], Int32[np.ndarray, " n"]]:
-  """Decoded images and their labels. encoded: bytes or paths.
+  """(decoded images, their labels). encoded: bytes or paths.
 
-  With a `size` each becomes a `square`; without, all must have one size. A corrupt one raises
-  its ValueError, or is left out and reported.
+  size: the side of the `square` that each image becomes; without it all must have the same
+  size. A corrupt image raises ValueError, or with `skip_corrupt` is left out and printed.
   """
 
   def picture(name, data):
@@ -110,7 +111,7 @@ def stacked(
     images = list(pool.map(picture, names, encoded))
   read = {i: image for i, image in enumerate(images) if image is not None}
   if not read:
-    raise ValueError(f"every one of {len(images)} images is corrupt, {names[0]} the first")
+    raise ValueError(f"all {len(images)} images are corrupt, beginning with {names[0]}")
   first = next(iter(read))
   for i, image in read.items():
     if image.shape != read[first].shape:
@@ -127,26 +128,27 @@ def stacked(
 def resized(
   images: UInt8[np.ndarray, "N H W C"], size: int | None
 ) -> UInt8[np.ndarray, "N h w C"]:
-  """Images as `square`s of side `size`; None: as they are."""
+  """The images as `square`s of side `size`; unchanged if that is None."""
   if size is None or images.shape[1:3] == (size, size):
     return images
-  images = images[..., 0] if images.shape[-1] == 1 else images  # as Pillow has them
+  images = images[..., 0] if images.shape[-1] == 1 else images  # as Pillow expects them
   with futures.ThreadPoolExecutor(host.cores()) as pool:
     return np.stack(list(pool.map(lambda x: pixels(square(Image.fromarray(x), size)), images)))
 
 
 def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
+  """A Pillow image as an array."""
   array = np.asarray(image)
   return array if array.ndim == 3 else array[..., None]
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-  """The shorter side resized to `size`, then the central square."""
+  """Resizes the shorter side to `size` and crops the central square."""
   return ImageOps.fit(image, (size, size), BILINEAR)
 
 
 def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
-  """The shorter side resized to 256/224 of `size`, then the central square of `size`."""
+  """Resizes the shorter side to 256/224 of `size` and crops the central square of `size`."""
   width, height = image.size
   scale = round(size * 256 / 224) / min(width, height)
   image = image.resize((round(width * scale), round(height * scale)), BILINEAR)
@@ -157,9 +159,9 @@ def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
 def random_resized_crop(
   generator: np.random.Generator, image: Image.Image, size: int
 ) -> Image.Image:
-  """A random part of the image, resized to a square of `size`.
+  """A random part of the image, resized to a square of `size`, as in torchvision.
 
-  Szegedy et al., CVPR 2015, arXiv:1409.4842, as torchvision has it.
+  Szegedy et al., CVPR 2015, arXiv:1409.4842.
   """
   return image.crop(random_box(generator, *image.size)).resize((size, size), BILINEAR)
 
@@ -167,9 +169,9 @@ def random_resized_crop(
 def random_box(
   generator: np.random.Generator, width: int, height: int
 ) -> tuple[int, int, int, int]:
-  """(left, top, right, bottom): area U(0.08, 1), aspect ratio log-uniform in 3/4 to 4/3.
+  """(left, top, right, bottom): area U(0.08, 1), aspect ratio log-uniform in [3/4, 4/3].
 
-  After 10 boxes that do not fit, the largest central one within these ratios.
+  After 10 boxes that do not fit, the largest central box with such a ratio.
   """
   low, high = 3 / 4, 4 / 3
   for _ in range(10):

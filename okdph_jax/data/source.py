@@ -1,4 +1,4 @@
-"""What each source of images gives: its splits and the names of its classes."""
+"""`Source`: the splits and class names that `arrays`, `folder`, `digits` and `catalog` read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from okdph_jax.data.stream import Pictures, Store
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-VALIDATION = "validation"  # the split that validates, where arrays or a folder have it
+VALIDATION = "validation"  # the name of the validation split of arrays and folders
 
 
 class Source(NamedTuple):
-  """The splits of a source, in canonical order."""
+  """The splits of a dataset, in canonical order."""
 
-  place: str  # where they were read
+  place: str  # where they were read from
   class_names: tuple[str, ...]
   train: Split
   test: Split | None  # None: `data.test` is a percentage, to be drawn from `train`
@@ -36,17 +36,18 @@ _DEFAULTS = {
 
 
 def option(data: ConfigDict, name: str) -> Any:
-  """An option of `config.data` that may be absent or None, then its default."""
+  """An option of `config.data`, or its default if it is missing or None."""
   given = getattr(data, name, None)
   return _DEFAULTS[name] if given is None else given
 
 
 def skips_corrupt(data: ConfigDict) -> bool:
+  """Whether corrupt images are left out, and do not stop the run."""
   return option(data, "corrupt") == "skip"
 
 
 def test_part(data: ConfigDict) -> float | None:
-  """The part of the training images to test on where `data.test` is "20%", else None."""
+  """0.2 if `data.test` is "20%", a part of the training images; None if it names a split."""
   if not data.test.endswith("%"):
     return None
   try:
@@ -54,7 +55,7 @@ def test_part(data: ConfigDict) -> float | None:
   except ValueError:
     part = 0
   if not 0 < part < 1:
-    raise ValueError(f"data.test={data.test!r}: a percentage lies between 0% and 100%")
+    raise ValueError(f"data.test={data.test!r} must lie between 0% and 100%")
   return part
 
 
@@ -68,7 +69,7 @@ def streamed(
   """The `StreamedSplit` of all images in a store."""
   if size is None:
     raise ValueError(
-      f"data.name={data.name!r} is larger than data.memory_limit and is streamed; set "
+      f"data.name={data.name!r} is larger than data.memory_limit and must be streamed; set "
       "data.image_size to the side of the square crops, e.g. 224"
     )
   chosen = np.arange(len(labels))

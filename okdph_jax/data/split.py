@@ -1,4 +1,4 @@
-"""A split: images and labels, in memory or streamed, behind one interface."""
+"""Images and labels of a split, in memory or streamed."""
 
 import dataclasses
 import hashlib
@@ -15,24 +15,22 @@ from jaxtyping import Array, Bool, Int, Int32, UInt8
 from okdph_jax.core import Batch
 from okdph_jax.data import batches, stream
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, a channel
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 
-SEED = 42  # of a drawn test part and of samples; `config.data.seed` by default
-
-
-POOL = 16  # times as many streamed images are looked at as a picture shows
+SEED = 42  # of drawn test sets and of samples; the default of `config.data.seed`
+POOL = 16  # `examples` chooses from this many times as many streamed images
 
 
 class Examples(NamedTuple):
-  """A few images to look at."""
+  """A few images, to be shown."""
 
-  original: UInt8[np.ndarray, "B H W C"]  # as evaluation sees them
-  training: UInt8[np.ndarray, "*V B H W C"]  # as batches have them: a random crop for each view
+  original: UInt8[np.ndarray, "B H W C"]  # as in evaluation
+  training: UInt8[np.ndarray, "*V B H W C"]  # as in batches: if streamed, a crop for each view
   labels: Int[np.ndarray, " B"]
 
 
 def several(labels: Sequence[int] | np.ndarray, count: int) -> list[int]:
-  """Indices of `count` images, of as many classes as possible, spread over them; by class."""
+  """Indices of `count` images of as many classes as possible, sorted by class."""
   places = defaultdict(list)
   for place, label in enumerate(labels):
     places[int(label)].append(place)
@@ -67,37 +65,36 @@ class Split:
     return self.images.shape[1:]
 
   def first(self, count: int) -> UInt8[np.ndarray, "N H W C"]:
-    """The first images as evaluation sees them."""
+    """The first `count` images, as in evaluation."""
     return self.images[:count]
 
   def examples(self, count: int, views: int) -> Examples:
-    """Images of as many classes as there are, for a picture."""
+    """`count` images of as many classes as possible."""
     chosen = several(self.labels, count)
     images = self.images[chosen]
     return Examples(images, images, self.labels[chosen])
 
   def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """(mean, std, what they were measured on) per channel of x / 255."""
+    """(mean, std, what they were measured on); mean and std per channel of x / 255."""
     return *moments(self.images), "the training split"
 
   def fingerprint(self) -> dict[str, Any]:
-    """{"images": count, "digest": hexadecimal} of the images and labels in their order."""
+    """{"images": count, "digest": hexadecimal} of the images and labels in order."""
     digest = hashlib.sha256()
     for part in (*self._identity(), np.asarray(self.labels, "<i4")):
       digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return {"images": len(self), "digest": digest.hexdigest()[:16]}
 
   def _identity(self) -> tuple[np.ndarray, ...]:
-    """Arrays that tell the images from others."""
+    """Arrays that identify the images."""
     return np.asarray(self.image_shape, "<i4"), self.images
 
   def batches(
     self, *, seed: int, batch_size: int, views: int = 1, mesh: Mesh | None = None
   ) -> Callable[[int], Batch]:
-    """`batch(step) -> Batch` for training: image uint8 [B, H, W, C], the same for all views.
+    """`batch(step) -> Batch` for training, a function of (seed, step).
 
-    The batch is a function of (seed, step), so that a resumed run goes on with the batches
-    that it would have had.
+    The image is uint8 [B, H, W, C], for all views.
     """
     del views
     return batches.on_device(
@@ -107,11 +104,11 @@ class Split:
   def padded(
     self, batch_size: int, *, mesh: Mesh | None = None
   ) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
-    """For evaluation, every image once in batches of one shape: (Batch, mask)."""
+    """Yields (Batch, mask) for evaluation: every image once, in batches of one shape."""
     return batches.padded(self.images, self.labels, batch_size, mesh=mesh)
 
   def shapes(self, *, batch_size: int, views: int = 1, mesh: Mesh) -> dict[int, Batch]:
-    """The shapes of the batches for training: {B: Batch}, the full batch, then a short one."""
+    """{B: shapes of a training batch}: of the full batch, and then of a short last one."""
     full, crops = min(batch_size, len(self)), (views,) if self.streamed else ()
     sizes = full, len(self) % full or full
     return {size: self._batch_shapes(size, mesh, crops) for size in sizes}
@@ -133,10 +130,10 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSplit(Split):
-  """A split whose images are decoded on the host as the steps need them.
+  """A split whose images are decoded on the host when they are needed.
 
-  A batch for training has image uint8 [V, B, S, S, C], a random crop for each view. Labels
-  that TFDS's records hold are `stream.UNKNOWN` here, and known in the batches.
+  Training batches have images uint8 [V, B, S, S, C], a random crop for each view. Labels of
+  TFDS datasets are `stream.UNKNOWN` here; the batches have them.
   """
 
   images: stream.Pictures
@@ -171,10 +168,10 @@ def moments(images: UInt8[np.ndarray, "N H W C"]) -> Moments:
   """(mean, standard deviation) per channel of x / 255."""
   channels, count = images.shape[-1], images.size / images.shape[-1]
   total, square = np.zeros(channels), np.zeros(channels)
-  for start in range(0, len(images), 1024):  # the whole in float64 would be 8 times as large
+  for start in range(0, len(images), 1024):  # all at once would take 8 times the memory
     part = images[start : start + 1024].reshape(-1, channels) / 255
     total, square = total + part.sum(0), square + np.square(part).sum(0)
   mean = total / count
   std = np.sqrt(np.maximum(square / count - mean**2, 0))
-  std = np.maximum(std, 1 / 255)  # a constant channel stays finite
+  std = np.maximum(std, 1 / 255)  # for a constant channel
   return tuple(mean.tolist()), tuple(std.tolist())

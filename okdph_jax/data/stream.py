@@ -1,13 +1,13 @@
-"""Training sets that do not fit in memory: decoded on the host as the steps need them.
+"""Datasets that do not fit in memory: images are decoded on the host when they are needed.
 
-Images stay encoded, in files or in TFDS records, until their batch is due. Each is decoded
-once and cropped once per view; the views' other operations run on the device. As in memory,
-the batch of step s is a function of (seed, s): an epoch's order comes from (seed, epoch), a
-crop from (seed, step, position, view). On resuming, the records before the step are skipped
-without decoding; files before it are not read at all.
+They stay encoded, in files or TFDS records, until their batch is due. Each is decoded once and
+cropped once per view; the other operations of the views run on the device. As in memory, the
+batch of step s is a function of (seed, s): the order of an epoch depends on (seed, epoch), a
+crop on (seed, step, position, view). A resumed run skips the records before its step without
+decoding them.
 
-Threads and memory are bounded: one thread per core decodes, and at most `AHEAD` batches are
-prepared in advance, each sent to the device once it is decoded.
+One thread per core decodes, and at most `AHEAD` batches are prepared in advance; each is sent
+to the device when it is complete.
 """
 
 import collections
@@ -33,12 +33,12 @@ from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
 
 AHEAD = 2  # batches prepared besides the current one
-SHUFFLED = 4096  # records that wait in TFDS's shuffle buffer: half a gigabyte of ImageNet
+SHUFFLED = 4096  # records in the shuffle buffer of a TFDS split: half a gigabyte of ImageNet
 UNKNOWN = -1  # the label of a record that has not been read
 
 
 class Entry(NamedTuple):
-  """One image that is due."""
+  """An encoded image and its label."""
 
   name: str
   label: int
@@ -46,10 +46,10 @@ class Entry(NamedTuple):
 
 
 class Store(Protocol):
-  """Where encoded images come from: `Files` or `Shards`."""
+  """A store of encoded images: `Files` or `Shards`."""
 
   def identity(self, chosen: Int[np.ndarray, " N"]) -> Iterable[str]:
-    """Lines that tell the chosen images from others, without decoding them."""
+    """Lines that identify the chosen images, without decoding them."""
     ...
 
   def batches(
@@ -59,20 +59,25 @@ class Store(Protocol):
     order: tuple[int, int] | None = None,
     start: int = 0,
   ) -> Iterator[list[Entry]]:
-    """Lists of entries, from image `start` of the epoch `order` = (seed, epoch) on."""
+    """Yields lists of entries, from the position `start` on.
+
+    order: (seed, epoch), which determine the shuffled order; None: canonical order.
+    """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-  """Encoded images [N, S, S, C]: what a `StreamedSplit` has in place of an array."""
+  """Encoded images, used by `StreamedSplit` like an array [N, S, S, C]."""
 
   store: Store
-  chosen: Int[np.ndarray, " N"]  # which of the store's images, in canonical order
+  chosen: Int[np.ndarray, " N"]  # indices of images in the store, in canonical order
   size: int  # S
   channels: int  # C
   skip_corrupt: bool = False  # else a corrupt image stops the run
-  skipped: list[str] = dataclasses.field(default_factory=list)  # their error messages
+  skipped: list[str] = dataclasses.field(
+    default_factory=list
+  )  # error messages of corrupt images
 
   def __len__(self) -> int:
     return len(self.chosen)
@@ -85,11 +90,11 @@ class Pictures:
     return len(self), self.size, self.size, self.channels
 
   def read(self, entry: Entry) -> Image:
-    """An entry, decoded."""
+    """Decodes an entry."""
     return decode(entry.name, entry.encoded, self.channels)
 
   def evaluation(self, entry: Entry) -> UInt8[np.ndarray, "S S C"]:
-    """An entry, cropped for evaluation."""
+    """Decodes an entry and crops it for evaluation."""
     return pixels(evaluation_crop(self.read(entry), self.size))
 
   def crop(self, image: Image, seed: tuple[int, ...]) -> UInt8[np.ndarray, "S S C"]:
@@ -98,13 +103,13 @@ class Pictures:
 
 
 class Files(NamedTuple):
-  """Images in files: random access is cheap, so an epoch is a full permutation."""
+  """Images in files: an epoch is a permutation of all of them."""
 
   paths: tuple[pathlib.Path, ...]
   labels: Int32[np.ndarray, " N"]
 
   def identity(self, chosen):
-    """Of each image its name and size."""
+    """The name and size of each file."""
 
     def line(i):
       path = self.paths[i]
@@ -122,10 +127,10 @@ class Files(NamedTuple):
 
 
 class Shards(NamedTuple):
-  """The records of a TFDS split, read through tf.data.
+  """The records of a TFDS split, read by tf.data.
 
-  An epoch shuffles the shards, interleaves 16 of them and draws from a buffer of `SHUFFLED`
-  records. An image's index is its position in the unshuffled split.
+  An epoch shuffles the shards, interleaves 16 of them, and draws from a buffer of `SHUFFLED`
+  records. The index of an image is its position in the unshuffled split.
   """
 
   builder: Any
@@ -134,7 +139,7 @@ class Shards(NamedTuple):
   label: str
 
   def identity(self, chosen):
-    """The shards with their sizes, and the records' places in them."""
+    """The names and sizes of the shards, and the positions of the records in them."""
     import tensorflow as tf
 
     for part in self.builder.info.splits[self.split].file_instructions:
@@ -143,7 +148,7 @@ class Shards(NamedTuple):
     yield ",".join(map(str, chosen))
 
   def batches(self, chosen, batch_size, order=None, start=0):
-    """`chosen` has no index twice."""
+    """`chosen` must not contain an index twice."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -171,7 +176,7 @@ class Shards(NamedTuple):
       due = due.shuffle(SHUFFLED, seed=int(generator.integers(2**62)))
     due = due.skip(start).map(parsed).batch(batch_size).prefetch(1)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 2  # reading and copying; `stream` decodes
+    options.threading.private_threadpool_size = 2  # enough to read; decoding is done here
     try:
       for batch in tfds.as_numpy(due.with_options(options)):
         yield [self._entry(parts, first, *item) for item in zip(*batch, strict=True)]
@@ -192,7 +197,7 @@ def stream(
 ) -> Callable[[int], Batch]:
   """Returns `batch(step) -> Batch` with image uint8 [V, B, S, S, C], one crop per view.
 
-  Steps may be asked for in any order; the ones after the last are prepared in advance.
+  Steps may be requested in any order; the steps after the last request are prepared in advance.
   """
   preparer = _Preparer(pictures, mesh)
   steps = epoch_steps(len(pictures), batch_size)
@@ -215,7 +220,7 @@ def stream(
   def batch(step):
     nonlocal at, current, rest
     if step != at:
-      goes_on, at = at is not None and step == at + 1, None  # after a failure: start again
+      goes_on, at = at is not None and step == at + 1, None  # None: a failure starts again
       rest = rest if goes_on else _ahead(following(step))
       current, at = next(rest)[0], step
     return current
@@ -226,9 +231,9 @@ def stream(
 def padded_stream(
   pictures: Pictures, batch_size: int, *, mesh: Mesh | None = None
 ) -> Iterator[tuple[Batch, Bool[Array, " B"]]]:
-  """Every image once, cropped for evaluation, as `batches.padded`.
+  """As `batches.padded`, with images cropped for evaluation.
 
-  The mask is also False where a corrupt image was skipped.
+  The mask is also False for corrupt images that are skipped.
   """
   preparer = _Preparer(pictures, mesh)
   store = pictures.store.batches(pictures.chosen, batch_size)
@@ -236,14 +241,14 @@ def padded_stream(
 
 
 def peek(pictures: Pictures, count: int, order: tuple[int, int] | None) -> list[Entry]:
-  """The first `count` entries of an `order` (seed, epoch), or of the canonical one."""
+  """The first `count` entries in the `order` (seed, epoch), or in canonical order."""
   return next(pictures.store.batches(pictures.chosen, count, order))
 
 
 def crops(
   pictures: Pictures, entries: Sequence[Entry], views: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "B S S C"], UInt8[np.ndarray, "V B S S C"]]:
-  """(as evaluation crops the entries, a random crop for each view)."""
+  """(the entries cropped for evaluation, a random crop of each for every view)."""
   images = [pictures.read(entry) for entry in entries]
   seen = [
     [pictures.crop(image, (seed, 0, i, view)) for i, image in enumerate(images)]
@@ -255,9 +260,9 @@ def crops(
 def sample(
   pictures: Pictures, count: int, order: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "N S S C"]:
-  """The first `count` images of an `order` (seed, epoch), or of the canonical one.
+  """The first `count` images in the `order` (seed, epoch), or in canonical order.
 
-  Cropped for evaluation; corrupt ones are left for the run to report.
+  They are cropped for evaluation. Corrupt ones are left out; the run will report them.
   """
   entries = peek(pictures, count, order)
 
@@ -270,7 +275,7 @@ def sample(
 
 
 def _ahead(results):
-  """The results of futures in turn, with `AHEAD` more of them running."""
+  """The results of futures in order, with `AHEAD` more of them running."""
   queue = collections.deque()
   for future in results:
     queue.append(future)
@@ -281,7 +286,7 @@ def _ahead(results):
 
 
 class _Preparer:
-  """Prepares batches in threads: one per core decodes, another sends to the device."""
+  """Prepares batches: one thread per core decodes, another sends to the device."""
 
   def __init__(self, pictures, mesh):
     self._pictures, self._mesh = pictures, mesh or host.mesh(1)
@@ -289,7 +294,11 @@ class _Preparer:
     self._sender = futures.ThreadPoolExecutor(1, "send")
 
   def submit(self, entries, views=None, seeds=None, pad_to=None):
-    """A future of (Batch, mask): `views` random crops by `seeds(i, v)`, or evaluation's."""
+    """A future of (Batch, mask).
+
+    views, seeds: the number of random crops of each image, and `seeds(i, view)` of the crop of
+    image i; without them images are cropped for evaluation. pad_to: images in the batch.
+    """
     pictures = self._pictures
     count = pad_to or len(entries)
     image = np.zeros((views or 1, count, *pictures.shape[1:]), np.uint8)
@@ -304,19 +313,19 @@ class _Preparer:
       for v in range(views):
         image[v, i] = pictures.crop(decoded, seeds(i, v))
 
-    decoding = {  # of the images that this process's devices get
+    decoding = {  # only images for the devices of this process
       i: self._decoders.submit(fill, i, entries[i])
       for i in local(sharding(self._mesh, count), count)
       if i < len(entries)
     }
 
     def instead(i):
-      """The first readable image after image i: for all processes the same."""
+      """The first readable image after image i, the same in all processes."""
       for j in (k % len(entries) for k in range(i + 1, i + len(entries))):
         with contextlib.suppress(ValueError):
           if j in decoding:
             decoding[j].result()
-          else:  # another process decodes it, and reports it
+          else:  # another process decodes it for its devices, and reports it if it is corrupt
             fill(j, entries[j])
           return j
       raise ValueError("every image of a batch is corrupt")
@@ -344,7 +353,7 @@ class _Preparer:
     if str(error) not in pictures.skipped:
       pictures.skipped.append(str(error))
       line = f"skipped ({len(pictures.skipped)} so far): {error}"
-      if jax.process_index():  # of a pod; only the leading process prints to stdout
+      if jax.process_index():  # in a pod only process 0 prints to stdout
         print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
       else:
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What a config means: checked, and built, before anything is compiled."""
+"""Builds the functions and numbers of a run from its config, before anything is compiled."""
 
 import inspect
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from okdph_jax.runtime import host
 from okdph_jax.trained_network import TrainedNetwork
 from okdph_jax.training.step import Augment
 
-Numbers = dict[str, Any]  # rates, weights and decays, which may be traced
+Numbers = dict[str, Any]  # the float options; in the jitted step they may be tracers
 
 
 class Experiment(NamedTuple):
-  """A config and its data, as functions and numbers."""
+  """The functions and numbers of a run."""
 
   net: nn.Module
   method: Method
-  learner: Learner  # shapes alone
-  single: tuple[str, ...]  # names of the readers that are one network
+  learner: Learner  # shapes only
+  single: tuple[str, ...]  # names of the readers that are single networks
   schedule: Schedule
   numbers: Numbers
   parts: Callable[[Numbers], tuple[Method, optax.GradientTransformation]]
@@ -40,8 +40,8 @@ class Experiment(NamedTuple):
   test_view: Augment
   epoch_steps: int
   steps: int
-  teacher: str | None  # where it comes from, in one line
-  start: str | None  # likewise, of the variables that it starts from
+  teacher: str | None  # its origin, in one line
+  start: str | None  # the origin of the initial variables, if not random
 
 
 def build(
@@ -50,10 +50,13 @@ def build(
   planned_epochs: int | None = None,
   taught_by: TrainedNetwork | None = None,
 ) -> Experiment:
-  """The experiment of a checked config; ValueError, in one line, where it cannot be.
+  """The `Experiment` of a checked config.
 
-  planned_epochs: what schedules refer to where a run of so many was extended since.
-  taught_by: in place of the teacher that `config.teacher` names.
+  planned_epochs: of an extended run, the epochs before; schedules still refer to them.
+  taught_by: a teacher in place of `config.teacher`.
+
+  Raises:
+    ValueError: in one line, for options that do not fit together, or do not fit the data.
   """
   check_options(config)
   epochs = planned_epochs or config.epochs
@@ -78,7 +81,7 @@ def build(
     )
   compute = config.compute
   if compute == "bfloat16" and jax.default_backend() == "cpu":
-    compute = "products"  # converting what layers exchange would cost more than it saves
+    compute = "products"  # converting all activations would cost more than it saves
   execution = Execution(compute, config.batch_norm_images, mesh)
 
   def schedule_of(method: Method, numbers: Numbers) -> Any:
@@ -125,7 +128,7 @@ def build(
 
 
 def hyperparameters(config: ConfigDict, epochs: int, epoch_steps: int) -> Numbers:
-  """The numbers of a config that may change without changing the program of a step."""
+  """The numbers of a config that the compiled step takes as arguments."""
   return {
     "learning_rate": config.learning_rate,
     "momentum": config.momentum,
@@ -144,10 +147,10 @@ def _floats(options):
 
 
 def check_without_data(config: ConfigDict) -> None:
-  """A ValueError, in one line, for a config that no data would make one that can be built."""
+  """Raises ValueError, in one line, for a config that cannot be built for any data."""
   check(config)
   check_options(config)
-  classes = len(config.method.get("distances") or (0, 1))  # no other option has one for each
+  classes = len(config.method.get("distances") or (0, 1))  # the one option with a class axis
   net = models.build(config.network, classes, config.network_options)
   taught = config.teacher or config.generations > 1
   context = Context(net, classes, 1, config.epochs, teacher=(net, {}) if taught else None)
@@ -155,19 +158,19 @@ def check_without_data(config: ConfigDict) -> None:
 
 
 def check_views(config: ConfigDict, method: Method) -> None:
-  """A ValueError for a wrong number of views; a single one becomes one for each network."""
+  """Raises ValueError for a wrong number of views; repeats a single view for all networks."""
   if len(config.views) == 1:
     config.views = config.views * method.views
   if len(config.views) != method.views:
     raise ValueError(
-      f"{described(config)} looks at {method.views} view{'s' * (method.views != 1)} "
-      f"(one for each network it runs); config.views has {len(config.views)} "
-      f"({', '.join(map(repr, config.views))}): give {method.views}, or one for all"
+      f"{described(config)} needs {method.views} view{'s' * (method.views != 1)} (one for each "
+      f"network it runs), but config.views has {len(config.views)} "
+      f"({', '.join(map(repr, config.views))}); give {method.views}, or one for all"
     )
 
 
 def check_options(config: ConfigDict) -> None:
-  """A ValueError, in one line, for options that the method or a wrapper does not have."""
+  """Raises ValueError, in one line, for options that the method or a wrapper does not have."""
   _check_call(METHODS, "method", dict(config.method))
   for options in config.wrappers:
     _check_call(WRAPPERS, "wrapper", dict(options))
@@ -190,6 +193,7 @@ def _check_call(table, kind, options):
 
 
 def described(config: ConfigDict) -> str:
+  """The method in words: "okdph with 2 students"."""
   students = config.method.get("students", 1)
   return config.method.name + (f" with {students} students" if students > 1 else "")
 
@@ -197,9 +201,10 @@ def described(config: ConfigDict) -> str:
 def check_shapes(
   network: str, method: Method, dataset: data.Dataset
 ) -> tuple[Learner, tuple[str, ...]]:
-  """Runs init, readers and losses on shapes alone: (learner, names of the single networks).
+  """Traces a method: (shapes of the learner, names of the single networks).
 
-  A network that does not fit fails here, in one line, and not in the middle of a compilation.
+  Raises:
+    ValueError: in one line, for a network that does not fit the images or the classes.
   """
   shape = (2, *dataset.image_shape)
   shape_of: Any = jax.ShapeDtypeStruct  # stands for an array
@@ -209,7 +214,7 @@ def check_shapes(
   def shapes_of(function, *arguments):
     try:
       return jax.eval_shape(function, *arguments)
-    except Exception as error:  # whatever a network may raise
+    except Exception as error:  # a network may raise anything
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise ValueError(
         f"network {network!r} fails on images {list(shape)}: {reason}"
@@ -222,10 +227,10 @@ def check_shapes(
   for name, row in logits.items():
     if row.shape != (2, dataset.classes):
       raise ValueError(
-        f"network {network!r} gives {name} {list(row.shape)} for images {list(shape)}; "
-        f"logits [2, {dataset.classes}] are needed"
+        f"network {network!r} returns {name} {list(row.shape)} for images {list(shape)}; it "
+        f"must return logits [2, {dataset.classes}]"
       )
-  if ":" in network:  # a user's own, which may fail with train=True alone
+  if ":" in network:  # a user's network may fail only with train=True
     label, step = shape_of((2,), jnp.int32), shape_of((), jnp.int32)
     shapes_of(method.losses, learner, Views(views, label), step, jax.random.key(0))
   return learner, tuple(single)

@@ -1,4 +1,4 @@
-"""Configs: found by file or name, changed by options, and checked before all else."""
+"""Finds configs by file or name, changes their options, and checks them."""
 
 import ast
 import importlib.util
@@ -20,7 +20,7 @@ from okdph_jax.run import MAY_DIFFER
 
 PACKAGE = Path(__file__).parents[1]
 GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
-OPEN = tuple(f"{name}." for name in GROUPS if name != "data")  # names of a builder, a network
+OPEN = tuple(f"{name}." for name in GROUPS if name != "data")  # groups of free names
 Overrides = Sequence[tuple[str, str]]  # ("method.omega", "0.5"), ...
 
 
@@ -30,7 +30,7 @@ def default() -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """Adds what a config leaves out: options as by default, and those of its method."""
+  """Adds missing options to a config, and those of its method, with their defaults."""
   with config.unlocked():
     _with_defaults(config)
     for name, value in method_options(config.method.name).items():
@@ -54,19 +54,19 @@ def _with_defaults(config):
 
 
 def _place(config, name):
-  """(the ConfigDict that holds the option, its name there); makes the group if need be."""
+  """(the ConfigDict that holds the option, its name there); adds the group if it is missing."""
   *groups, name = name.split(".")
   for group in groups:
     if group not in config:
       config[group] = ml_collections.ConfigDict()
     config = config[group]
     if not isinstance(config, ml_collections.ConfigDict):
-      raise ValueError(f"config.{group} is {config!r}; it must be a group of options")
+      raise ValueError(f"config.{group} is {shown(config)}; it must be a group of options")
   return config, name
 
 
 def method_options(name: str) -> dict[str, Any]:
-  """{option: default} of a method; nothing where there is no such method."""
+  """{option: default} of a method; {} if there is no such method."""
   from okdph_jax.methods import METHODS  # imports JAX
 
   return defaults(METHODS[name]) if name in METHODS else {}
@@ -82,20 +82,20 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
 
 
 class ConfigFile(NamedTuple):
-  """A config file and the argument that it was named with."""
+  """A config file and its argument."""
 
   name: str  # "cifar10"
-  get_config: Callable[..., ConfigDict]  # of the argument, if there is one
-  template: dict[str, Any]  # the argument's parts and defaults: the file's ARGUMENT, or {}
-  argument: str
+  get_config: Callable[..., ConfigDict]  # called with the argument, if there is one
+  template: dict[str, Any]  # {part of the argument: default}: the file's ARGUMENT, or {}
+  argument: str  # "okdph,resnet32"
 
   def parts(self) -> dict[str, str]:
-    """The argument's parts by name, those that were given."""
+    """The given parts of the argument by name."""
     values = [value.strip() for value in self.argument.split(",")]
     return {k: v for k, v in zip(self.template, values, strict=False) if v}
 
   def config(self) -> ConfigDict:
-    """The file's config, complete; ValueError, in one line, where the file fails."""
+    """The file's config, complete; ValueError, in one line, if the file fails."""
     try:
       config = self.get_config(self.argument) if self.argument else self.get_config()
     except ValueError:
@@ -106,26 +106,27 @@ class ConfigFile(NamedTuple):
       ) from error
     if not isinstance(config, ml_collections.ConfigDict):
       raise ValueError(
-        f"the config {self.name} gives a {type(config).__name__}; its get_config must return "
+        f"the config {self.name} returns a {type(config).__name__}; its get_config must return "
         "an ml_collections.ConfigDict"
       )
     return complete(config)
 
 
 def load_config(spec: ConfigDict | str, overrides: Overrides = ()) -> ConfigDict:
-  """The config that `spec` names, with options changed.
+  """Loads a config and changes options.
 
   spec: a ConfigDict; a file, "configs/cifar10.py:okdph,resnet32"; or a name,
-    "cifar10:okdph,resnet32", looked for in ./configs and among those of this package.
-  overrides: (name, text) pairs, ("method.omega", "0.5"). Another `method.name`, or number of
-    `method.students`, brings its own options and views, as in the config's argument.
+    "cifar10:okdph,resnet32", of a file in ./configs or in this package.
+  overrides: (name, text) pairs, ("method.omega", "0.5"). Another `method.name` or
+    `method.students` also changes the method's options and the views, as if it were given in
+    the config's argument.
 
       >>> config = load_config("digits:dml,resnet8", [("epochs", "3")])
       >>> config.method.name, config.epochs
       ('dml', 3)
 
   Raises:
-    ValueError: in one line, for a config that is not there, or an option that does not fit.
+    ValueError: in one line, for an unknown config or option, or a value that is not allowed.
   """
   check_override_names(overrides)
   if isinstance(spec, ml_collections.ConfigDict):
@@ -140,7 +141,7 @@ def load_config(spec: ConfigDict | str, overrides: Overrides = ()) -> ConfigDict
 
 
 def following(file: ConfigFile, overrides: Overrides) -> ConfigFile:
-  """The file with the argument that fits another method, or number of students."""
+  """The file with its argument changed to the overrides' method and number of students."""
   given, parts = dict(overrides), file.parts()
   name, students = given.get("method.name"), given.get("method.students")
   config = file.config()
@@ -156,24 +157,24 @@ def following(file: ConfigFile, overrides: Overrides) -> ConfigFile:
 
 
 def find(spec: str) -> ConfigFile:
-  """The `ConfigFile` of a file, or of a name."""
+  """The `ConfigFile` of a file or a name, see `load_config`."""
   path, _, argument = spec.partition(":")
   name, module = load_file(path, "configs", "get_config")
   return ConfigFile(name, module.get_config, getattr(module, "ARGUMENT", {}), argument)
 
 
 def load_file(path: str, folder: str, function: str) -> tuple[str, Any]:
-  """(name, module) of a Python file that has `function`.
+  """(name, module) of a Python file that defines `function`.
 
-  path: the file, or a name that is looked for in ./`folder` and among ours.
+  path: the file, or the name of a file in ./`folder` or in that folder of this package.
 
   Raises:
-    ValueError: in one line, where there is no such file, or where it fails.
+    ValueError: in one line, if there is no such file, or if it fails.
   """
   asked, stem = Path(path), Path(path).stem
   shipped = [Path(folder), PACKAGE / folder, PACKAGE.parent / folder]
   candidates = [place / f"{stem}.py" for place in shipped]
-  if asked.suffix == ".py":  # the file itself; one of ours also from another folder
+  if asked.suffix == ".py":  # the file itself; "configs/cifar10.py" works in all folders
     ours = str(asked.parent) in (".", folder)
     candidates = [asked, *(candidates if ours else [])]
   elif asked.name != path:
@@ -186,7 +187,7 @@ def load_file(path: str, folder: str, function: str) -> tuple[str, Any]:
     raise ValueError(f"no {kind} file {path}{near} (there are {', '.join(there)})")
   try:
     module_spec = importlib.util.spec_from_file_location(f"config_{stem}", file)
-    assert module_spec and module_spec.loader  # a file NAME.py has them
+    assert module_spec and module_spec.loader  # true of files named *.py
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     _ = getattr(module, function)
@@ -196,7 +197,7 @@ def load_file(path: str, folder: str, function: str) -> tuple[str, Any]:
 
 
 def check_override_names(overrides: Overrides) -> None:
-  """Refuses unknown options before anything is loaded; a method's are checked later."""
+  """Raises ValueError for unknown options; those of a method are checked later."""
   for name, _ in overrides:
     if name in GROUPS:
       raise ValueError(f"config.{name} is a group of options; write --config.{name}.NAME=...")
@@ -205,7 +206,7 @@ def check_override_names(overrides: Overrides) -> None:
 
 
 def override(config: ConfigDict, overrides: Overrides) -> ConfigDict:
-  """`config` with the options of `overrides`, (name, text) pairs, changed."""
+  """`config` with options changed. overrides: (name, text) pairs."""
   known = [f"method.{name}" for name in config.method]
   for name, _ in overrides:
     if name.startswith("method.") and name not in known:
@@ -214,7 +215,7 @@ def override(config: ConfigDict, overrides: Overrides) -> ConfigDict:
         f"{nearest(name, known)} (there are {', '.join(known)})"
       )
   own = {k: v for k, v in overrides if k.startswith("network_options.")}
-  for name, text in own.items():  # ml_collections changes no options but those that are there
+  for name, text in own.items():  # ml_collections cannot add options
     with config.unlocked():
       config.network_options[name.partition(".")[2]] = _literal(text)
   several = {k: _literal(v) for k, v in overrides if k.startswith("method.")}
@@ -231,14 +232,14 @@ def override(config: ConfigDict, overrides: Overrides) -> ConfigDict:
   )
   try:
     values(arguments)
-  except Exception as error:  # absl and ml_collections raise what they like
+  except Exception as error:  # absl and ml_collections raise anything
     text = re.sub(r"\S{80,}", lambda word: f"{word[0][:60]}...", str(error))
     raise ValueError(one_line(text)) from error
   return holder.value
 
 
 def changed_data(changes: Overrides) -> dict[str, Any]:
-  """{option: value} of `config.data` from (name, text) pairs, each of its option's type."""
+  """Parses (name, text) pairs of options of `config.data` as {name: value}."""
   check_override_names([(f"data.{name}", text) for name, text in changes])
   config = override(default(), [(f"data.{name}", text) for name, text in changes])
   return {name: config.data[name] for name, _ in changes}
@@ -252,11 +253,11 @@ def _literal(text):
 
 
 def run_name(spec: str, overrides: Overrides = ()) -> str:
-  """A readable folder for the run: "cifar10-okdph-resnet32-seed42-epochs60".
+  """A readable name for the folder of a run: "cifar10-okdph-resnet32-seed42-epochs60".
 
-  It names the config's parts, the seed, and the options that differ from the config's own;
-  where these are long, a digest of them. The same command has the same name, also with other
-  options that change no number.
+  It has the parts of the config's argument, the seed, and the options that were changed, or a
+  hash of them if they are long. Options that do not affect results are left out, so that a
+  command with another value finds the same folder.
   """
   import hashlib
 
@@ -298,9 +299,9 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def check(config: ConfigDict) -> None:
-  """A ValueError, in one line, for an unknown option or one whose value is not allowed.
+  """Raises ValueError, in one line, for an unknown option or a value that is not allowed.
 
-  Missing options are added to the config, with their defaults.
+  Adds missing options to the config, with their defaults.
   """
   _check_groups(config)
   complete(config)
@@ -323,19 +324,19 @@ def check(config: ConfigDict) -> None:
   check_parts(config)
   if config.data.test == config.data.train:
     raise ValueError(
-      f"config.data.test and config.data.train are both {config.data.test!r}; test on images "
-      "that are not trained on"
+      f"config.data.test and config.data.train are both {config.data.test!r}; choose another "
+      "test split"
     )
   name = config.method.name
   if name != "kd" and (config.teacher or config.generations > 1):
     raise ValueError(
-      f"{name} has no teacher of another run; take the method kd, or leave "
-      "config.teacher empty and config.generations at 1"
+      f"the method {name} has no teacher; use kd, or leave config.teacher empty and "
+      "config.generations at 1"
     )
 
 
 def check_parts(config: ConfigDict) -> None:
-  """Refuses parts that a batch does not consist of."""
+  """Raises ValueError unless `accumulate` and `batch_norm_images` divide the batch."""
   batch, parts, images = config.batch_size, config.accumulate, config.batch_norm_images
   if batch % parts:
     raise ValueError(
@@ -358,13 +359,13 @@ def _check_sequences(config):
   for wrapper in config.wrappers:
     if not isinstance(wrapper, (dict, ml_collections.ConfigDict)):
       raise ValueError(
-        f"config.wrappers has {shown(wrapper)}; each is a dict, written without dict(...): "
+        f"config.wrappers has {shown(wrapper)}; each must be a dict, written as in "
         "\"({'name':'swa'},)\""
       )
   for view in config.views:
     if not isinstance(view, str):
       raise ValueError(
-        f"config.views has {shown(view)}; each is a string such as 'crop(4)|flip'"
+        f"config.views has {shown(view)}; each must be a string such as 'crop(4)|flip'"
       )
   if not config.views:
     raise ValueError("config.views is empty; give one view for all networks, or one for each")
@@ -375,22 +376,24 @@ def _check_sequences(config):
       except ValueError as error:
         raise ValueError(f"config.milestones: {error}") from None
     elif isinstance(when, bool) or not isinstance(when, (int, float)):
-      raise ValueError(f"config.milestones has {shown(when)}; each is a number, or '40 epochs'")
+      raise ValueError(
+        f"config.milestones has {shown(when)}; each must be a number, or '40 epochs'"
+      )
     if not 0 <= when <= 1e6:
       raise ValueError(f"config.milestones has {when}; each must lie in [0, 1e6]")
 
 
 def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
-  """Refuses names in `given` that are not `known`."""
+  """Raises ValueError for names in `given` that are not in `known`."""
   for name in sorted(set(given) - set(known)):
     hint = nearest(name, known)
     raise ValueError(f"{where} has no option {name!r}{hint} (there are {', '.join(known)})")
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-  """Refuses a value of another type; a whole number is a float too, True is no number.
+  """Raises ValueError for a value of another type, and for floats that are not finite.
 
-  kind: a type, or a union of types.
+  kind: a type, or a union of types. An int is accepted as a float; a bool is not a number.
   """
   kind = tuple if get_origin(kind) is tuple else kind  # tuple[str, ...]
   if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):

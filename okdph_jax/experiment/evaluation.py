@@ -1,4 +1,4 @@
-"""Evaluates a trained network on a dataset: accuracy, calibration, confusion."""
+"""Evaluates trained networks: accuracy, cross-entropy, calibration, confusion matrix."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ BINS = 15  # of the calibration error
 
 
 class Evaluation(NamedTuple):
-  """One reader of a run on one split of a dataset."""
+  """The evaluation of one reader of a run on one split of a dataset."""
 
   reader: str  # "student_0", "hybrid", ...
   checkpoint: str  # "last, step 460"
   dataset: str  # "digits, test: 355 images"
   class_names: tuple[str, ...]
-  accuracy: float  # the fraction of images whose class has the highest logit
+  accuracy: float  # the fraction of images whose label has the highest logit
   cross_entropy: float  # mean of -log p(label), in nats
   calibration_error: float  # expected calibration error, see `calibration_error`
   per_class: Float[np.ndarray, " K"]  # accuracy on the images of each class; NaN where none
@@ -44,10 +44,10 @@ def evaluate(
   split: str = "test",
   network: str | None = None,
 ) -> Evaluation:
-  """Evaluates one reader of a run on a dataset, by default on the test set of the run.
+  """Evaluates one reader of a run, by default on the run's test set.
 
-  reader: "student_0", "hybrid", "ensemble", ...; by default that of `load(workdir)`. The
-  other arguments are those of `evaluate_all`.
+  reader: "student_0", "hybrid", "ensemble", ...; by default that of `load(workdir)`. Other
+  arguments: see `evaluate_all`.
 
       >>> found = evaluate(workdir, "student_0")
       >>> found.dataset, int(found.confusion.sum())
@@ -56,7 +56,7 @@ def evaluate(
       True
 
   Raises:
-    ValueError: in one line, for a run, a reader or a dataset that does not fit.
+    ValueError: in one line, for an unknown run or reader, or a dataset that does not fit.
   """
   reader = reader or Run(workdir).network(None, which, network).origin.split()[0]
   found = evaluate_all(workdir, which=which, data=data, split=split, network=network)
@@ -75,19 +75,19 @@ def evaluate_all(
   split: str = "test",
   network: str | None = None,
 ) -> dict[str, Evaluation]:
-  """{reader: `Evaluation`} of a run, with ensembles.
+  """Evaluates all readers of a run, ensembles included: {reader: `Evaluation`}.
 
   which: the checkpoint, see `Run.chosen`. data: options of `config.data` that differ from the
-  run's, e.g. {"name": "arrays", "dir": "photos.npz"}; its images must have the run's shape
-  and as many classes. They are normalised as the run's were. split: "test", "validation" or
-  "train". network: the run's own network by dotted path, see `Run.network`.
+  run's, e.g. {"name": "arrays", "dir": "photos.npz"}; the images must have the run's shape and
+  as many classes; they are normalised as in the run. split: "test", "validation" or "train".
+  network: the run's own network by dotted path, see `Run.network`.
 
   Raises:
-    ValueError: in one line, for a run or a dataset that does not fit.
+    ValueError: in one line, for an unknown run, or a dataset that does not fit.
   """
   run = Run(workdir)
   which, step = run.chosen(which)
-  run.network(None, which, network)  # refuses what cannot be read
+  run.network(None, which, network)  # raises ValueError if it cannot be read
   config, names = run.require_config(), run.class_names
   dataset, images = dataset_for(run, data, split)
   net = models.build(config["network"], len(names), config["network_options"])
@@ -104,7 +104,7 @@ def evaluate_all(
   learner, mesh = run.learner(which), host.mesh()
   size = -(-min(EVALUATION_BATCH, len(images)) // mesh.size) * mesh.size
   key = jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 2)
-  key, _ = jax.random.split(key)  # as in training: a noisy test view draws the same noise
+  key, _ = jax.random.split(key)  # as in training, so that a noisy test view has equal noise
   rows, labels = {}, []  # rows: {reader: [logits of each batch]}
   for i, (batch, mask) in enumerate(images.padded(size, mesh=mesh)):
     kept = np.asarray(mask)
@@ -122,10 +122,10 @@ def evaluate_all(
 def dataset_for(
   run: Run, changes: Mapping[str, Any] | None = None, split: str = "test"
 ) -> tuple[Dataset, Split]:
-  """(the dataset of a run, one split of it), with these options of `config.data` changed.
+  """(dataset, split of it) of a run. changes: options of `config.data` that differ.
 
   Raises:
-    ValueError: in one line, where they do not fit the run's networks.
+    ValueError: in one line, if the images do not fit the run's networks.
   """
   config, changes, own = run.require_config(), dict(changes or {}), default().data
   if changes.get("name", config["data"]["name"]) == config["data"]["name"]:
@@ -139,13 +139,13 @@ def dataset_for(
   shape, wanted = tuple(images[split].image_shape), tuple(config["data"]["image"])
   if shape != wanted:
     raise ValueError(
-      f"{dataset.name} has images {list(shape)}, the run in {run.path} takes {list(wanted)}; "
-      "data.image_size resizes those of folders and TFDS"
+      f"{dataset.name} has images {list(shape)}, the run in {run.path} needs {list(wanted)}; "
+      "set data.image_size"
     )
   if dataset.classes != len(run.class_names):
     raise ValueError(
-      f"{dataset.name} has {dataset.classes} classes, the run in {run.path} "
-      f"{len(run.class_names)}; evaluate it on a dataset with the same classes"
+      f"{dataset.name} has {dataset.classes} classes, the run in {run.path} has "
+      f"{len(run.class_names)}; choose a dataset with the same classes"
     )
   return dataset, images[split]
 
@@ -158,7 +158,7 @@ def measure(
   checkpoint: str = "",
   dataset: str = "",
 ) -> Evaluation:
-  """The `Evaluation` of logits; a pure function."""
+  """The `Evaluation` of logits. The strings are copied into it."""
   from sklearn.metrics import confusion_matrix
 
   logits = np.asarray(logits, np.float64)
@@ -187,7 +187,7 @@ def calibration_error(
 
       sum_b n_b / n |mean(right in b) - mean(confidence in b)|
 
-  over bins (i / bins, (i + 1) / bins] of the confidence, the highest probability.
+  over bins (i / bins, (i + 1) / bins] of the confidence, i.e. the highest probability.
   """
   bin_of = np.ceil(np.asarray(confidence) * bins).clip(1, bins).astype(int) - 1
   gaps = np.bincount(bin_of, np.asarray(right, float) - confidence, bins)

@@ -1,7 +1,7 @@
-"""Every option of a config in one table: its type, default, bounds, meaning and source.
+"""All options of a config in one table: types, defaults and their sources, bounds, meanings.
 
-`config.check`, `okdph train --help` and docs/configs.md are made of it. The options of methods
-and wrappers are the keyword arguments of their builders, see `okdph_jax.methods`.
+`config.check`, `okdph train --help` and docs/configs.md use it. The options of methods and
+wrappers are the keyword arguments of their builders, see `okdph_jax.methods`.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ class Option(NamedTuple):
   """One option of a config."""
 
   name: str  # "data.fraction"
-  kind: type  # int, float, str, bool or tuple; dict for a group with names of its own
-  default: Any  # None: the option may be left out
-  bounds: str | tuple[str, ...]  # an interval such as "(0, 1]", the possible values, or ""
+  kind: type  # int, float, str, bool or tuple; dict for a group of free names
+  default: Any  # None: the option may be unset
+  bounds: str | tuple[str, ...]  # an interval such as "(0, 1]", the allowed values, or ""
   meaning: str
-  source: str = ""  # of the default; "" is ours
+  source: str = ""  # of the default; "" means this package
 
   def admits(self, value: Any) -> bool:
-    """Whether a value of the right type is within the bounds; NaN never is."""
+    """Whether a value of the right type is within the bounds; NaN is not."""
     if not self.bounds:
       return True
     if isinstance(self.bounds, tuple):
@@ -210,7 +210,7 @@ DEFAULTS = {option.name: option.default for option in OPTIONS}
 
 
 def table(values: Mapping[str, Any] | None = None, tablefmt: str = "github") -> str:
-  """The options as a table; `values` {name: value} replaces the defaults."""
+  """The options as a table, with the defaults, or with `values` {name: value}."""
 
   def shown(value):
     return "" if value is None else str(value).replace(" ", "") if value != "" else '""'

@@ -1,9 +1,9 @@
-"""The paper's settings as data, and the recipe that they fill.
+"""The paper's settings as tables, and configs made of them.
 
-Source of every number: the supplement of arXiv:2303.14666 (Zhang et al., CVPR 2023), Tables
-6 and 7 for OKDPH's hyper-parameters, section 2 for the views; its authors' scripts agree with
-Table 6. The recipe (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 epochs, x0.1 at
-150 and 225) is the paper's section 4.1 and the release's.
+From the supplement of arXiv:2303.14666 (Zhang et al., CVPR 2023): Tables 6 and 7 for OKDPH's
+hyper-parameters, section 2 for the views; the authors' scripts agree with Table 6. The training
+settings (SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 300 epochs, x0.1 at 150 and 225)
+are those of section 4.1 and of the release.
 """
 
 from __future__ import annotations
@@ -65,24 +65,24 @@ HARD: dict[tuple[str, str, Any], dict[str, Any]] = {
   ("cifar100", "densenet40_12", 0.01): cell(0.8, 0.8, 0.5, "5 steps"),
 }
 
-# Where the paper gives no cell, as on ImageNet (ours): its most frequent one, 9 of 36.
+# Where the paper gives none, as on ImageNet: its most frequent setting, 9 of 36 (our choice).
 DEFAULT = cell(0.8, 0.8, 0.5, "5 steps")
 
 CIFAR = ("cifar10", "cifar100")
 
-# Section 4.1; milestones are of 300 epochs, whatever the number of epochs.
+# Section 4.1; milestones are for 300 epochs and scale with the epochs.
 TRAINING = ("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones")
 CIFAR_TRAINING = {name: DEFAULTS[name] for name in TRAINING}
 IMAGENET_TRAINING = CIFAR_TRAINING | dict(
   batch_size=256, weight_decay=1e-4, epochs=100, milestones=(90, 180, 270)
 )
 
-# The first student's and every baseline's view; the paper's supplement, section 2. ImageNet's
-# have no crop: a stream has cropped for each view before the views begin.
+# The view of the first student and of all baselines (supplement, section 2). ImageNet's has no
+# crop, because streamed images are cropped for each view when they are decoded.
 PLAIN_VIEW = {"cifar10": "hflip", "cifar100": "hflip+rot", "imagenet2012": "flip"}
 
-# Rows that are a wrapper around `base`: base's options, and the wrapper's by dataset. The radii
-# are those of SAM's and ASAM's own papers, the label smoothing is OKDPH's.
+# Rows that are wrappers around `base`: (options of base, {dataset: options of the wrapper}).
+# The radii are those of the papers of SAM and ASAM, the label smoothing is OKDPH's.
 WRAPPED = {
   "sam": (dict(label_smoothing=0.1), {"cifar10": dict(rho=0.05), "cifar100": dict(rho=0.1)}),
   "asam": (dict(label_smoothing=0.1), {"cifar10": dict(rho=0.5), "cifar100": dict(rho=1.0)}),
@@ -90,8 +90,8 @@ WRAPPED = {
   "ema": ({}, {}),  # the paper's "EMA" row is mean_teacher
 }
 
-# The methods as OKDPH's authors compute them, which gave the numbers in their tables: every
-# option where it is not the same in all cells. PCL on DenseNet has three students.
+# The methods as in the release of OKDPH's authors, without options that differ between cells.
+# (Its PCL on DenseNet has three students.)
 RELEASE = {
   "okdph": dict(
     hybrid_gradient=False,
@@ -126,14 +126,14 @@ def released(name: str) -> dict[str, Any]:
 
 
 def release_wrapper(name: str, dataset: str) -> dict[str, Any]:
-  """The wrapper around `base` behind the release's rows "sam" and "swa"."""
-  if name == "sam":  # ASAM by default, with SAM's radii, those of the datasets exchanged
+  """The wrapper around `base` in the release's rows "sam" and "swa"."""
+  if name == "sam":  # it is ASAM with SAM's radii, interchanged between the datasets
     return dict(name="asam", rho={"cifar10": 0.1, "cifar100": 0.05}[dataset], eta=0.0)
   return dict(name="swa", start=241, learning_rate=0.001)
 
 
 def okdph_views(dataset: str, students: int) -> tuple[str, ...]:
-  """One per student, the hybrid's last (two students: the main text, section 4.1)."""
+  """One view per student, and the hybrid's last (of two students: section 4.1)."""
   first = PLAIN_VIEW.get(dataset, "hflip")
   views = {
     2: (first, "cutout", "augment"),
@@ -146,13 +146,13 @@ def okdph_views(dataset: str, students: int) -> tuple[str, ...]:
     raise ValueError(f"okdph hybridizes at least 2 students; students is {students}")
   if students not in views:
     raise ValueError(
-      f"the paper's okdph has {', '.join(map(str, views))} students on {dataset}, not "
-      f"{students}; for that set config.method.students, and config.views with one view more"
+      f"the paper has views for {', '.join(map(str, views))} students on {dataset}, not for "
+      f"{students}; set config.method.students={students} and config.views with one view more"
     )
   return views[students]
 
 
-# Four students in the release's README; views go by position, the last is the hybrid's.
+# The views of four students in the release's README; the last is the hybrid's.
 README_VIEWS = {
   dataset: (PLAIN_VIEW[dataset], "cutout", "augment", "auto_aug", "plain") for dataset in CIFAR
 }
@@ -161,9 +161,10 @@ README_VIEWS = {
 def row(
   name: str, network: str, dataset: str, setting: str | float | None = None, **options: Any
 ) -> tuple[dict[str, Any], tuple[dict[str, Any], ...], tuple[str, ...]]:
-  """One row of the paper's tables: (`config.method`, `config.wrappers`, `config.views`).
+  """A row of the paper's tables: (`config.method`, `config.wrappers`, `config.views`).
 
-  A method or wrapper comes with every option that it has; `options` are the method's.
+  setting: see `recipe`. options: of the method, in place of the paper's. The method and the
+  wrappers are returned with all their options.
   """
   from okdph_jax.experiment.config import defaults
   from okdph_jax.methods import METHODS, WRAPPERS
@@ -179,7 +180,7 @@ def row(
     name = "base"
   method = dict(name=name) | defaults(METHODS[name])
   if "students" in options and "students" not in method:
-    raise ValueError(f"{name} trains one network; leave the number of students out")
+    raise ValueError(f"{name} trains a single network; remove the number of students")
   students = options.get("students", method.get("students", 1))
   if students < 1:
     raise ValueError(f"students is {students}; there must be at least 1")
@@ -198,9 +199,10 @@ def recipe(
   setting: str | float | None = None,
   **options: Any,
 ) -> ConfigDict:
-  """The whole configuration of one CIFAR cell.
+  """The config of one cell of the paper's tables.
 
-  setting: "noisy", or a fraction of the training set: Table 7's cell. options: the method's.
+  setting: "noisy", or a fraction of the training set, for a cell of Table 7. options: of the
+  method, in place of the paper's.
   """
   from okdph_jax.experiment.config import default  # ml_collections comes with it
 
@@ -214,14 +216,16 @@ def recipe(
 
 
 def split(argument: str | None, **parts: Any) -> dict[str, Any]:
-  """The parts of a config's argument, "dml,vgg16" -> {"method": "dml", "network": "vgg16"}.
+  """Parses a config's argument: "dml,vgg16" -> {"method": "dml", "network": "vgg16"}.
 
-  parts: {name: default} in order. A tuple has all the values that there are, the first is the
-  default; a part whose default is None is a whole number, left out where it is not given.
+  parts: {name: default} in order. A tuple lists the allowed values, the default first; a part
+  with the default None is a whole number, and left out of the result if it is not given.
   """
   values = [value.strip() for value in argument.split(",")] if argument else []
   if len(values) > len(parts):
-    raise ValueError(f"the config takes {','.join(parts).upper()}; got {argument!r}")
+    raise ValueError(
+      f"the config's argument is {','.join(parts).upper()}, but {argument!r} was given"
+    )
   values += [""] * (len(parts) - len(values))
   read = {
     name: _read(name, value, default)
@@ -231,7 +235,7 @@ def split(argument: str | None, **parts: Any) -> dict[str, Any]:
 
 
 def _read(name, value, default):
-  """One part of a config's argument; ValueError, in one line, where it is none."""
+  """The value of one part of a config's argument; ValueError, in one line, if it is invalid."""
   if isinstance(default, tuple):
     if value and value not in default:
       raise ValueError(

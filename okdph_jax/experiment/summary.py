@@ -1,4 +1,4 @@
-"""What a run says and writes about itself before it starts."""
+"""What a run prints and records before it starts: its config, environment, and parameters."""
 
 import importlib.metadata
 import os
@@ -23,18 +23,18 @@ from okdph_jax.runtime import host
 def resolve(
   config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
 ) -> dict[str, Any]:
-  """The config as plain data, with what was measured of the data: what config.json keeps."""
+  """The config as plain data, with the measured properties of the data, as in config.json."""
   resolved = config.to_dict()
   if dataset:
     resolved["data"] |= data_signature(dataset)
-  for name in ("teacher", "init_from"):  # so that runs that belong together move together
+  for name in ("teacher", "init_from"):  # relative, so that both folders can be moved together
     if config[name]:
       resolved[name] = os.path.relpath(config[name], workdir)
   return resolved
 
 
 def environment() -> dict[str, Any]:
-  """What the bits of a run depend on besides its config."""
+  """Versions and devices, on which the last bits of a run may depend."""
   names = ("okdph_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
     "versions": {name: importlib.metadata.version(name) for name in names},
@@ -47,14 +47,14 @@ def environment() -> dict[str, Any]:
 
 
 def parameters(experiment: Experiment, dataset: Dataset) -> tuple[int, int]:
-  """How many numbers descent moves, and how many the one network has that is deployed."""
+  """(number of trained parameters, number of parameters of one network)."""
   leaves = jax.tree.leaves(experiment.learner.params)
   trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
   return trained, models.parameters(experiment.net, dataset.image_shape)
 
 
 def summary(config: ConfigDict, dataset: Dataset, experiment: Experiment) -> str:
-  """What a run says before it starts: machine, data, method, network."""
+  """What a run prints before it starts: software, devices, data, method, network."""
   here = environment()
   versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
   image_shape = dataset.image_shape
@@ -84,7 +84,7 @@ def summary(config: ConfigDict, dataset: Dataset, experiment: Experiment) -> str
 
 
 def parameter_table(net: nn.Module, image_shape: tuple[int, ...]) -> str:
-  """One network's parameters by part."""
+  """A table of the parameters of each part of one network."""
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   variables = jax.eval_shape(
     lambda key: net.lazy_init({"params": key, "dropout": key}, image, False), jax.random.key(0)

@@ -1,4 +1,4 @@
-"""Networks of finished runs: the teacher, and what a run starts from."""
+"""Networks of finished runs as teachers, and as initial variables."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from okdph_jax.trained_network import TrainedNetwork
 
 
 def data_signature(dataset: Dataset) -> dict[str, Any]:
-  """What a network has to know of its data."""
+  """The properties of the data that a network depends on."""
   return {
     "classes": dataset.classes,
     "image": dataset.image_shape,
@@ -24,11 +24,13 @@ def data_signature(dataset: Dataset) -> dict[str, Any]:
 
 
 def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
-  """The `TrainedNetwork` that `config.teacher` names; None where it names none.
+  """The network that `config.teacher` names, or None if it is empty.
 
-  "DIR[:READER][@WHICH]" of a finished run, see `Run.network`, or a file of weights of the
-  ResNet `config.teacher_network`, see `models.torchvision`. ValueError, in one line, where
-  there is no such network or where it was trained on other data.
+  It is "DIR[:READER][@WHICH]" of a finished run, see `Run.network`, or a file with weights of
+  the ResNet `config.teacher_network`, see `models.torchvision`.
+
+  Raises:
+    ValueError: in one line, if there is no such network, or if it was trained on other data.
   """
   if not config.teacher:
     return None
@@ -39,17 +41,17 @@ def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
   there = {name: data.get(name) for name in data_signature(dataset)}
   if different := differing(there, data_signature(dataset)):
     raise ValueError(
-      f"the teacher in {run.path} was trained on other data ({'; '.join(different)}); "
-      "choose one that was trained on these"
+      f"the teacher in {run.path} was trained on other data ({'; '.join(different)}); choose a "
+      "teacher that was trained on this run's data"
     )
   theirs = (run.record or {}).get("fingerprint", {}).get("train")
   if theirs and theirs != dataset.train.fingerprint():
-    print(f"the teacher in {run.path} was trained on other images or labels than these")
+    print(f"the teacher in {run.path} was trained on other images or labels than this run")
   return run.network(reader, which, config.teacher_network or config.network)
 
 
 def from_file(config: ConfigDict, dataset: Dataset) -> TrainedNetwork:
-  """The ResNet whose weights are in the file `config.teacher`."""
+  """The ResNet with the weights in the file `config.teacher`."""
   try:
     module, variables = torchvision.load(
       config.teacher, config.teacher_network, dataset.mean, dataset.std
@@ -70,7 +72,7 @@ def from_file(config: ConfigDict, dataset: Dataset) -> TrainedNetwork:
 
 
 def pretrained(config: ConfigDict, net: nn.Module, dataset: Dataset) -> tuple[Any, str | None]:
-  """(`net` as it starts from `config.init_from`, what of it does so in one line)."""
+  """(`net`, initialised from `config.init_from`; a description of that in one line)."""
   if not config.init_from:
     return net, None
   run, reader, which = named(config.init_from, "config.init_from")
@@ -82,6 +84,6 @@ def pretrained(config: ConfigDict, net: nn.Module, dataset: Dataset) -> tuple[An
   if len(own) >= total:
     raise ValueError(
       f"config.init_from={config.init_from}: no parameter of {source.origin} has the name and "
-      f"shape of one of {config.network}; start from a run of the same network"
+      f"shape of a parameter of {config.network}; choose a run of the same network"
     )
   return started, f"{source.origin}; new: {', '.join(own) or 'nothing'}"

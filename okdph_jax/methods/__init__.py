@@ -1,4 +1,4 @@
-"""The methods and wrappers by name: the table of contents."""
+"""All methods and wrappers by name."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -52,9 +52,9 @@ WRAPPERS: dict[str, Callable[..., Method]] = {  # name -> wrapper(method, contex
 def assemble(
   context: Context, method: Mapping[str, Any], wrappers: Iterable[Mapping[str, Any]] = ()
 ) -> Method:
-  """The method that `config.method` names, with `config.wrappers` around it.
+  """Builds the method of `config.method`, wrapped by `config.wrappers`.
 
-  method: {"name": ..., option: value, ...}; wrappers: such dicts, the innermost first.
+  method: {"name": ..., option: value, ...}. wrappers: such dicts, the innermost first.
 
       >>> from okdph_jax import models
       >>> net = models.build("resnet8", classes=10)
@@ -64,7 +64,7 @@ def assemble(
       3
 
   Raises:
-    ValueError: in one line, where there is no such method or wrapper.
+    ValueError: in one line, for an unknown name or an option out of range.
   """
   builder, options = _apart(METHODS, method)
   built = builder(context, **options)
@@ -75,13 +75,13 @@ def assemble(
 
 
 def _apart(table, options):
-  """(the builder that the options name, the other options)."""
+  """(the builder called options["name"], the other options)."""
   options = dict(options)
   name = options.pop("name")
   if name not in table:
     kind = "method" if table is METHODS else "wrapper"
     raise ValueError(
-      f"there is no {kind} {name!r} (there are {', '.join(table)}); if it is your own, import "
-      "the module that adds it first"
+      f"there is no {kind} {name!r} (there are {', '.join(table)}); if it is your own, first "
+      "import the module that registers it"
     )
   return table[name], options

@@ -1,4 +1,4 @@
-"""Base: networks trained on the labels alone."""
+"""Base: networks trained on the labels alone, without distillation."""
 
 from okdph_jax.core import Terms, is_traced
 from okdph_jax.losses import cross_entropy
@@ -7,11 +7,11 @@ from okdph_jax.methods.protocol import Context, Method, check_students
 
 
 def base(context: Context, *, students: int = 1, label_smoothing: float = 0.0) -> Method:
-  """N networks, independently started, that share only the batches.
+  """N independently initialised networks, trained on the same batches.
 
       L_m = CE(z_m, y)
 
-  With `students=3` and OKDPH's three views this is the control of equal cost.
+  With `students=3` and OKDPH's three views it costs as much as OKDPH with two students.
   """
   check_students("base", students, least=1)
   if not is_traced(label_smoothing) and not 0 <= label_smoothing < 1:

@@ -1,3 +1,5 @@
+"""Methods of N branches on a shared stem: one, okddip, ffl and pcl use these functions."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from okdph_jax.losses import accuracy
 from okdph_jax.methods.protocol import Context, Logits, Method, unstack
 from okdph_jax.nn.students import each, run, stack, start
 
-Forwarded = tuple[Float[Array, "V B h w c"], Outputs]  # the stem's maps, the branches' outputs
+Forwarded = tuple[Float[Array, "V B h w c"], Outputs]  # stem's maps, branches' [N, B, ...]
 
 
 def branches(
@@ -24,12 +26,12 @@ def branches(
   ensembles: Callable[..., Logits],
   named: Callable[..., dict[str, Any]] = unstack,
 ) -> Method:
-  """N branches from independent starts, all on the stem's map of one view.
+  """A method of N independently initialised branches on the stem's map of one view.
 
-  `head((maps [1, B, h, w, c], outputs [N, B, ...]), train) -> logits` is a Linen module,
-  kept as `name` under `shared`: it sees the stem's map and the branches' `Outputs`.
-  `criterion(logits [N, B, K], head_logits, label [B], step) -> Terms`; the readers are those
-  of `readers` and of `ensembles(logits, head_logits)`.
+  head: a Linen module, `head((maps [1, B, h, w, c], outputs [N, B, ...]), train) -> logits`,
+    whose variables are `shared` under `name`.
+  criterion: `criterion(logits [N, B, K], head_logits, label [B], step) -> Terms`.
+  ensembles: `ensembles(logits, head_logits) -> {reader: logits}`. named: see `readers`.
   """
   net = check_net(context.net, name)
 
@@ -61,10 +63,10 @@ def readers(
   learners: Callable[[Learner], dict[str, Learner]],
   named: Callable[..., dict[str, Any]] = unstack,
 ) -> dict:
-  """The fields of a `Method` that read every branch on its stem, which runs once for all.
+  """The fields `networks` and `predict` of a `Method` of branches; the stem runs once for all.
 
-  `learners(learner) -> {name: learner of a stem and branches}`; `named(stack, name)` gives
-  the readers of each, "name_0", "name_1", ... by default.
+  learners: `learners(learner) -> {name: a learner with a stem and branches}`.
+  named: `named(stack, name) -> {reader: entry}`, by default "name_0", "name_1", ...
   """
 
   def networks(learner):
@@ -85,12 +87,12 @@ def readers(
 
 
 def check_net(net: nn.Module, name: str) -> Any:
-  """`net` if it has a stem and a branch; a one-line ValueError otherwise."""
+  """Returns `net`, or raises ValueError, in one line, if it lacks a stem or a branch."""
   if hasattr(net, "stem") and hasattr(net, "branch"):
     return net
   raise ValueError(
-    f"{name} needs a network with a stem and a branch: {type(net).__name__} has no .stem and "
-    ".branch; give it both (see okdph_jax.models.Net), or choose a method of whole networks"
+    f"{name} needs a network with a stem and a branch, and {type(net).__name__} lacks .stem or "
+    ".branch; add both (see okdph_jax.models.Net), or choose a method of whole networks"
   )
 
 
@@ -102,7 +104,7 @@ def init_branches(
   key: Key[Array, ""],
   image: Float[Array, "B H W C"],
 ) -> Learner:
-  """A learner of n independently started branches, and under `shared` the stem and the head."""
+  """A learner with n independently initialised branches, and a stem and a head as `shared`."""
   keys = jax.random.split(key, n + 2)
   stem = start(net.stem, keys[n], image)
   mapped, _ = jax.eval_shape(lambda: run(net.stem, stem, image))
@@ -127,10 +129,10 @@ def forward(
   *,
   train: bool = False,
 ) -> tuple[Forwarded, Learner]:
-  """((maps [V, B, h, w, c], outputs [N, B, ...]), the learner with its new statistics).
+  """((maps [V, B, h, w, c], outputs [N, B, ...]), the learner with new batch statistics).
 
-  With V = 1 all branches share the stem's map, with V = N branch m has that of view m; the
-  stem's batch statistics are updated with each view in turn.
+  With V = 1 all branches receive the same map, with V = N branch m receives that of view m. The
+  stem updates its batch statistics with one view after the other.
   """
   maps = []
   for image in images:
@@ -152,6 +154,6 @@ def run_shared(
   *,
   train: bool = False,
 ) -> tuple[Any, Learner]:
-  """Runs the module kept as `name` under `shared`: its output, and the learner afterwards."""
+  """Runs a module with the variables `shared[name]`: (output, learner with new statistics)."""
   y, stats = run(module, learner.variables("shared", name), x, key, train=train)
   return y, learner.with_stats(shared=learner.stats["shared"] | {name: stats})

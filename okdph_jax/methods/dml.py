@@ -13,8 +13,8 @@ def dml(context: Context, *, students: int = 2) -> Method:
 
       L_m = CE(z_m, y) + 1 / (M - 1) sum_{j != m} KL_1(sg[z_j] -> z_m)
 
-  As in OKDPH's release, all students are updated together after one forward pass, and each
-  sees a view of its own. The original updates them in turn, on the same images.
+  As in OKDPH's release, all students are updated at once after one forward pass, and each
+  student has its own view. The original updates them in turn, on the same images.
   """
   check_students("dml", students)
 

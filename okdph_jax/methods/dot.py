@@ -1,4 +1,4 @@
-"""DOT: a momentum of its own for the task and for the distillation, around any method."""
+"""DOT: separate momentum for the task loss and the distillation loss, around any method."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,20 +26,20 @@ def dot(method: Method, context: Context, *, delta: float = 0.075) -> Method:
       v_ce <- (mu - delta) v_ce + g_ce + wd theta;  v_kd <- (mu + delta) v_kd + g_kd
       theta <- theta - lr (v_ce + v_kd)
 
-  g_ce and g_kd are the gradients of `Terms.task` and `Terms.distill`, as the method weights
-  them, from one forward pass. A parameter that only one of the terms depends on (KR's labels)
-  keeps one momentum mu; the dependence is found in the program, not in the values. delta:
-  0.075 on CIFAR-100, 0.09 on ImageNet.
+  g_ce and g_kd are the gradients of `Terms.task` and `Terms.distill`, including the method's
+  weights, from one forward pass. A parameter that only one term depends on, such as KR's
+  labels, has a single momentum mu; the dependence is read from the jaxpr, not from values. The
+  paper's delta is 0.075 on CIFAR-100 and 0.09 on ImageNet.
 
-  A constant gradient moves task by 1 / (1 - mu + delta), distillation by 1 / (1 - mu - delta)
-  times the rate, 1 : 7 at the defaults: the control is `weighted` with that ratio. It pulls
-  with wd / (1 - mu + delta), where SGD's weight decay pulls with wd / (1 - mu). Around
-  `kd` this is the published method; around the others it is an extension of this package.
+  Under constant gradients the task term moves the weights by lr / (1 - mu + delta) per step and
+  the distillation term by lr / (1 - mu - delta), 1 : 7 at the defaults: `weighted` with this
+  ratio is the control. Weight decay acts with the factor 1 / (1 - mu + delta), not SGD's
+  1 / (1 - mu). Around `kd` this is the published method; around others it is our extension.
   """
   del context
   check_nonnegative("dot", delta=delta)
   if method.gradient is not plain_gradient:
-    raise ValueError("dot splits the plain gradient; name it before sam and asam in wrappers")
+    raise ValueError("dot must come before sam and asam in config.wrappers")
 
   def optimizer(schedule, **rest):
     return method.optimizer(schedule, rule=partial(dot_sgd, delta=delta), **rest)
@@ -50,9 +50,9 @@ def dot(method: Method, context: Context, *, delta: float = 0.075) -> Method:
 def split_gradient(
   objective: Objective, params: PyTree
 ) -> tuple[Terms, tuple[Learner, Metrics]]:
-  """The gradients of task and distill from one forward pass: `Terms` of two trees.
+  """((gradient of task, gradient of distill) as `Terms`, auxiliary output).
 
-  A leaf is None where its term does not depend on the parameter.
+  From one forward pass. A leaf is None where the term does not depend on the parameter.
   """
   terms, jvp, aux = jax.linearize(objective, params, has_aux=True)
   dependent = dependence(jvp, params)
@@ -66,10 +66,10 @@ def split_gradient(
 
 
 def dependence(jvp: Callable[[PyTree], Terms], params: PyTree) -> Terms:
-  """Which term depends on which leaf: `Terms` of two trees of booleans.
+  """Whether each term depends on each leaf: `Terms` of two trees of booleans.
 
-  `jvp` maps tangents of the parameters to tangents of the terms. A term depends on a leaf
-  that is live in the program which computes this term alone.
+  jvp: maps tangents of the parameters to tangents of the terms. A term depends on a leaf that
+  survives dead-code elimination of the other term.
   """
   jaxpr = jax.make_jaxpr(jvp)(params).jaxpr
   structure = jax.tree.structure(params)

@@ -1,4 +1,4 @@
-"""EMA: exponentially averaged weights beside any method."""
+"""EMA: an exponential moving average of the weights of any method."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,12 @@ from okdph_jax.schedules import average_decay
 
 
 def ema(method: Method, context: Context, *, decay: float = 0.999) -> Method:
-  """Averages what `method` trains and leaves its training alone.
+  """Averages the weights of `method` after every step; its training is unchanged.
 
-      theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (t + 1), decay), every step
+      theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (t + 1), decay)
 
-  Batch statistics are averaged likewise. Every reader has a second one with the averaged
-  weights, "ema_student_0" beside "student_0". In `mean_teacher`, by contrast, the average is
-  a teacher.
+  Batch statistics are averaged in the same way. Each reader gets a second one with averaged
+  weights: "ema_student_0" for "student_0". In `mean_teacher` the average is also a teacher.
   """
   del context
   check_fraction("ema", decay=decay)

@@ -1,4 +1,4 @@
-"""FFL: the branches' feature maps are fused, and the fusion teaches the branches."""
+"""FFL: a head on the fused feature maps of all branches teaches them, and they teach it."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,7 +21,7 @@ from okdph_jax.schedules import ramp
 
 
 class Fusion(nn.Module):
-  """Logits [B, K] from the branches' last feature maps, side by side: [B, h, w, N F]."""
+  """Logits [B, K] from the branches' last feature maps, concatenated to [B, h, w, N F]."""
 
   @nn.compact
   def __call__(self, forwarded, train):
@@ -45,10 +45,10 @@ def ffl(
       L = sum_m CE(z_m, y) + CE(z_f, y)
           + ramp(e; 80) [sum_m KL_T(sg[z_f] -> z_m) + KL_T(sg[mean_m z_m] -> z_f)]
 
-  The gradient of the fused logits z_f reaches branches and stem through the maps. The fusion
-  has a weight decay of its own, the official code's; OKDPH's release gives it that of the
-  network, 5e-4. (`weight_decay=0` turns off both.) Its learning rate follows the schedule; in
-  the release it is constant, which is not reproduced.
+  z_f are the logits of the fusion head; their gradient also reaches branches and stem, through
+  the maps. The head has its own weight decay, as in the official code; OKDPH's release uses the
+  network's, 5e-4. (`config.weight_decay=0` turns off both.) Its learning rate follows the
+  schedule; in the release it stays constant, which is not reproduced.
   """
   check_students("ffl", students)
   check_positive("ffl", temperature=temperature)

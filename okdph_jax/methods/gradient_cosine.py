@@ -1,4 +1,4 @@
-"""Gradient cosine: logs how far the gradients of the two losses agree, around any method."""
+"""Gradient cosine: logs the cosine between the gradients of the two terms of any method."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from okdph_jax.methods.protocol import Context, Method, plain_gradient
 
 
 def gradient_cosine(method: Method, context: Context) -> Method:
-  """Logs "gradient_cosine", of the gradients of `Terms.task` and `Terms.distill`.
+  """Logs "gradient_cosine", the cosine between the gradients of task and distill.
 
-  Over the parameters that both reach, as the method weights the two; 0 where one of them is
-  zero. Training is that of `method`, but for rounding: the gradient is the sum of the two,
-  which take a backward pass each. Around `dot`, which has both, it costs nothing.
+  Over all parameters that both terms depend on; 0 if one of the gradients is zero. Training
+  differs from `method` by rounding only: the gradient is the sum of the two, each of which
+  takes a backward pass. Around `dot`, which computes both anyway, there is no extra cost.
   """
   del context
 
@@ -25,15 +25,12 @@ def gradient_cosine(method: Method, context: Context) -> Method:
       objective, params
     )
     if not isinstance(split, Terms):
-      raise ValueError(
-        "gradient_cosine compares the gradients that are descended with; name it before sam "
-        "and asam in wrappers"
-      )
+      raise ValueError("gradient_cosine must come before sam and asam in config.wrappers")
     both = [pair for pair in zip(*map(_leaves, split), strict=True) if None not in pair]
     if not both:
       raise ValueError(
-        "gradient_cosine: no parameter has both losses, of the labels and of distillation; "
-        "leave it out of wrappers"
+        "gradient_cosine: no parameter receives gradients of both the task loss and the "
+        "distillation loss; remove it from config.wrappers"
       )
     metrics = metrics | {"gradient_cosine": jnp.nan_to_num(cosine(*zip(*both, strict=True)))}
     return jax.tree.map(_sum, *split, is_leaf=_none) if plain else split, (learner, metrics)
@@ -42,7 +39,7 @@ def gradient_cosine(method: Method, context: Context) -> Method:
 
 
 def cosine(a: PyTree, b: PyTree) -> Float[Array, ""]:
-  """The cosine of two trees as vectors; NaN where one of them is zero."""
+  """The cosine between two trees as vectors; NaN if one of them is zero."""
   dots = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
   return sum(jax.tree.leaves(dots)) / (optax.tree.norm(a) * optax.tree.norm(b))
 

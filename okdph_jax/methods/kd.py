@@ -1,8 +1,9 @@
-"""KD: a trained teacher's predictions as soft targets; also self-distillation's generations."""
+"""KD: the predictions of a trained teacher as targets; also used for self-distillation."""
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Int
 
 from okdph_jax.core import Terms
 from okdph_jax.losses import accuracy, cross_entropy, kl
@@ -29,24 +30,22 @@ def kd(
 
       L = a CE(z, y) + b KL_T(sg[z_teacher] -> z)      a, b: task_weight, distill_weight
 
-  The teacher is frozen, sees the student's own view, and uses its running statistics.
-  `targets="hard"` gives CE(z, argmax z_teacher) in place of the KL term; "smoothed" keeps of
-  each of the teacher's answers the probability of the label alone and spreads the rest evenly,
-  which is label smoothing by the teacher's confidence in that image. With the previous
-  generation as teacher, a = 1 - b, this is self-distillation (Born-Again Networks, Furlanello
-  et al., ICML 2018, arXiv:1805.04770).
+  The teacher is frozen, gets the student's view, and uses its running batch statistics.
+  `targets="hard"` replaces the KL term by CE(z, argmax z_teacher). `targets="smoothed"` keeps
+  the teacher's probability of the label and distributes the rest evenly over the other classes:
+  label smoothing by the teacher's confidence in each image. With the previous generation as
+  teacher and a = 1 - b this is self-distillation (Born-Again Networks, Furlanello et al., ICML
+  2018, arXiv:1805.04770).
 
-  Logs both losses without their weights, "label_loss" and "teacher_loss", so that with b = 0
-  the distance from the teacher can be followed while the student learns from labels alone.
+  Logs both losses without their weights as "label_loss" and "teacher_loss". So with b = 0 the
+  log shows the distance from a teacher that the student does not learn from.
 
   The defaults are those of DefangChen/OKDDip-AAAI2020; megvii-research/mdistiller has
   a = 0.1, b = 0.9, T = 4 on CIFAR-100 and a = b = 0.5, T = 1 on ImageNet. OKDPH's release
   has no KD.
   """
   if context.teacher is None:
-    raise ValueError(
-      "kd needs a teacher and there is none; name a finished run, config.teacher=DIR"
-    )
+    raise ValueError("kd needs a teacher; name a finished run, config.teacher=DIR")
   check_choice("kd", "targets", targets, ("soft", "hard", "smoothed"))
   check_positive("kd", temperature=temperature)
   check_nonnegative("kd", task_weight=task_weight, distill_weight=distill_weight)
@@ -85,8 +84,10 @@ def kd(
   return Method(views=1, init=init, losses=losses, **peers.readers(net), independent=True)
 
 
-def smoothed(logits: jax.Array, label: jax.Array, temperature: float) -> jax.Array:
-  """Logits [B, K] with the same probability of the label [B], and the others equal."""
+def smoothed(
+  logits: Float[Array, "B K"], label: Int[Array, " B"], temperature: float
+) -> Float[Array, "B K"]:
+  """Logits with the same probability of the label, softmax(logits / T), and equal others."""
   log_p = jax.nn.log_softmax(logits / temperature)
   own = jnp.take_along_axis(log_p, label[:, None], -1)
   rest = jnp.log(jnp.maximum(-jnp.expm1(own), 1e-30) / (logits.shape[-1] - 1))

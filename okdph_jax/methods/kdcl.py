@@ -36,18 +36,18 @@ def kdcl(
 
       L_m = a CE(z_m, y) + b KL_T(sg[z_t] -> z_m)      a, b: task_weight, distill_weight
 
-  Each student sees a view of its own. `target` makes z_t, per example: "naive", the
-  logits of the student with the lowest loss; "linear", the convex combination with the
-  lowest loss; "minlogit", the least logits once the label's are shifted to 0; or one
-  combination for all, "general", from the students' error covariance C:
-  w = C^-1 1 / (1^T C^-1 1), which may leave the simplex.
+  Each student has its own view. `target` chooses z_t. Per example: "naive", the logits of the
+  student with the lowest loss; "linear", the convex combination with the lowest loss;
+  "minlogit", the elementwise minimum over students of the logits minus the label's logit. For
+  all examples: "general", the combination w = C^-1 1 / (1^T C^-1 1) for the covariance C of the
+  students' errors, which may have negative weights.
 
-  The paper measures C on held-out images once an epoch. None are held out here: C is
-  that of the last epoch's training batches, each before the step that learns it. Late in
-  training these errors are too small, though still comparable between students. The first
-  epoch has w = 1/N. The paper's weight of the KL term is not certain; 1 is taken.
+  The paper estimates C on held-out images once per epoch. Here C is estimated on the training
+  batches of the previous epoch, each before its step; late in training these errors are too
+  small, but still comparable between students. The first epoch has w = 1/N. The paper's weight
+  of the KL term is not known for certain; the default is 1.
 
-  OKDPH's release uses none of these four but `target="mean"`, a = b = 0.5 and T = 4.
+  OKDPH's release uses none of these four, but `target="mean"` with a = b = 0.5 and T = 4.
   """
   check_students("kdcl", students)
   check_choice("kdcl", "target", target, (*TARGETS, "general"))
@@ -73,7 +73,7 @@ def mean(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array,
 
 
 def naive(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
-  """Per example the logits of the student with the lowest loss."""
+  """For each example the logits of the student with the lowest loss."""
   best = _nll(logits, label).argmin(0)  # [B]
   return jnp.take_along_axis(logits, best[None, :, None], 0)[0]
 
@@ -90,21 +90,22 @@ def linear(
   sweeps: int = 8,
   bisections: int = 20,
 ) -> Float[Array, "B K"]:
-  """Per example the convex combination with the lowest loss.
+  """For each example the convex combination of the logits with the lowest loss.
 
-  The loss is convex in the weights. Each pair of students in turn divides its joint weight
-  where the derivative changes sign, by bisection: exact for two, a descent for more.
+  The loss is convex in the weights. For one pair of students after the other, bisection finds
+  the best division of the pair's total weight: exact for two students, coordinate descent in
+  `sweeps` rounds for more.
   """
   n, batch, classes = logits.shape
   one_hot = jax.nn.one_hot(label, classes)
 
   def divide(pair, weights):
-    """The best division of the pair's weight, the others kept: [N, B] -> [N, B]."""
+    """Weights [N, B] with the pair's total weight divided in the best way."""
     i, j = pair
     total, difference = weights[i] + weights[j], logits[i] - logits[j]
     rest = jnp.einsum("nb,nbk->bk", weights.at[i].set(0).at[j].set(total), logits)
 
-    def halve(_, interval):  # share: of the pair's weight, student i's
+    def halve(_, interval):  # share: the part of the pair's weight that student i gets
       low, high = interval
       share = (low + high) / 2
       mixed = rest + (share * total)[:, None] * difference
@@ -136,9 +137,9 @@ def covariance(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[
 
 
 def combination(errors: Float[Array, "N N"]) -> Float[Array, " N"]:
-  """w = C^-1 1 / (1^T C^-1 1), summing to one.
+  """w = C^-1 1 / (1^T C^-1 1), which sums to one.
 
-  Equal students make C singular: a thousandth of its mean diagonal is added.
+  Equal students make C singular, so a thousandth of its mean diagonal is added to the diagonal.
   """
   n = len(errors)
   ridge = 1e-3 * jnp.trace(errors) / n + 1e-12
@@ -147,8 +148,8 @@ def combination(errors: Float[Array, "N N"]) -> Float[Array, " N"]:
 
 
 def _general(context, n, criterion):
-  """The target with one combination for all examples, computed after every epoch."""
-  method = peers(context, n, criterion)  # for its networks; the losses are replaced
+  """KDCL with `target="general"`: weights for all examples, computed after every epoch."""
+  method = peers(context, n, criterion)  # `init` and `losses` are replaced below
 
   def init(key, views):
     memory = {"errors": jnp.zeros((n, n)), "weights": jnp.full(n, 1 / n)}

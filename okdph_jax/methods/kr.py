@@ -1,4 +1,4 @@
-"""KR: learnt logits per class in place of a teacher."""
+"""KR: learned logits of the wrong classes in place of a teacher."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +19,14 @@ def kr(
 
       L = CE(z, y) + g KL_1(sg[R_y] -> u) + KL(softmax(sg[u] / tau) || softmax(R_y))
 
-  u are the logits without the label's, R [K, K-1] the learnt logits of the wrong classes,
-  trained by the same SGD as the network. g = 1 - the training accuracy of the epoch so far
-  (`fade=True`), or g = 1 (`fade=False`), as in every command of OKDPH's release, whose code
-  fails otherwise.
+  u are the logits without the label's. R [K, K-1] are learned logits of the wrong classes for
+  each label, trained by the same SGD as the network. With `fade=True` g is 1 - the training
+  accuracy of the epoch so far; with `fade=False` g = 1, as in every command of OKDPH's release,
+  whose code fails otherwise.
 
-  R starts at 0, uniform. Release and paper start it from distances between word vectors of
-  the class names, which the release does not contain: `distances` [K, K] starts it from
-  their negatives, standardised (the sign is ours: near classes are likely ones).
+  R starts at 0, i.e. uniform. Paper and release start from distances between word vectors of
+  the class names, which the release does not contain. Given `distances` [K, K], R starts from
+  their standardised negatives; the sign is our choice, since similar classes are likely ones.
   """
   check_positive("kr", temperature=temperature)
   net, table = context.net, residual_labels(distances, context.classes)
@@ -41,16 +41,16 @@ def kr(
     image, label = views
     logits, stats = each(net, learner.students, image, key, train=True)  # [1, B, K]
     others = without_label(logits[0], label)  # [B, K-1]
-    learnt = learner.params["shared"]["labels"][label]  # [B, K-1]
+    learned = learner.params["shared"]["labels"][label]  # [B, K-1]
     weight, learner = 1.0, learner.with_stats(students=stats)
     if fade:
       memory = learner.memory
-      same_epoch = step % context.epoch_steps != 0  # 0 at the first batch of an epoch
+      same_epoch = step % context.epoch_steps != 0  # False at the first batch of an epoch
       right = same_epoch * memory["right"] + jnp.sum(logits[0].argmax(-1) == label)
       seen = same_epoch * memory["seen"] + len(label)
       weight, learner = 1 - right / seen, learner.with_memory(right=right, seen=seen)
-    distill = weight * kl(others, stop_gradient(learnt))
-    distill += kl(learnt, stop_gradient(others) / temperature)
+    distill = weight * kl(others, stop_gradient(learned))
+    distill += kl(learned, stop_gradient(others) / temperature)
     metrics = {"accuracy": accuracy(logits[0], label)}
     return Terms(cross_entropy(logits[0], label), distill), (learner, metrics)
 
@@ -60,19 +60,19 @@ def kr(
 def without_label(
   logits: Float[Array, "B K"], label: Int[Array, " B"]
 ) -> Float[Array, "B K-1"]:
-  """The logits of all other classes, in order."""
+  """The logits of the other classes, in order."""
   others = jnp.arange(logits.shape[-1] - 1)
   return jnp.take_along_axis(logits, others + (others >= label[:, None]), -1)
 
 
 def residual_labels(distances, classes: int) -> Float[np.ndarray, "K K-1"]:
-  """The start of R: zeros, or the negated and standardised distances."""
+  """The initial R: zeros, or the negated and standardised distances."""
   if distances is None:
     return np.zeros((classes, classes - 1), np.float32)
   distances = np.asarray(distances, np.float32)
   if distances.shape != (classes, classes):
     raise ValueError(
-      f"kr's distances have shape {distances.shape}; {classes} classes need a square"
+      f"kr: distances have the shape {list(distances.shape)}; it must be [{classes}, {classes}]"
     )
   off = distances[~np.eye(classes, dtype=bool)].reshape(classes, classes - 1)
   return (off.mean() - off) / off.std()

@@ -1,4 +1,4 @@
-"""Mean Teacher: consistency with an average of oneself, the paper's EMA row."""
+"""Mean Teacher: consistency with an average of the student's weights, the paper's EMA row."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ def mean_teacher(context: Context, *, weight: float = 10.0, decay: float = 0.99)
       L = CE(z(x_1), y) + c(e) mean_b mean_k (softmax z(x_1) - softmax sg[z'(x_2)])^2
       theta' <- alpha theta' + (1 - alpha) theta,  alpha = min(1 - 1 / (t + 1), decay)
 
-  c(e) = `weight` ramp(e; 5). The teacher theta' sees the second view, has its own batch
-  statistics, and averages parameters only. It starts as a copy of the student; in the release
-  from another initialisation, which is averaged out within a few steps. The average of the
-  wrapper `ema`, by contrast, does not teach.
+  c(e) = `weight` ramp(e; 5). The teacher theta' has the second view. Only parameters are
+  averaged; its batch statistics are its own. It starts as a copy of the student, in the release
+  from another initialisation, which is averaged out within a few steps. The wrapper `ema`, by
+  contrast, averages weights without a consistency loss.
   """
   check_nonnegative("mean_teacher", weight=weight)
   check_fraction("mean_teacher", decay=decay)

@@ -1,4 +1,4 @@
-"""OKDDip: each peer attends to the others, and a leader learns from them all."""
+"""OKDDip: peers learn from attention-weighted targets, a group leader from their mean."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ from okdph_jax.schedules import ramp
 
 
 class Attention(nn.Module):
-  """The target of each peer, t_i = sum_j A_ij z_j: [N-1, B, K]. The leader takes no part."""
+  """The targets of the peers, t_i = sum_j A_ij z_j: [N-1, B, K]. The leader is left out."""
 
   @nn.compact
   def __call__(self, forwarded, train):
@@ -29,7 +29,8 @@ class Attention(nn.Module):
     _, outputs = forwarded
     feature, logits = outputs.feature[:-1], outputs.logits[:-1]  # [N-1, B, F], [N-1, B, K]
     default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's
-    project = partial(nn.Dense, feature.shape[-1] // 8, use_bias=False, kernel_init=default)
+    width = max(feature.shape[-1] // 8, 1)
+    project = partial(nn.Dense, width, use_bias=False, kernel_init=default)
     query, key = project(name="query")(feature), project(name="key")(feature)  # [N-1, B, F/8]
     attention = nn.softmax(jnp.einsum("ibf,jbf->bij", query, key))  # not divided by sqrt(F / 8)
     return jnp.einsum("bij,jbk->ibk", attention, logits)
@@ -43,13 +44,13 @@ def okddip(
       L = sum_m CE(z_m, y)
           + ramp(e; 80) [sum_{i < N} KL_T(t_i -> z_i) + KL_T(mean_{i < N} z_i -> z_N)]
 
-  The last of the N branches is the leader, the others are peers. Query and key learn only
-  through the targets t_i, so these are not detached; nor is the leader's target, in the
-  official code and the release (`detach_mean=True` detaches it).
+  The last of the N branches is the leader, the others are peers. Query and key are trained
+  through the targets t_i, so these are not detached. Neither is the leader's target in the
+  official code and in the release; `detach_mean=True` detaches it.
 
-  `students` includes the leader: the official code has 4. The release has 2, hence a single
-  peer, whose attention is 1, whose target is itself, and whose query and key never learn:
-  the method is then a leader distilled from one peer.
+  `students` includes the leader; the official code has 4. The release has 2, i.e. one peer,
+  whose attention weight is 1 and whose target is itself: the method is then a leader distilled
+  from one peer.
   """
   check_students("okddip", students)
   check_positive("okddip", temperature=temperature)

@@ -49,21 +49,24 @@ def okdph(
       L_m = omega CE(z_m, y) + (1 - omega) CE(z_h, y) + beta KL_T(sg[z_en] -> z_m)
       every `fuse_every`:  theta_m <- gamma theta_h + (1 - gamma) theta_m
 
-  Student m sees view m and the hybrid the last one. The gradient of the hybrid's loss reaches
-  student m through theta_h, scaled by r_m; it is one term of the summed objective. The
-  hybrid's batch statistics are mixed as its parameters are; fusion leaves momentum alone.
+  Student m has view m, the hybrid the last view. The gradient of the hybrid's loss reaches
+  student m through theta_h, scaled by r_m; the summed objective contains this loss once. The
+  hybrid's batch statistics are the same weighted means. Fusion does not change the momentum.
 
-  Where the authors' release differs from the paper, a keyword names the two behaviours (the
-  release's second): `weights` "dirichlet" | "uniform"; `hybrid_gradient` True | False, no
-  gradient through the hybrid; `fuse_with` "updated", the hybrid of the updated students |
-  "previous", that of the step's forward pass, which is then also the reader "hybrid";
-  `fuse_clock` "run", counting all steps since the start | "epoch", counting the batches of
-  each epoch from 0. `same_init`: all students start equal (both). `alpha`: one number, or one
-  per student. T = 4 is the release's; the paper gives none. Fusion comes before any
-  evaluation: with gamma = 1 and `fuse_every="1 epoch"` all students are equal there.
+  Where the authors' release differs from the paper, an option has the two behaviours, by
+  default the paper's:
 
-  `hybrid_teaches=False` leaves the hybrid out of the target, z_en = sum_m z_m / M, for
-  ablations such as the paper's Table 5.
+  - `weights`: "dirichlet"; the release has "uniform", r_m = 1 / M.
+  - `hybrid_gradient`: True; the release has False, no gradient through theta_h.
+  - `fuse_with`: "updated", the hybrid of the updated students; the release has "previous", the
+    hybrid of the step's forward pass, which is then also the reader "hybrid".
+  - `fuse_clock`: "run", counting all steps of the run; the release has "epoch", counting the
+    batches of each epoch from 0.
+
+  Both start from equal students, `same_init=True`. T = 4 is the release's; the paper states
+  none. `alpha` is one number, or one per student. Fusion is part of the step: with gamma = 1
+  and `fuse_every="1 epoch"` all students are equal at every evaluation. `hybrid_teaches=False`
+  leaves the hybrid out of the target, z_en = sum_m z_m / M, for ablations (paper, Table 5).
   """
   net, n = context.net, students
   check_students("okdph", n)
@@ -99,8 +102,8 @@ def okdph(
     teacher = lax.stop_gradient(ensemble)
 
     task_loss = omega * cross_entropy(own, label).sum()
-    if is_traced(omega) or omega != 1:  # XLA would run the backward pass of a product with 0.0
-      task_loss += (1 - omega) * cross_entropy(mixed, label)  # shared by all, counted once
+    if is_traced(omega) or omega != 1:  # times 0.0, XLA would still run the backward pass
+      task_loss += (1 - omega) * cross_entropy(mixed, label)  # once, not per student
     terms = Terms(task_loss, beta * kl(own, teacher, temperature).sum())
 
     learner = learner.with_stats(students=stats)
@@ -113,17 +116,18 @@ def okdph(
     }
     return terms, (learner, metrics)
 
+  def hybrid_of(learner):
+    return learner.memory.get("hybrid") or mix(learner.students, learner.memory["weights"])
+
   def fused(learner):
-    hybrid = learner.memory.get("hybrid") or mix(learner.students, learner.memory["weights"])
-    return learner.with_students(fuse(learner.students, hybrid, gamma))
+    return learner.with_students(fuse(learner.students, hybrid_of(learner), gamma))
 
   def after_step(learner, step, key):
     learner = learner.with_memory(weights=draw(key))
     return lax.cond(due(step), fused, identity, learner)
 
   def hybrids(learner):
-    hybrid = learner.memory.get("hybrid") or mix(learner.students, learner.memory["weights"])
-    return {"hybrid": hybrid, "center": mix(learner.students, uniform(n))}
+    return {"hybrid": hybrid_of(learner), "center": mix(learner.students, uniform(n))}
 
   return Method(
     views=n + 1,
@@ -136,24 +140,24 @@ def okdph(
 
 
 def check_alpha(alpha: Number | Sequence[float], students: int) -> None:
-  """A one-line ValueError for an alpha that is neither a positive number nor one each."""
+  """Raises ValueError, in one line, unless alpha is a positive number, or one per student."""
   several = isinstance(alpha, Sequence)
   if several and len(alpha) != students:
     raise ValueError(
       f"okdph: alpha={tuple(alpha)} has {len(alpha)} numbers for {students} students; give one "
-      "each, or one for all"
+      "number per student, or one for all"
     )
   for one in alpha if several else (alpha,):
     check_positive("okdph", alpha=one)
 
 
 def fusion_clock(fuse_every: str, fuse_clock: str, epoch_steps: int) -> Callable[[Step], Any]:
-  """Whether students are fused at the end of a step: `due(t)`, t steps done."""
+  """`due(t)`: whether the students are fused at the end of step t, counted from 1."""
   check_choice("okdph", "fuse_clock", fuse_clock, ("run", "epoch"))
   count, unit = durations.parse(fuse_every)
   interval = durations.steps(fuse_every, epoch_steps)
   if fuse_clock == "run":
     return lambda t: t % interval == 0
-  if unit == "step":  # the batches of an epoch count from 0, so the first one fuses
+  if unit == "step":  # batches count from 0, so the first batch of an epoch fuses
     return lambda t: (t - 1) % epoch_steps % interval == 0
   return lambda t: (t % epoch_steps == 0) & ((t // epoch_steps - 1) % count == 0)

@@ -1,4 +1,4 @@
-"""ONE: a gate mixes the branches' logits into their teacher."""
+"""ONE: a gate mixes the branches' logits into a teacher of all branches."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,14 +14,14 @@ from okdph_jax.schedules import ramp
 
 
 class Gate(nn.Module):
-  """One weight per example and branch from the stem's map; the logits mixed by it: [B, K]."""
+  """Mixed logits [B, K]: the stem's map gives a weight for each example and branch."""
 
   @nn.compact
   def __call__(self, forwarded, train):
     maps, outputs = forwarded
     logits = outputs.logits  # [N, B, K]
     weights = linear(maps[0].mean((1, 2)), len(logits))
-    weights = nn.softmax(nn.relu(norm(train)(weights)))  # [B, N], normalised over the batch
+    weights = nn.softmax(nn.relu(norm(train)(weights)))  # [B, N]
     return jnp.einsum("bn,nbk->bk", weights, logits)
 
 
@@ -33,9 +33,9 @@ def one(
       z_e = sum_m g_m z_m
       L = sum_m CE(z_m, y) + CE(z_e, y) + ramp(e; 80) sum_m KL_T(sg[z_e] -> z_m)
 
-  The official code detaches the target; in OKDPH's release its gradient reaches the gate
-  and the branches (`detach_target=False`), and there are 2 branches. The release evaluates
-  the mean of the branches' logits, `ensemble`, in place of the gated one, `gated`.
+  g are the gate's weights. The official code detaches the target z_e; in OKDPH's release it
+  also passes gradients to gate and branches (`detach_target=False`), and there are 2 branches.
+  The release evaluates the mean of the branches' logits (reader "ensemble"), not z_e ("gated").
   """
   check_students("one", students)
   check_positive("one", temperature=temperature)

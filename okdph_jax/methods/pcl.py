@@ -1,4 +1,4 @@
-"""PCL: peers on views of their own, taught by an ensemble of them and by their averages."""
+"""PCL: peers with separate views, taught by their ensemble and by averages of each other."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from okdph_jax.schedules import average_decay, ramp
 
 
 class Ensemble(nn.Module):
-  """A classifier on the peers' features, side by side: [B, N F] -> [B, K]."""
+  """A classifier on the concatenated features of all peers: [B, N F] -> [B, K]."""
 
   @nn.compact
   def __call__(self, forwarded, train):
@@ -49,11 +49,12 @@ def pcl(
       theta' <- phi theta' + (1 - phi) theta,  phi = min(1 - 1 / (t + 1), decay)
 
   Peer m is branch m on the stem's map of view m. z' are the logits of the mean network theta',
-  which starts as a copy and sees the same views; it averages parameters only, its batch
-  statistics are its own. Its branches `mean_m` are the paper's result; `concatenated` is z_en.
+  which starts as a copy and has the same views; only parameters are averaged, its batch
+  statistics are its own. Its branches "mean_0", ... are the paper's result; "concatenated" is
+  z_en.
 
-  OKDPH's release computes phi from t = 0 always, so theta' = theta (`decay=0.0`), and has
-  2 branches; its ramp is nearly 0 up to epoch 80, which is not reproduced.
+  In OKDPH's release t stays 0, so theta' = theta (`decay=0.0`), and there are 2 branches. Its
+  ramp is nearly 0 until epoch 80, which is not reproduced.
   """
   check_students("pcl", students)
   check_positive("pcl", temperature=temperature)
@@ -109,10 +110,10 @@ def pcl(
 
 
 def peers(part: dict[str, PyTree]) -> dict[str, PyTree]:
-  """Stem and branches of `params` or `stats`, without the ensemble, which is not averaged."""
+  """Stem and branches of `params` or `stats`; the ensemble head is not averaged."""
   return part | {"shared": {"stem": part["shared"]["stem"]}}
 
 
 def mean_network(learner: Learner) -> Learner:
-  """The averaged peers as a learner of their own."""
+  """The averaged peers as a learner."""
   return Learner(**learner.memory["mean"], memory={})

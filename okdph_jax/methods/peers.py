@@ -1,4 +1,4 @@
-"""Whole networks side by side: base, dml, kdcl and okdph start here."""
+"""Methods of N whole networks: base, dml, kdcl and okdph are built from these functions."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from okdph_jax.nn.students import each, shared_input, stack
 
 
 def peers(context: Context, students: int, criterion: Callable[..., Terms]) -> Method:
-  """N networks, each on its own view, from independent starts.
+  """A method of N independently initialised networks, each with a view of its own.
 
   `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students.
   """
@@ -46,9 +46,10 @@ def peers(context: Context, students: int, criterion: Callable[..., Terms]) -> M
 
 
 def readers(net: nn.Module, others: NetworksFn = lambda learner: {}) -> dict:
-  """The fields of a `Method` that read whole networks: the students, and those of `others`.
+  """The fields `networks`, `predict` and `ensembles` of a `Method` of whole networks.
 
-  The students run as one stack, the others one by one; the ensemble is the students'.
+  The students run as one stack, the networks of `others` one by one. The ensemble is the mean
+  of the students' logits.
   """
   run_others = run_networks(net, others)
 
@@ -67,7 +68,7 @@ def readers(net: nn.Module, others: NetworksFn = lambda learner: {}) -> dict:
 def init_networks(
   net: nn.Module, keys: Key[Array, " N"], views: Float[Array, "V B H W C"]
 ) -> Learner:
-  """A learner of one network per key; equal keys make equal networks."""
+  """A learner with one network per key; equal keys make equal networks."""
   variables = stack(net, keys, views[0])
   return Learner(
     params={"students": variables["params"], "shared": {}},
@@ -79,11 +80,11 @@ def init_networks(
 def students_logits(
   net: nn.Module, learner: Learner, image: Float[Array, "B H W C"]
 ) -> Float[Array, "N B K"]:
-  """Every student's logits on the same images."""
+  """The logits of every student on the same images."""
   n = jax.tree.leaves(learner.params["students"])[0].shape[0]
   return each(net, learner.students, shared_input(image, n))[0]
 
 
 def mean_of(logits: Float[Array, "N B K"]) -> Logits:
-  """The ensemble, the mean of the logits; none of a single network."""
+  """{"ensemble": the mean of the students' logits}; {} for a single student."""
   return {"ensemble": jnp.mean(logits, 0)} if len(logits) > 1 else {}

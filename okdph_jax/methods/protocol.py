@@ -24,7 +24,7 @@ Schedule = Callable[[Step], Float[Array, ""] | float]  # step -> learning rate
 
 
 class Context(NamedTuple):
-  """What a method is built for: networks and numbers, no files and no config."""
+  """What a method is built from, besides its options."""
 
   net: nn.Module  # net(x [B, H, W, C], train) -> logits [B, K]
   classes: int  # K
@@ -35,7 +35,7 @@ class Context(NamedTuple):
 
 class InitFn(Protocol):
   def __call__(self, key: Key[Array, ""], views: Float[Array, "V B H W C"], /) -> Learner:
-    """The learner before the first step. Of `views` only the shapes are used."""
+    """The learner before the first step. Only the shape of `views` is used."""
     ...
 
 
@@ -45,9 +45,9 @@ class LossesFn(Protocol):
   ) -> tuple[Terms, tuple[Learner, Metrics]]:
     """The objective of one batch, differentiated with respect to `learner.params`.
 
-    `step` counts the steps done. Returns the learner with new batch statistics and memory,
-    and scalars by name for the log: "accuracy" at least, to which the training step adds
-    "loss", "task" and "distill".
+    `step` is the number of steps done. Returns the terms, and (the learner with new batch
+    statistics and memory, metrics to log). Metrics are scalars by name, "accuracy" among them;
+    the training step adds "loss", "task" and "distill".
     """
     ...
 
@@ -60,7 +60,7 @@ class NetworksFn(Protocol):
 
 class PredictFn(Protocol):
   def __call__(self, learner: Learner, image: Float[Array, "B H W C"], /) -> Logits:
-    """The logits of every reader, with running batch statistics. image: normalised."""
+    """{reader: logits}, computed with running batch statistics. image: normalised."""
     ...
 
 
@@ -68,13 +68,13 @@ class GradientFn(Protocol):
   def __call__(
     self, objective: Objective, params: PyTree, /
   ) -> tuple[PyTree, tuple[Learner, Metrics]]:
-    """The gradient to descend with, in the form that `optimizer` takes; and `losses`' rest."""
+    """(the gradient, in the form that `optimizer` takes; the auxiliary output of `losses`)."""
     ...
 
 
 class ScheduleFn(Protocol):
   def __call__(self, schedule: Schedule, /) -> Schedule:
-    """The learning rate by step, made from the configured one."""
+    """The learning rate as a function of the step, given the configured one."""
     ...
 
 
@@ -88,27 +88,26 @@ class OptimizerFn(Protocol):
     nesterov: bool = ...,
     rule: Rule = ...,
   ) -> optax.GradientTransformation:
-    """`rule(schedule, momentum=, weight_decay=, nesterov=)` is the optax transformation.
+    """The optax transformation `rule(schedule, momentum=, weight_decay=, nesterov=)`.
 
-    The rule is SGD by default. `weight_decay` is a number, or one per subtree of the
-    parameters. By `rule` a wrapper changes the update and keeps the method's weight decay per
-    subtree and all other wrappers.
+    rule: SGD by default. A wrapper passes another to change the update; the method's weight
+    decays and the other wrappers still apply. weight_decay: a number, or one per subtree of
+    the parameters.
     """
     ...
 
 
 class AfterStepFn(Protocol):
   def __call__(self, learner: Learner, step: Step, key: Key[Array, ""], /) -> Learner:
-    """What follows the update of the parameters; `step` counts the steps done, 1 at first."""
+    """The learner after the update of its parameters. `step` counts the steps done, from 1."""
     ...
 
 
 class BeforeEvalFn(Protocol):
   def __call__(self, learner: Learner, batches: Iterable[Views], /) -> Learner:
-    """What is evaluated in place of `learner`; training goes on with its memory alone.
+    """The learner to evaluate. Training keeps its `memory` and discards the rest.
 
-    So what the memory keeps of the evaluation can be loaded from the checkpoint. batches: a
-    pass over the training set at each iteration, for those that need it.
+    batches: an iterable over the training set, which may be iterated over several times.
     """
     ...
 
@@ -138,39 +137,38 @@ def plain_optimizer(
 
 
 def identity(x: Any, *_: Any) -> Any:
-  """The default of the hooks: their first argument, unchanged."""
+  """The first argument: the default of `schedule`, `after_step` and `before_eval`."""
   return x
 
 
 def no_readers(learner: Learner, image: Float[Array, "B H W C"]) -> Logits:
+  """The default of `ensembles`."""
   del learner, image
   return {}
 
 
 class Method(NamedTuple):
-  """The protocol; each field's type says what it takes and returns."""
+  """A method as pure functions. The type of each field documents it."""
 
-  views: int  # V: how many views of each image the method trains on
+  views: int  # V: the number of views of each image that the method trains on
   init: InitFn
   losses: LossesFn
   networks: NetworksFn  # the single networks
-  predict: PredictFn  # their logits: `run_networks`, or the same faster
-  ensembles: PredictFn = no_readers  # the logits of what takes more than one network
+  predict: PredictFn  # their logits: `run_networks`, or something faster
+  ensembles: PredictFn = no_readers  # the logits of readers that run several networks
   gradient: GradientFn = plain_gradient
   schedule: ScheduleFn = identity
   optimizer: OptimizerFn = plain_optimizer
   after_step: AfterStepFn = identity
   before_eval: BeforeEvalFn = identity
-  independent: bool = (
-    False  # students share no parameters and no loss: SAM's norm is per student
-  )
-  in_memory: tuple[
-    str, ...
-  ] = ()  # how the readers begin that an average of weights leaves alone
+  # Students share no parameters and no loss: SAM's norm is taken per student.
+  independent: bool = False
+  # Prefixes of readers that depend on the memory: `ema` and `swa` do not average them.
+  in_memory: tuple[str, ...] = ()
 
 
 def run_networks(net: nn.Module, networks: NetworksFn) -> PredictFn:
-  """`predict` as it follows from `networks`: each network is run on the images."""
+  """A `predict` that runs each of the `networks` on the images."""
 
   def predict(learner, image):
     return {
@@ -181,7 +179,7 @@ def run_networks(net: nn.Module, networks: NetworksFn) -> PredictFn:
 
 
 def unstack(stack: PyTree, name: str = "student") -> dict[str, PyTree]:
-  """The entries of a stack, an array or a tree [N, ...], as {"student_0": [...], ...}."""
+  """{"student_0": [...], ...} from an array, or a tree of arrays, [N, ...]."""
   n = jax.tree.leaves(stack)[0].shape[0]
   return {f"{name}_{i}": jax.tree.map(itemgetter(i), stack) for i in range(n)}
 
@@ -189,9 +187,9 @@ def unstack(stack: PyTree, name: str = "student") -> dict[str, PyTree]:
 def add_averaged_readers(
   method: Method, prefix: str, averaged: Callable[[Learner], Learner]
 ) -> Method:
-  """`method` with the readers of `averaged(learner)` too, "prefix_NAME" beside each NAME.
+  """`method` with a reader "prefix_NAME" of `averaged(learner)` for each reader NAME.
 
-  Readers that lie in the memory are the same in both, and stay alone.
+  Readers that depend on the memory, see `Method.in_memory`, have none.
   """
 
   def doubled(read, learner, *image):
@@ -210,7 +208,7 @@ def add_averaged_readers(
 
 
 def trained_as(method: Method, execution: Execution) -> Method:
-  """`method` whose networks run so in training; evaluated they run as always."""
+  """`method` with networks that run by `execution` in training; evaluation is unchanged."""
 
   def within(function):
     def run(*arguments):
@@ -222,12 +220,12 @@ def trained_as(method: Method, execution: Execution) -> Method:
   return method._replace(losses=within(method.losses), after_step=within(method.after_step))
 
 
-MOST_STUDENTS = 100  # each is traced, and compiled
-LARGEST, SMALLEST = 1e30, 1e-30  # numbers that float32 holds, and so do their products
+MOST_STUDENTS = 100  # the compiled program grows with each
+LARGEST, SMALLEST = 1e30, 1e-30  # float32 holds these and their products with ordinary numbers
 
 
 def check_students(name: str, students: int, least: int = 2) -> None:
-  """A one-line ValueError for a number of students that a method cannot have."""
+  """Raises ValueError, in one line, for a number of students that the method cannot have."""
   if students < least:
     plural = "s" * (least > 1)
     raise ValueError(
@@ -240,27 +238,27 @@ def check_students(name: str, students: int, least: int = 2) -> None:
 
 
 def check_positive(name: str, **options: Number) -> None:
-  """A one-line ValueError for an option of the method `name` that is not a number above 0."""
+  """Raises ValueError, in one line, for an option that is not positive, or too large."""
   for option, value in options.items():
     if not is_traced(value) and not SMALLEST <= value <= LARGEST:
       raise ValueError(f"{name}: {option}={value} must lie in [{SMALLEST:g}, {LARGEST:g}]")
 
 
 def check_nonnegative(name: str, **options: Number) -> None:
-  """A one-line ValueError for an option that is negative, too large or not a number."""
+  """Raises ValueError, in one line, for an option that is negative, or too large."""
   for option, value in options.items():
     if not is_traced(value) and not 0 <= value <= LARGEST:
       raise ValueError(f"{name}: {option}={value} must lie in [0, {LARGEST:g}]")
 
 
 def check_fraction(name: str, **options: Number) -> None:
-  """A one-line ValueError for an option outside [0, 1]."""
+  """Raises ValueError, in one line, for an option outside [0, 1]."""
   for option, value in options.items():
     if not is_traced(value) and not 0 <= value <= 1:
       raise ValueError(f"{name}: {option}={value} is outside [0, 1]")
 
 
 def check_choice(name: str, option: str, value: str, choices: Iterable[str]) -> None:
-  """A one-line ValueError for a value that is not one of the choices."""
+  """Raises ValueError, in one line, for a value that is not one of the choices."""
   if value not in choices:
     raise ValueError(f"{name}: {option}={value!r} is not one of {', '.join(choices)}")

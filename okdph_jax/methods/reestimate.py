@@ -1,4 +1,4 @@
-"""Reestimate: readers with batch statistics of their own, for networks that are averages."""
+"""Reestimate: re-estimated batch statistics for networks that are averages of weights."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,14 @@ from okdph_jax.nn.students import run
 
 
 def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = ()) -> Method:
-  """A second reader of each average, "reestimated_hybrid" beside "hybrid".
+  """Adds a reader "reestimated_NAME" for each network NAME that is an average of weights.
 
-  The batch statistics of a hybrid or an averaged network are averages as well, and those are
-  not the statistics of what the averaged weights compute (Izmailov et al., UAI 2018,
-  arXiv:1803.05407). Before an evaluation they are estimated anew, as the mean over the images
-  of one pass of training views, of which these networks see the last: OKDPH's hybrid the view
-  it trains on. Training is left alone.
+  The batch statistics of a hybrid or an averaged network are averages too, and differ from the
+  statistics of what the averaged weights compute (Izmailov et al., UAI 2018, arXiv:1803.05407).
+  Before each evaluation they are re-estimated as means over the training images, one pass, with
+  the last view, on which OKDPH trains the hybrid. Training is unchanged.
 
-  `readers`: their names; by default all single networks that are not trained by descent,
+  readers: their names; by default all single networks that gradient descent does not train:
   "hybrid", "center", "teacher", "mean_0", "ema_student_0", ...
   """
   net = context.net
@@ -30,8 +29,8 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
     if missing or not chosen:
       asked = f"no single network {missing[0]!r}" if missing else "no average of networks"
       raise ValueError(
-        f"reestimate: there is {asked}; leave it out of wrappers, or give readers of "
-        f"{', '.join(networks)}"
+        f"reestimate: there is {asked}; remove it from config.wrappers, or set its readers to "
+        f"some of {', '.join(networks)}"
       )
     return {name: networks[name] for name in chosen}
 
@@ -48,7 +47,7 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
     }
 
   def update_statistics(learner, views, seen):
-    """The learner with this batch's statistics in the means over the images before it."""
+    """The learner with a batch added to the means over the `seen` images before it."""
     key, image = jax.random.fold_in(jax.random.key(0), seen), views.image[-1]
 
     def forward():
@@ -73,8 +72,14 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
   def predict(learner, image):
     return method.predict(learner, image) | run_reestimated(learner, image)
 
-  return method._replace(init=init, before_eval=before_eval, networks=networks, predict=predict)
+  return method._replace(
+    init=init,
+    before_eval=before_eval,
+    networks=networks,
+    predict=predict,
+    in_memory=(*method.in_memory, "reestimated_"),  # the statistics of these very weights
+  )
 
 
-# How the readers begin that are trained by descent, or whose statistics are estimated already.
+# Prefixes of readers that are trained, or whose statistics are re-estimated already.
 OTHERS = ("student_", "leader", "swa_")

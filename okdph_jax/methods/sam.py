@@ -1,4 +1,4 @@
-"""SAM and ASAM: the gradient at the worst point nearby, around any method."""
+"""SAM and ASAM: the gradient at a point of higher loss nearby, around any method."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from okdph_jax.methods.protocol import Context, Method, check_nonnegative, plain
 def sam(method: Method, context: Context, *, rho: float = 0.05) -> Method:
   """Sharpness-Aware Minimization (Foret et al., ICLR 2021, arXiv:2010.01412).
 
-      eps = rho g / (||g|| + 1e-12);  descend with the gradient at theta + eps
+      eps = rho g / (||g|| + 1e-12);  the step uses the gradient at theta + eps
 
-  The norm is over all parameters; over each student's where students are independent
-  (base, dml, kdcl, ...), as if each had its own optimizer. Running batch statistics and
-  metrics come from the first pass, at theta. Weight decay acts on theta, in the step only.
+  The norm is over all parameters, or over those of each student where students are independent
+  (base, dml, kdcl, ...), as if each had its own optimizer. Batch statistics and metrics come
+  from the first pass, at theta. Weight decay is that of theta.
 
-  The paper's rho is 0.05 on CIFAR-10 and 0.1 on CIFAR-100. OKDPH's "SAM" row is in fact `asam`
-  with rho 0.1 and 0.05, around `base` with `label_smoothing=0.1`.
+  The paper's rho is 0.05 on CIFAR-10 and 0.1 on CIFAR-100. The "SAM" row of OKDPH's tables is
+  `asam` with rho 0.1 and 0.05, around `base` with `label_smoothing=0.1`.
   """
   del context
   check_nonnegative("sam", rho=rho)
@@ -37,8 +37,8 @@ def asam(method: Method, context: Context, *, rho: float = 0.5, eta: float = 0.0
 
       s = |theta| + eta;  eps = rho s^2 g / (||s g|| + 1e-12), elementwise
 
-  The rest is as in `sam`. The paper's rho is 0.5 on CIFAR-10 and 1.0 on CIFAR-100; OKDPH's
-  release has 0.1 and 0.05, and `eta=0.0`.
+  Otherwise as `sam`. The paper's rho is 0.5 on CIFAR-10 and 1.0 on CIFAR-100; OKDPH's release
+  has 0.1 and 0.05, and `eta=0.0`.
   """
   del context
   check_nonnegative("asam", rho=rho, eta=eta)
@@ -57,7 +57,7 @@ def gradient_at(method: Method, perturb: Callable[[PyTree, PyTree], PyTree]) -> 
     perturb = jax.vmap(perturb)  # a norm per student
 
   def gradient(objective, params):
-    grads, aux = plain_gradient(objective, params)  # aux: statistics without perturbation
+    grads, aux = plain_gradient(objective, params)  # statistics at the unperturbed weights
     return method.gradient(objective, perturb(params, grads))[0], aux
 
   return method._replace(gradient=gradient)

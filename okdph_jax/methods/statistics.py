@@ -1,4 +1,4 @@
-"""Running batch statistics as the mean over the images of a pass over the data."""
+"""Batch statistics re-estimated as means over the images of one pass over the data."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -19,12 +19,12 @@ T = TypeVar("T")
 def over_a_pass(
   update: Callable[[Learner, Views, Array], Learner],
 ) -> Callable[[Learner, Iterable[Views]], Learner]:
-  """`run(learner, batches)`: the learner after `update(learner, views, images seen before)`.
+  """`run(learner, batches)`, which applies `update(learner, views, seen)` to every batch.
 
-  `update` is compiled once, and not before the backend may be asked for.
+  `seen` is the number of images in the batches before.
   """
 
-  @functools.cache
+  @functools.cache  # compiled in the first pass: a method is built before JAX's backend starts
   def compiled():
     return jax.jit(update, compiler_options=host.compiler_options())
 
@@ -39,13 +39,13 @@ def over_a_pass(
 
 
 def with_mean_statistics(forward: Callable[[], T], seen: Array, batch: int) -> T:
-  """What `forward` returns; running statistics in it become means over all images so far.
+  """Calls `forward` with running statistics that become means over all images so far.
 
-  `forward` takes no arguments and runs networks in training on the next `batch` images, after
-  `seen` others; with seen = 0 the statistics before do not matter. A layer that runs several
-  times on a batch, as PCL's stem does once per view, has the mean over all its runs.
+  `forward` runs networks in training mode on the next `batch` images, after `seen` others; with
+  seen = 0 earlier statistics have no effect. A layer that runs several times per batch, as
+  PCL's stem does once per view, gets the mean over all its runs.
   """
-  runs: list[int] = []  # of each layer on this batch
+  runs: list[int] = []  # how often each layer runs on a batch
   with _momenta(lambda layer, run: 0.0, runs):
     jax.eval_shape(forward)
 
@@ -60,11 +60,12 @@ def with_mean_statistics(forward: Callable[[], T], seen: Array, batch: int) -> T
 def _momenta(
   momentum: Callable[[int, int], Any], runs: list[int]
 ) -> AbstractContextManager[Any]:
-  """A context in which each `nn.BatchNorm` has `momentum(layer, run)`; `runs` is counted up.
+  """A context in which every `nn.BatchNorm` uses `momentum(layer, run)`, both from 0.
 
-  A layer's second run on a batch is the one that takes the statistics its first one left.
+  Counts in runs[layer] how often each layer runs. A layer runs again when it reads the running
+  mean that one of its runs wrote.
   """
-  left = {}  # id of a running mean -> (it, so that the id stays its own, layer, runs)
+  left = {}  # id of a running mean -> (the mean itself, which keeps its id in use, layer, runs)
 
   def with_momentum(call, args, kwargs, context):
     module = context.module

@@ -1,4 +1,4 @@
-"""SWA: the average of the last epochs' weights, beside any method."""
+"""SWA: the mean of the weights at the end of the last epochs of any method."""
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,17 @@ def swa(
 
       theta_swa <- theta_swa + (theta - theta_swa) / (n + 1)
 
-  at the end of epoch `start`, counted from 1, and of every one after. `start` is in epochs of
-  a run of 300, and scales with the run, or in words ("20 epochs").
-  The schedule's first rate is kept up to half of `start`, falls linearly to `learning_rate` at
-  nine tenths of it, and stays there; the rest of the schedule is replaced.
+  at the end of epoch `start`, counted from 1, and of every later one; n counts the epochs
+  averaged so far. `start` is for a run of 300 epochs and scales with the run; "20 epochs" does
+  not scale. The learning rate is constant until half of `start`, falls linearly to
+  `learning_rate` at nine tenths of it, and stays there; the configured milestones have no
+  effect.
 
-  Every reader has a second one with the averaged weights, "swa_student_0" beside "student_0";
-  before `start` the two are equal. Before an evaluation batch statistics are re-estimated,
-  as the mean over the images of one pass of training views, and are kept for whoever loads
-  the network; until then the snapshots' running statistics are averaged. The schedule, start
-  and rate are OKDPH's release's; the official code has a rate of 0.01 to 0.05.
+  Each reader gets a second one with averaged weights: "swa_student_0" for "student_0"; before
+  `start` the two are equal. Before each evaluation the batch statistics of the average are
+  re-estimated as means over the training images, one pass, and stored in the checkpoint. The
+  schedule, `start` and `learning_rate` are those of OKDPH's release; the official code has
+  learning rates of 0.01 to 0.05.
   """
   if not isinstance(start, str):
     check_positive("swa", start=start)
@@ -43,7 +44,7 @@ def swa(
     average = dict(learner.memory["swa"])
     n = average.pop("snapshots")
     now, rate = {"params": learner.params, "stats": learner.stats}, 1 / (n + 1)
-    # optax.incremental_update adds the two in the other order: other last bits than before
+    # Not optax.incremental_update, which rounds differently: the bits of earlier runs are kept.
     average = jax.tree.map(lambda a, b: (1 - rate) * a + rate * b, average, now)
     return learner.with_memory(swa=average | {"snapshots": n + 1})
 
@@ -68,8 +69,8 @@ def swa(
     return rate
 
   def update_statistics(learner, views, seen):
-    """The learner with this batch's statistics in the mean over the `seen` images before it."""
-    key = jax.random.fold_in(jax.random.key(0), seen)  # dropout's, the same at every evaluation
+    """The learner with a batch added to the means over the `seen` images before it."""
+    key = jax.random.fold_in(jax.random.key(0), seen)  # for dropout; equal at all evaluations
 
     def forward():
       _, (after, _) = method.losses(learner, views, 0, key)

@@ -1,4 +1,4 @@
-"""Weighted: the two halves of any method's objective, scaled; the control of comparisons."""
+"""Weighted: the two terms of any method's objective, scaled, as a control experiment."""
 
 from okdph_jax.core import Terms
 from okdph_jax.methods.protocol import Context, Method, check_nonnegative
@@ -7,10 +7,11 @@ from okdph_jax.methods.protocol import Context, Method, check_nonnegative
 def weighted(
   method: Method, context: Context, *, task_weight: float = 1.0, distill_weight: float = 1.0
 ) -> Method:
-  """`method` with its objective a task + b distill.
+  """`method` with the objective a task + b distill; a, b: `task_weight`, `distill_weight`.
 
-  Two controls of ours: OKDPH's loss scale, which is smaller against the same weight decay
-  (`base` with a = omega), and DOT's, which in effect reweights the terms 1 : 7.
+  For two control experiments of this package. OKDPH's task loss is scaled by omega, which makes
+  weight decay relatively stronger: compare `base` with a = omega. DOT in effect weights the
+  terms 1 : 7: compare these weights with plain SGD.
   """
   del context
   check_nonnegative("weighted", task_weight=task_weight, distill_weight=distill_weight)

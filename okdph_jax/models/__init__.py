@@ -1,4 +1,4 @@
-"""The networks by name, one line each, and a user's own by dotted path."""
+"""All networks by name, and user-defined ones by dotted path."""
 
 import functools
 import importlib
@@ -32,13 +32,13 @@ NETS: dict[str, Callable[..., Net]] = {  # name -> constructor(classes)
   "resnet34": resnet.resnet34,
   "resnet50": resnet.resnet50,
   "mobilenet_v1": mobilenet.mobilenet_v1,
-  # the textbooks'
+  # the textbook versions
   "resnet110_basic": resnet.resnet110_basic,
   "wrn_16_2": resnet.wrn_16_2,
   "wrn_28_10": resnet.wrn_28_10,
   "wrn_40_2": resnet.wrn_40_2,
   "densenet40_12_plain": densenet.densenet40_12_plain,
-  # offline distillation's pairs
+  # teachers and students of offline distillation
   "resnet8x4": resnet.resnet8x4,
   "resnet32x4": resnet.resnet32x4,
   "vgg8": vgg.vgg8,
@@ -50,11 +50,11 @@ NETS: dict[str, Callable[..., Net]] = {  # name -> constructor(classes)
 
 
 def build(name: str, classes: int, options: Mapping[str, Any] | None = None) -> nn.Module:
-  """The network `name` for `classes` classes: from NETS, or your own module by dotted path.
+  """The network `name` for `classes` classes: one of `NETS`, or your own by dotted path.
 
   "my_pkg.nets:SmallNet" is called as SmallNet(classes=classes, **options) and must map
   (x [B, H, W, C], train) -> logits [B, K]; batch statistics are optional. A Flax NNX module is
-  called as SmallNet(classes=classes, **options, rngs=rngs) and becomes a Linen module.
+  called as SmallNet(classes=classes, **options, rngs=rngs) and wrapped as a Linen module.
   `options` is `config.network_options`.
 
       >>> net = build("resnet8", classes=10)
@@ -63,7 +63,7 @@ def build(name: str, classes: int, options: Mapping[str, Any] | None = None) -> 
       (5, 10)
 
   Raises:
-    ValueError: in one line, where there is no such network.
+    ValueError: in one line, for an unknown network, or one that cannot be built.
   """
   options = dict(options or {})
   if name in NETS:
@@ -84,14 +84,14 @@ def build(name: str, classes: int, options: Mapping[str, Any] | None = None) -> 
   net = make(classes=classes, **options)
   if not isinstance(net, nn.Module):
     raise ValueError(
-      f"network {name!r} made a {type(net).__name__}; a flax.linen.Module, or the class of an "
-      "nnx.Module, is needed"
+      f"network {name!r} is a {type(net).__name__}; it must be a flax.linen.Module, or the "
+      "class of an nnx.Module"
     )
   return net
 
 
 def _check_call(name, make, options, **given):
-  """A ValueError, in one line, where `make` cannot be called with the options."""
+  """Raises ValueError, in one line, if `make` cannot be called with the options."""
   signature = inspect.signature(make)
   kinds = {p.kind for p in signature.parameters.values()}
   known = [n for n in signature.parameters if n not in ("classes", "parent", "name", *given)]
@@ -106,9 +106,9 @@ def _check_call(name, make, options, **given):
   except TypeError as error:
     call = ", ".join(["classes=K", *(f"{n}={v!r}" for n, v in options.items()), *given])
     raise ValueError(
-      f"network {name!r} cannot be called as {name.split(':')[-1]}({call}): {error}; it takes "
-      "`classes`, the number of classes, and each other argument has a default or a value in "
-      "config.network_options"
+      f"network {name!r} cannot be called as {name.split(':')[-1]}({call}): {error}; it must "
+      "accept `classes`, the number of classes, and every other argument needs a default or a "
+      "value in config.network_options"
     ) from error
 
 
@@ -133,7 +133,7 @@ def _imported(path):
 
 
 def parameters(net: nn.Module, image_shape: Sequence[int]) -> int:
-  """How many numbers descent moves in `net` for images [H, W, C]; nothing is computed."""
+  """The number of trainable parameters of `net` for images [H, W, C]; nothing is computed."""
 
   def init(key, x):
     return net.init({"params": key, "dropout": key}, x, False)["params"]

@@ -18,7 +18,7 @@ conv = partial(layers.conv, init=layers.he_fan_in)
 
 
 class Layer(nn.Module):
-  """Appends channels: through a bottleneck of four times the growth, or directly."""
+  """Appends `growth` channels, with or without a bottleneck of four times as many."""
 
   growth: int
   bottleneck: bool
@@ -32,7 +32,7 @@ class Layer(nn.Module):
 
 
 class Block(nn.Module):
-  """Layers that each see everything before them, in order."""
+  """Layers, each of which sees the outputs of all layers before it."""
 
   layers: int
   growth: int
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class Transition(nn.Module):
-  """A 1x1 convolution to a part of the channels, and the mean of each 2x2 window."""
+  """A 1x1 convolution to the part `compression` of the channels, and 2x2 average pooling."""
 
   compression: float
 
@@ -58,7 +58,7 @@ class Transition(nn.Module):
 
 
 class Stem(nn.Module):
-  """A bare 3x3 convolution, then two dense blocks, each with its transition."""
+  """A 3x3 convolution, then two dense blocks, each followed by a transition."""
 
   width: int
   block: Callable[[], nn.Module]
@@ -87,14 +87,14 @@ class Branch(nn.Module):
 
 
 def densenet40_12(classes: int) -> Net:
-  """DenseNet-BC, three blocks of six layers: growth 12, halved by the transitions."""
+  """DenseNet-BC with three blocks of six layers; transitions halve the channels."""
   block = partial(Block, layers=6, growth=12, bottleneck=True)
   about = "CIFAR DenseNet-BC-40-12: 6-6-6 bottleneck layers, growth 12, compression 0.5"
   return Net(Stem(24, block, compression=0.5), Branch(block, classes), about)
 
 
 def densenet40_12_plain(classes: int) -> Net:
-  """DenseNet without bottlenecks and compression, three blocks of twelve layers."""
+  """DenseNet with three blocks of twelve layers, without bottlenecks and compression."""
   block = partial(Block, layers=12, growth=12, bottleneck=False)
   about = "CIFAR DenseNet-40-12: 12-12-12 layers, growth 12, no bottleneck, no compression"
   return Net(Stem(16, block, compression=1.0), Branch(block, classes), about)

@@ -1,4 +1,4 @@
-"""N trained networks as one: the ensemble of a run as a teacher."""
+"""N trained networks as one network: the ensemble of a run, used as a teacher."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from okdph_jax.core import Variables
 
 
 class Ensemble(nn.Module):
-  """The mean of the logits of `size` networks; variables {"net": [size, ...] per leaf}."""
+  """The mean of the logits of `size` networks, whose variables are stacked: [size, ...]."""
 
   net: nn.Module
   size: int
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
 
 
 def together(net: nn.Module, networks: Sequence[Variables]) -> tuple[Ensemble, Variables]:
-  """(the `Ensemble` of these variables of `net`, its variables)."""
+  """(an `Ensemble` of copies of `net` with these variables, its variables)."""
   stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
   variables = {kind: {"net": tree} if tree else {} for kind, tree in stacked.items()}
   return Ensemble(net, len(networks)), variables

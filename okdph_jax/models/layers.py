@@ -1,7 +1,6 @@
-"""What the networks are made of: layers with the paper's padding and initialisation.
+"""Layers with the padding and initialisation of the paper's PyTorch code.
 
-Strided layers pad explicitly: Flax's "SAME" pads asymmetrically at stride 2 and is not
-what PyTorch, and so the paper, computes.
+Padding is explicit: at stride 2 Flax's "SAME" pads asymmetrically, unlike PyTorch.
 """
 
 import jax
@@ -9,13 +8,12 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
-# Plain normals: JAX's `he_normal` is truncated and fan-in.
+# Not truncated, unlike JAX's `he_normal`.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
-# PyTorch's default, which the mobile networks have in the code they are usually distilled with
-# (mdistiller, DOT). He's fan-out counts all C channels of a depthwise layer: its variance would
-# be C times too small.
+# PyTorch's default, used for the mobile networks by mdistiller and DOT. `he_fan_out` would
+# count all C channels of a depthwise layer: its variance would be C times too small.
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -28,7 +26,7 @@ def conv(
   use_bias: bool = False,
   init: Initializer = he_fan_out,
 ) -> nn.Conv:
-  """A square convolution padded to keep [h, w], or at stride 2 half of it, rounded up."""
+  """A square convolution, padded so that [h, w] stays, or at stride 2 is halved, rounded up."""
   return nn.Conv(
     channels,
     (kernel, kernel),
@@ -41,14 +39,14 @@ def conv(
 
 
 def norm(train: bool) -> nn.BatchNorm:
-  """Batch normalisation over [B, h, w]; running statistics move by a tenth per step."""
+  """Batch normalisation over [B, h, w]; running statistics are updated by a tenth per step."""
   return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
 
 
 def linear(
   x: Float[Array, "B F"], features: int, *, bias_init: Initializer | None = None
 ) -> Float[Array, "B K"]:
-  """A dense layer with PyTorch's default start: U(-1/sqrt(F), 1/sqrt(F))."""
+  """A dense layer with PyTorch's default initialisation, U(-1/sqrt(F), 1/sqrt(F))."""
   uniform = _uniform(x.shape[-1] ** -0.5)
   return nn.Dense(features, kernel_init=uniform, bias_init=bias_init or uniform)(x)
 

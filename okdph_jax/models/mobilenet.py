@@ -1,7 +1,7 @@
-"""MobileNet: version 1 at ImageNet's sizes, version 2 for small images as mdistiller's.
+"""MobileNet v1 for ImageNet, and v2 for small images as in mdistiller.
 
-The branch is the last stage with the classifier: of version 1 the two blocks of 1024
-channels, of version 2 what follows the stage of 96 channels.
+The branch of v1 begins with the two blocks of 1024 channels, that of v2 after the stage of 96
+channels.
 """
 
 import functools
@@ -15,17 +15,17 @@ from okdph_jax.core import Outputs
 from okdph_jax.models.layers import conv, linear, norm, pytorch_uniform
 from okdph_jax.models.net import Net
 
+# Version 1: (channels, stride) of each block.
 EARLY = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5)
 LAST = ((1024, 2), (1024, 1))
 
-
-# Version 2: channels, blocks, stride of the first, expansion of the channels within a block.
+# Version 2: (channels, blocks, stride of the first block, expansion in a block) of each stage.
 EARLY_V2 = ((16, 1, 1, 1), (24, 2, 2, 6), (32, 3, 2, 6), (64, 4, 2, 6), (96, 3, 1, 6))
 LAST_V2 = ((160, 3, 1, 6), (320, 1, 1, 6))
 
 
 class Separable(nn.Module):
-  """A depthwise 3x3, which carries the stride, and a 1x1 to `width` channels."""
+  """A depthwise 3x3 convolution with the stride, and a 1x1 convolution to `width` channels."""
 
   width: int
   stride: int
@@ -39,10 +39,8 @@ class Separable(nn.Module):
 
 
 class Stem(nn.Module):
-  """A strided 3x3 convolution and the blocks up to 512 channels, a sixteenth of the image.
-
-  Howard et al., 2017, arXiv:1704.04861.
-  """
+  """A strided 3x3 convolution and the blocks up to 512 channels (Howard et al., 2017,
+  arXiv:1704.04861); the map is a sixteenth of the image on each side."""
 
   @nn.compact
   def __call__(self, x, train):
@@ -73,7 +71,7 @@ def mobilenet_v1(classes: int) -> Net:
 
 
 class InvertedResidual(nn.Module):
-  """1x1 to more channels, depthwise 3x3, and a linear 1x1 to `width` channels."""
+  """1x1 to more channels, depthwise 3x3, and 1x1 without activation to `width` channels."""
 
   width: int
   stride: int
@@ -99,14 +97,12 @@ def inverted_residuals(
 
 
 class StemV2(nn.Module):
-  """A 1x1 convolution and the blocks up to 96 channels, an eighth of the image.
-
-  Sandler et al., CVPR 2018, arXiv:1801.04381.
-  """
+  """A 1x1 convolution and the blocks up to 96 channels (Sandler et al., CVPR 2018,
+  arXiv:1801.04381); the map is an eighth of the image on each side."""
 
   @nn.compact
   def __call__(self, x, train):
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # as the 1x1 convolution in mdistiller
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # mdistiller pads this 1x1 convolution
     x = nn.relu6(norm(train)(biased(32, 1)(x)))
     return inverted_residuals(x, EARLY_V2, train)
 

@@ -1,14 +1,14 @@
-"""A network as the methods see it: a shared stem and the branch that is replicated."""
+"""A network as the methods use it: a stem, which branches can share, and a branch."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 
 class Net(nn.Module):
-  """Every network of this package: image [B, H, W, C] -> logits [B, K].
+  """The type of all networks here: image [B, H, W, C] -> logits [B, K].
 
-  Whole-network methods stack the `Net`; ONE, OKDDip, FFL and PCL stack the `branch` and
-  share the `stem`. Both are modules of their own: `net.stem.init(key, x, False)`.
+  Methods of whole networks stack the `Net`; ONE, OKDDip, FFL and PCL stack the `branch` and
+  share the `stem`. Both can be used alone: `net.stem.init(key, x, False)`.
   """
 
   stem: nn.Module  # (x [B, H, W, C], train) -> map [B, h, w, c]

@@ -1,13 +1,13 @@
-"""A network that starts from trained variables instead of a random draw: fine-tuning."""
+"""Fine-tuning: a network that is initialised with trained variables."""
 
 import jax
 
 
 class Pretrained:
-  """`net`, started from `variables`: every leaf that they have with the same path and shape.
+  """`net`, initialised with every leaf of `variables` that has the same path and shape.
 
-  The other leaves, such as a head for another number of classes, keep their own start. Methods
-  use it in place of the network: everything but its start is the network's.
+  The other leaves, such as a classifier for another number of classes, are initialised at
+  random. Methods use it in place of `net`; it differs in its initialisation only.
   """
 
   def __init__(self, net, variables):
@@ -20,7 +20,7 @@ class Pretrained:
     return self._merged(self._net.lazy_init(*args, **kwargs))[0]
 
   def own_start(self, image):
-    """Paths, "branch/Dense_0/kernel", of the parameters that keep their own start.
+    """Paths of the parameters that are initialised at random, "branch/Dense_0/kernel".
 
     image: shape and dtype of a batch of images.
     """

@@ -1,4 +1,4 @@
-"""Residual networks: CIFAR's, ImageNet's, and the wide ones.
+"""Residual networks for CIFAR and ImageNet, and wide residual networks.
 
 The branch is the last stage with its classifier, the stem everything before it.
 """
@@ -28,9 +28,9 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3 (which carries the stride), 1x1 to four times the width.
+  """Convolutions 1x1, 3x3 (with the stride) and 1x1, the last to four times the width.
 
-  `widen` multiplies the inner width only: the release's WRN20-8.
+  `widen` multiplies the inner width only, as in the release's WRN20-8.
   """
 
   width: int
@@ -47,8 +47,11 @@ class Bottleneck(nn.Module):
 
 
 class Preactivated(nn.Module):
-  """Batch normalisation and ReLU before each convolution (Zagoruyko and Komodakis, BMVC 2016,
-  arXiv:1605.07146); a change of width goes through a bare 1x1 convolution."""
+  """Batch normalisation and ReLU before each convolution.
+
+  Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146. Where the shape changes, the shortcut is
+  a 1x1 convolution without batch normalisation.
+  """
 
   width: int
   stride: int = 1
@@ -72,7 +75,7 @@ def shortcut(
 
 
 class Stage(nn.Module):
-  """Blocks of one width, the first of which carries the stride."""
+  """Blocks of one width; the first has the stride."""
 
   block: Callable[..., nn.Module]
   blocks: int
@@ -87,7 +90,7 @@ class Stage(nn.Module):
 
 
 class Small(nn.Module):
-  """The entry for small images: one 3x3 convolution; pre-activated networks leave it bare."""
+  """The first layer for small images: a 3x3 convolution, `bare` before pre-activated blocks."""
 
   width: int
   bare: bool = False
@@ -99,7 +102,7 @@ class Small(nn.Module):
 
 
 class Large(nn.Module):
-  """The entry for ImageNet's sizes: a 7x7 convolution and a 3x3 maximum, both of stride 2."""
+  """The first layers for ImageNet: a 7x7 convolution and 3x3 max pooling, both of stride 2."""
 
   width: int
 
@@ -110,7 +113,7 @@ class Large(nn.Module):
 
 
 class Stem(nn.Module):
-  """The entry and all stages but the last: image [B, H, W, C] -> map [B, h, w, c]."""
+  """The first layers and all stages but the last: image [B, H, W, C] -> map [B, h, w, c]."""
 
   entry: nn.Module
   stages: tuple[nn.Module, ...]
@@ -127,7 +130,7 @@ class Branch(nn.Module):
 
   stage: nn.Module
   classes: int
-  normalise: bool = False  # pre-activated blocks end in a bare sum
+  normalise: bool = False  # after pre-activated blocks, which end without normalisation
 
   @nn.compact
   def __call__(self, x, train):
@@ -183,7 +186,7 @@ def wide(classes: int, depth: int, k: int) -> Net:
 
 
 def imagenet(classes: int, depth: int, block: type[nn.Module], blocks: tuple[int, ...]) -> Net:
-  """torchvision's ResNet (v1; with bottlenecks the stride sits on the 3x3, "v1.5")."""
+  """torchvision's ResNet; its bottlenecks have the stride in the 3x3 convolution ("v1.5")."""
   about = (
     f"ImageNet ResNet-{depth} (torchvision): {block.__name__.lower()} blocks "
     f"{'-'.join(map(str, blocks))}, 7x7 stem, projection shortcuts"

@@ -1,4 +1,4 @@
-"""ShuffleNet-v2 (Ma et al., ECCV 2018, arXiv:1807.11164) for small images, as mdistiller's.
+"""ShuffleNet-v2 (Ma et al., ECCV 2018, arXiv:1807.11164) for small images, as in mdistiller.
 
 The branch is the last stage (464 channels) with the classifier.
 """
@@ -16,9 +16,9 @@ HEAD = 1024
 
 
 class Unit(nn.Module):
-  """1x1, depthwise 3x3, 1x1 on half of the channels; then the halves are interleaved.
+  """Convolutions 1x1, depthwise 3x3 and 1x1 on half of the channels; then a channel shuffle.
 
-  The first unit of a stage halves the map and convolves all channels in both halves.
+  The first unit of a stage has stride 2, and each half is computed from all channels.
   """
 
   channels: int
@@ -42,7 +42,7 @@ class Unit(nn.Module):
 
 
 def shuffle(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-  """The channels of the two halves in turn: 0, C/2, 1, C/2 + 1, ..."""
+  """Interleaves the two halves of the channels: 0, C/2, 1, C/2 + 1, ..."""
   return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
@@ -53,7 +53,7 @@ def stage(x: Float[Array, "B h w c"], channels: int, units: int, train: bool) ->
 
 
 class Stem(nn.Module):
-  """A 1x1 convolution and the stages but the last, a quarter of the image."""
+  """A 1x1 convolution and all stages but the last; the map is a quarter of the image."""
 
   @nn.compact
   def __call__(self, x, train):

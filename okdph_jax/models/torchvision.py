@@ -1,9 +1,9 @@
-"""ResNets of torchvision and timm, from a file of weights, as networks of ours.
+"""Loads ResNets of torchvision and timm from files of weights.
 
-Our `resnet18`, `resnet34` and `resnet50` have the layers of torchvision's networks of these
-names, and so have timm's. The file is a state dict as safetensors, or an ONNX model: its
-convolutions are taken in the order in which they are computed, because exporters rename weights
-and fold batch normalisation into them.
+`resnet18`, `resnet34` and `resnet50` have the same layers here, in torchvision and in timm. A
+file is a state dict (.safetensors) or an ONNX model. The convolutions of an ONNX model are
+matched by their order in the graph, because exporters rename weights and fold batch
+normalisation into them.
 """
 
 import os
@@ -25,7 +25,7 @@ NETWORKS = {
   "resnet50": resnet.resnet50,
 }
 FILES = (".safetensors", ".onnx")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what pixels / 255 were normalised by
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels / 255, in their training
 
 LEAVES = {  # ours -> PyTorch's
   "kernel": "weight",
@@ -37,9 +37,9 @@ LEAVES = {  # ours -> PyTorch's
 
 
 class Renormalised(nn.Module):
-  """A network on images that were normalised by other means and deviations than its own.
+  """A network for images that are normalised by another mean and std than in its training.
 
-  Grey images [B, H, W, 1] become three equal channels.
+  Greyscale images [B, H, W, 1] become three equal channels.
   """
 
   net: nn.Module
@@ -55,15 +55,15 @@ def load(
 ) -> tuple[Renormalised, Variables]:
   """(module, variables) of the ResNet in a file, for images normalised by mean and std.
 
-  path: FILE.safetensors, or FILE.onnx. network: a name of `NETWORKS`. mean, std: of the images
-  that it will be given, per channel; its own are ImageNet's.
+  path: FILE.safetensors or FILE.onnx. network: a name in `NETWORKS`. mean, std: per channel, of
+  the images that the module will be applied to; its own are ImageNet's.
 
   Raises:
-    ValueError: in one line, for a file that cannot be read or is of another network.
+    ValueError: in one line, for a file that cannot be read or holds another network.
   """
   if network not in NETWORKS:
     raise ValueError(
-      f"{path} holds weights alone: say of which network, one of {', '.join(NETWORKS)}"
+      f"{path} holds weights only; name their network, one of {', '.join(NETWORKS)}"
     )
   name = Path(path)
   if not name.is_file():
@@ -74,12 +74,12 @@ def load(
     raise ValueError(f"{path}: {error}; pip install 'okdph_jax[export]'") from error
   except ValueError:
     raise
-  except Exception as error:  # what the libraries raise for a file that is none of theirs
+  except Exception as error:  # the libraries raise anything for a file that is not theirs
     raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
   if "fc.bias" not in tensors:
-    raise ValueError(f"{path} has no fc.bias: it is no state dict of a {network}")
+    raise ValueError(f"{path} has no fc.bias: it is not the state dict of a {network}")
   net = NETWORKS[network](len(tensors["fc.bias"]))
-  variables = _variables(net, tensors, f"{path} is no {network}")
+  variables = _variables(net, tensors, f"{path} is not a {network}")
   own, given = np.asarray([MEAN, STD]), np.asarray([mean, std])
   scale, shift = given[1] / own[1], (given[0] - own[0]) / own[1]
   module = Renormalised(net, tuple(scale.tolist()), tuple(shift.tolist()))
@@ -105,8 +105,8 @@ def _variables(net: nn.Module, tensors: Mapping[str, np.ndarray], wrong: str) ->
       array = array.T
     if array.shape != leaf.shape:
       raise ValueError(
-        f"{wrong}: {name} is {list(tensors[name].shape)}, which becomes {list(array.shape)}; "
-        f"{list(leaf.shape)} is needed"
+        f"{wrong}: {name} is {list(tensors[name].shape)}, {list(array.shape)} in Flax's order; "
+        f"it must be {list(leaf.shape)}"
       )
     return array
 
@@ -147,7 +147,7 @@ def _onnx(path: Path, network: str) -> dict[str, np.ndarray]:
     for node in graph.node:
       if node.op_type == kind:
         if missing := [name for name in node.input[1:] if name not in arrays]:
-          raise ValueError(f"{path}: the weights {missing[0]} of a {kind} are no initializer")
+          raise ValueError(f"{path}: the weights {missing[0]} of a {kind} are not constants")
         yield [arrays[name] for name in node.input[1:]]
 
   convolutions, norms, dense = (
@@ -158,9 +158,9 @@ def _onnx(path: Path, network: str) -> dict[str, np.ndarray]:
   order = sorted(name.removesuffix(".weight") for name in names)  # as they are computed
   if len(convolutions) != len(order) or len(norms) not in (0, len(order)) or len(dense) != 1:
     raise ValueError(
-      f"{path} is no {network}: {len(convolutions)} convolutions, {len(norms)} batch "
-      f"normalisations and {len(dense)} dense layers; there are {len(order)}, {len(order)} "
-      "(or none, folded into the convolutions) and 1"
+      f"{path} is not a {network}: it has {len(convolutions)} convolutions, {len(norms)} batch "
+      f"normalisations and {len(dense)} dense layers; a {network} has {len(order)}, "
+      f"{len(order)} (or 0, if folded into the convolutions) and 1"
     )
   found = {}
   for i, name in enumerate(order):

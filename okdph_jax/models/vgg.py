@@ -27,7 +27,7 @@ class Group(nn.Module):
 
 
 class Stem(nn.Module):
-  """Groups, each followed by a 2x2 maximum while the map is at least `pooled` wide."""
+  """Groups, each followed by 2x2 max pooling while the map is at least `pooled` wide."""
 
   groups: tuple[tuple[int, ...], ...]
   pooled: int = 0
@@ -42,9 +42,9 @@ class Stem(nn.Module):
 
 
 class Branch(nn.Module):
-  """The last group and the head, `hidden` being the widths of its inner dense layers.
+  """The last group and an MLP with inner layers of the widths `hidden`.
 
-  At 32x32 VGG16's map is 1x1 and its mean the flattened vector; larger images are averaged.
+  The MLP's input is the mean over the map; for images of 32x32 the map of `vgg16` is 1x1.
   """
 
   widths: tuple[int, ...]
@@ -66,22 +66,22 @@ dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 
 def halve(x: Float[Array, "B h w c"]) -> Float[Array, "B h/2 w/2 c"]:
-  """The maximum of each 2x2 window; an odd last row or column is dropped.
+  """2x2 max pooling; an odd last row or column is dropped.
 
-  `nn.max_pool` is the same, but its gradient (select-and-scatter) is several times slower.
+  The gradient of `nn.max_pool`, a select-and-scatter, is several times slower.
   """
   b, h, w, c = x.shape
   h, w = h // 2, w // 2
   if min(h, w) == 0:
     raise ValueError(
-      "this VGG halves the image five times and needs 32x32 pixels or more; "
-      "take a resnet, or enlarge the images"
+      "this VGG halves the image five times and needs at least 32x32 pixels; choose a resnet, "
+      "or set data.image_size"
     )
   return x[:, : 2 * h, : 2 * w].reshape(b, h, 2, w, 2, c).max((2, 4))
 
 
 def vgg16(classes: int) -> Net:
-  """The release's: five poolings, an MLP of 512-512 (dropout 0)."""
+  """The release's VGG-16: five poolings, an MLP of 512-512 without dropout."""
   groups = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512)
   branch = Branch((512, 512, 512), classes, hidden=(512, 512), pool=True)
   about = (
@@ -91,8 +91,10 @@ def vgg16(classes: int) -> Net:
 
 
 def distillation(classes: int, widths: tuple[int, ...], n: int) -> Net:
-  """The VGG of offline distillation (Tian et al., ICLR 2020, arXiv:1910.10699): maps stay at
-  4x4 or above, and the head is one dense layer on their mean."""
+  """The VGGs of offline distillation (Tian et al., ICLR 2020, arXiv:1910.10699).
+
+  `n` convolutions of each width. Maps stay at 4x4 or above; the classifier is a single layer.
+  """
   *groups, last = ((width,) * n for width in widths)
   about = (
     f"CIFAR VGG-{5 * n + 3} with batch normalisation: {5 * n} convolutions, widths "

@@ -1,8 +1,8 @@
-"""A pod: several processes, on one machine or many, that train one run on all their devices.
+"""A pod: several processes, on one or more machines, that train one run on all their devices.
 
-All of them run the same program on the same batches. One of them, the leader, writes files
-and prints. Decisions that depend on a clock or a signal are shared, so that all take the same
-steps. A process on its own is the leader.
+All of them run the same program on the same batches. Process 0, the leader, writes files and
+prints. Decisions that depend on a clock or a signal are shared, so that all processes take the
+same steps. A single process is its own leader.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 
 
 def join() -> None:
-  """Makes this process one of a pod.
+  """Connects this process to the others of its pod; call it before any computation.
 
-  JAX finds the others on TPU pods and under Slurm and Open MPI; elsewhere the environment
-  names them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID. Call it before anything else of JAX. Raises ValueError where there is none.
+  JAX finds them on TPU pods and under Slurm and Open MPI; elsewhere set JAX_COORDINATOR_ADDRESS
+  (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises ValueError, in one
+  line, if there are no others.
   """
 
   def asked(name):
@@ -42,7 +42,7 @@ def join() -> None:
 
 
 def exit_without_barrier(code: int) -> None:
-  """Leaves a pod at once, having failed: at exit JAX waits minutes for the others."""
+  """Ends a failed process of a pod at once: at exit JAX would wait minutes for the others."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()
@@ -56,7 +56,7 @@ def is_leader() -> bool:
 
 @contextlib.contextmanager
 def leader_first() -> Iterator[None]:
-  """The block runs in the process that leads, then in the others of its pod."""
+  """Runs the block in the leader first, and then in the other processes of the pod."""
   if not is_leader():
     multihost_utils.sync_global_devices("leader first")
   yield
@@ -65,19 +65,19 @@ def leader_first() -> Iterator[None]:
 
 
 def only_leader_prints() -> AbstractContextManager[Any]:
-  """Within it only the process that leads prints."""
+  """A context in which only the leader prints."""
   return contextlib.nullcontext() if is_leader() else contextlib.redirect_stdout(None)
 
 
 def broadcast_from_leader(number: int) -> int:
-  """What the process that leads has for `number` (or a bool), in all processes of its pod."""
+  """The leader's `number` (an integer or a bool), in all processes of the pod."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def any_process(flag: bool) -> bool:
-  """Whether `flag` holds in any process of the pod; all of them ask at once."""
+  """Whether `flag` is True in any process of the pod; all of them must call it."""
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.bool_(flag)).any())

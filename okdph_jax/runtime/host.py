@@ -1,7 +1,4 @@
-"""The machine: how many devices, how its memory is mapped, and what the compiler is told.
-
-Called before anything touches a device.
-"""
+"""Devices, meshes and placement of arrays, compiler options, and the compilation cache."""
 
 import contextlib
 import functools
@@ -19,32 +16,31 @@ from jaxtyping import PyTree
 
 
 def configure(devices: int | None = None, batch: int | None = None) -> None:
-  """Prepares this process: a CPU becomes `devices` host devices.
+  """Prepares JAX in this process: `devices` host devices on a CPU. Call it before using JAX.
 
-  devices: how many, in each process of a pod; by default one per visible core, at most 4,
-  and such that they divide `batch`, the images per step. On an accelerator, how many of it
-  to use is up to `mesh`. Call it first: a backend that runs keeps its count.
+  devices: in each process of a pod; by default one per core, at most 4, such that they divide
+  `batch`, the images per step. On accelerators `mesh` chooses the devices.
   """
   if devices is not None and devices < 1:
-    raise ValueError(f"devices={devices}: at least 1 is needed; leave it out for one per core")
+    raise ValueError(f"devices={devices} must be at least 1; by default it is one per core")
   if devices and batch and batch % devices:
     raise ValueError(
       f"devices={devices} does not divide batch_size={batch}; choose a number that does"
     )
   count = devices or next(n for n in range(min(cores(), 4), 0, -1) if (batch or n) % n == 0)
-  with contextlib.suppress(RuntimeError):  # a backend runs, as in a notebook
+  with contextlib.suppress(RuntimeError):  # JAX is in use already, as in a notebook
     jax.config.update("jax_num_cpu_devices", count)
   use_compilation_cache()
-  # oneDNN's convolutions tell the compilation cache what they are (see `nn.onednn`); with the
-  # address of the function that splits them in the key, no other process would find them.
+  # The cache identifies oneDNN's convolutions by metadata, see `nn.onednn`. With the address of
+  # the partitioning function in the key, other processes would not find them.
   jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs for the next process, in the user's cache folder, at most 2 GB.
+  """Keeps compiled programs in the user's cache folder, at most 2 GB, for later processes.
 
-  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it
-  off. A program for the CPU has this machine's instructions in it: homes are shared by others.
+  JAX_COMPILATION_CACHE_DIR sets another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it
+  off. Each kind of CPU has its own folder: machines may share a home directory.
   """
   options: Any = jax.config
   if options.jax_compilation_cache_dir:
@@ -57,7 +53,7 @@ def use_compilation_cache() -> None:
 
 
 def cores() -> int:
-  """How many cores this process may use."""
+  """The number of cores that this process may use."""
   return (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   )
@@ -65,7 +61,7 @@ def cores() -> int:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-  """The instruction sets of this CPU as Linux names them; empty where it does not say."""
+  """The CPU's flags in /proc/cpuinfo; empty on systems without it."""
   try:
     with open("/proc/cpuinfo") as file:
       lines = (line.split(":", 1) for line in file if line.startswith("flags"))
@@ -75,14 +71,14 @@ def cpu_flags() -> frozenset[str]:
 
 
 def has_bfloat16() -> bool:
-  """Whether this CPU multiplies bfloat16 numbers."""
+  """Whether this CPU has instructions for bfloat16 products."""
   return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 def compiler_options(platform: str | None = None) -> dict[str, Any]:
-  """For `jax.jit`: on a CPU, keeps the barriers that convolutions and views have.
+  """For `jax.jit`: on a CPU, keeps the optimization barriers of convolutions and views.
 
-  platform: what is compiled for; by default where JAX computes.
+  platform: to compile for; by default JAX's default backend.
   """
   if (platform or jax.default_backend()) != "cpu":
     return {}
@@ -90,19 +86,20 @@ def compiler_options(platform: str | None = None) -> dict[str, Any]:
 
 
 def fast_compile_options() -> dict[str, Any]:
-  """For `jax.jit` of what runs once: initialising takes longer to compile than to run."""
+  """For `jax.jit` of functions that run once, such as the initialisation: no optimisation."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def mesh(devices: int | None = None, groups: int = 1) -> Mesh:
-  """All devices, or the first `devices` of each process, along the axis "data".
+  """A mesh of all devices, or the first `devices` of each process, with the axis "data".
 
-  Several `groups`, each of which holds its own students, stand along the axis "students".
+  With several `groups`, each of which holds a part of the students, it has the axes "students"
+  and "data".
   """
   if devices is not None and not 1 <= devices <= jax.local_device_count():
     raise ValueError(
-      f"devices={devices}, but there are {jax.local_device_count()} "
-      f"({jax.default_backend()}); ask for at most that many"
+      f"devices={devices}, but there are only {jax.local_device_count()} "
+      f"({jax.default_backend()})"
     )
   chosen = [
     device
@@ -112,7 +109,7 @@ def mesh(devices: int | None = None, groups: int = 1) -> Mesh:
   if groups == 1:
     return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
   if jax.process_count() > 1:
-    raise ValueError("config.student_groups is for one process; in a pod leave it at 1")
+    raise ValueError("config.student_groups must be 1 in a pod of several processes")
   if len(chosen) % groups:
     raise ValueError(
       f"config.student_groups={groups} does not divide {len(chosen)} devices; "
@@ -123,7 +120,7 @@ def mesh(devices: int | None = None, groups: int = 1) -> Mesh:
 
 
 def layout(shapes: Callable[[], PyTree], mesh: Mesh) -> Any:
-  """Where a state of these shapes lies: on all devices, but students on their group."""
+  """Shardings of a state: leaves under "students" split over the groups, others replicated."""
   everywhere = NamedSharding(mesh, PartitionSpec())
   if "students" not in mesh.axis_names:
     return everywhere
@@ -137,9 +134,9 @@ def layout(shapes: Callable[[], PyTree], mesh: Mesh) -> Any:
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:
-  """Arrays of this host, equal on all that hold the same part of them, on the devices.
+  """Host arrays as global arrays with this sharding.
 
-  Of an array that is split, each process of a pod sends its own devices' part alone.
+  In a pod all processes must pass equal arrays; each sends only the parts of its own devices.
   """
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), tree
@@ -148,7 +145,7 @@ def place(tree: PyTree, sharding: Sharding) -> PyTree:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-  """Nothing on stderr: TensorFlow's libraries greet on import, before any log level counts."""
+  """Discards stderr: on import TensorFlow's libraries print before any log level applies."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   sys.stderr.flush()
   kept = os.dup(2)
@@ -162,6 +159,6 @@ def silent() -> Iterator[None]:
 
 
 def hide_accelerators(tensorflow: Any) -> None:
-  """Leaves the accelerators to JAX: TensorFlow would take their memory when it starts."""
+  """Hides the accelerators from TensorFlow, which would reserve their memory."""
   for kind in ("GPU", "TPU"):
     tensorflow.config.set_visible_devices([], kind)

@@ -1,4 +1,4 @@
-"""Large blocks of memory, which a program cares for before it imports JAX."""
+"""Huge pages for the buffers of XLA:CPU, set up before JAX is imported."""
 
 import importlib.util
 import os
@@ -7,13 +7,13 @@ import sys
 
 
 def keep_large_blocks() -> None:
-  """Starts this program once more with large blocks on huge pages, kept when they are freed.
+  """Restarts this program so that large blocks lie on huge pages and are reused when freed.
 
-  XLA:CPU allocates its buffers anew in every step, and glibc has the kernel map and clear them
-  each time: 260,000 page faults and 0.77 s of system time in a step of three ResNet32, 14,000
-  and 0.13 s on huge pages, and none at all with `memory.c`, which is preloaded where it was
-  built. The loader reads these variables only at the start. Call it first of all, from a
-  `__main__` alone; it returns where it is done already, and on a machine without glibc.
+  XLA:CPU allocates its buffers in every step, and glibc lets the kernel map and clear them each
+  time: 260,000 page faults and 0.77 s of system time in a step of three ResNet32; on huge pages
+  14,000 and 0.13 s; with `memory.c`, preloaded if it was built, none. The loader reads these
+  environment variables only when a program starts, hence the restart. Call it first, and only
+  in a `__main__`. It does nothing if the variables are set, or without glibc.
   """
   if platform.libc_ver()[0] != "glibc":
     return

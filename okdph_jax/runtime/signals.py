@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT stop a run after its current step. A second one ends it at once."""
+"""SIGTERM and SIGINT stop a run at its next step, with a checkpoint; a second one at once."""
 
 import contextlib
 import os
@@ -15,23 +15,23 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 # and its group.
 SAME_REQUEST_SECONDS = 0.5
 
-_came: list[int] | None = None  # the signals so far, where this process listens
+_came: list[int] | None = None  # the signals so far, once `listen` was called
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT stopped a run, which can go on."""
+  """SIGTERM or SIGINT stopped a run, which can be resumed."""
 
 
 def hold() -> None:
-  """Keeps the signals until `listen`, also for a program that this one becomes by `exec`."""
+  """Blocks the signals until `listen`, also across an `exec`; they are not lost."""
   signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
 def listen() -> None:
-  """From now on signals are noted and said at once; a second one ends this process.
+  """From now on records and reports signals at once; a second one ends this process.
 
-  For programs, before they import JAX. A thread waits for the signals: a handler in Python
-  runs only once a call of C++ returns, and compiling is one.
+  For programs, before they import JAX. A thread waits for the signals, because Python's
+  handlers do not run during calls into C++, such as a compilation.
   """
   global _came
   _came, (reading, writing) = [], os.pipe()
@@ -62,16 +62,16 @@ def _name(number):
 
 
 def _say(line):
-  start = "\n" if sys.stderr.isatty() else ""  # there a progress bar has begun a line
+  start = "\n" if sys.stderr.isatty() else ""  # a progress bar may be in this line
   os.write(2, f"{start}okdph_jax: {line}\n".encode())
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-  """Yields `interrupted() -> bool`: whether SIGTERM or SIGINT came.
+  """Yields `interrupted() -> bool`: whether SIGTERM or SIGINT came, to any process of a pod.
 
-  Where the process does not `listen`, as in a notebook, a second signal does what it did
-  before. In a pod all processes ask at once, and have the same answer: whether one came to any.
+  All processes of a pod must call it together. Without `listen`, as in a notebook, the previous
+  handlers are restored at the first signal and at the end of the block.
   """
   from okdph_jax.runtime import distributed  # imports JAX
 
@@ -87,7 +87,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
   try:
     previous = {number: signal.signal(number, note) for number in STOPPING}
-  except ValueError:  # not the main thread: signals are somebody else's
+  except ValueError:  # only the main thread may set handlers
     previous = {}
   try:
     yield lambda: distributed.any_process(bool(came))
@@ -97,6 +97,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def stop_before_the_first_step(interrupted: Callable[[], bool]) -> None:
-  """Raises `Interrupted` where a signal came: for the pauses between imports and compiling."""
+  """Raises `Interrupted` if a signal came while nothing of the run was computed yet."""
   if interrupted():
     raise Interrupted("interrupted before a step was done; give the same command again")

@@ -20,6 +20,7 @@ from okdph_jax.durations import clock
 from okdph_jax.errors import one_line
 from okdph_jax.experiment.fit import already_finished
 from okdph_jax.run import LOG
+from okdph_jax.runtime import signals
 from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell
 from okdph_jax.sweep.prepare import INTERRUPTED, prepared
@@ -59,8 +60,13 @@ class Runner:
 
   def run(self) -> int:
     """Runs what is not finished: the exit code. SIGTERM and SIGINT stop all runs."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda number, frame: self._signals.append(number))
+    with contextlib.ExitStack() as stack:
+      for number in signals.STOPPING:
+        handler = signal.signal(number, lambda number, frame: self._signals.append(number))
+        stack.callback(signal.signal, number, handler)  # the handler before
+      return self._run()
+
+  def _run(self) -> int:
     self._say(self.line())
     looked = 0.0
     while (self.pending or self.busy) and not self._signals:

@@ -1,4 +1,4 @@
-"""Views: what each network sees of a batch, one augmentation per network, on the device."""
+"""Views: the augmentations of a batch, one per network, computed on the device."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,30 +13,28 @@ from okdph_jax.views.spec import VIEWS, parse
 def make(
   specs: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Key[Array, ""], UInt8[Array, "*V B H W C"]], Float[Array, "V B H W C"]]:
-  """From the batch to one normalised view of it per spec: `augment(key, image)`.
+  """`augment(key, image)`, which computes one normalised view of a batch per spec.
 
-  specs: V strings, see `spec`; mean, std: one number per channel.
-  Images have the axis V where the source has cropped once per view. Image b of view v draws
-  from `fold_in(fold_in(key, v), b)`, on any number of devices. The test images are
-  `make(("plain",), mean, std)`.
+  specs: V strings, see `okdph_jax.views.spec`. mean, std: one number per channel.
+  image: [B, H, W, C], or [V, B, H, W, C] if it was cropped for each view already. Image b of
+  view v uses the key `fold_in(fold_in(key, v), b)`, on any number of devices.
 
       >>> augment = make(("flip", "crop(1)|cutout(3)"), mean=(0.5,), std=(0.25,))
       >>> augment(jax.random.key(0), jnp.zeros((4, 8, 8, 1), jnp.uint8)).shape
       (2, 4, 8, 8, 1)
 
   Raises:
-    ValueError: for a spec that is not a view; `augment` raises it for one that does not fit
-      the size of the images.
+    ValueError: for an invalid spec; in `augment` for one that does not fit the images.
   """
   if isinstance(specs, str):
-    raise ValueError(f"views are a tuple of specs, one per network: ({specs!r},)")
+    raise ValueError(f"views must be a tuple of specs, one per network: ({specs!r},)")
   views = [jax.vmap(view(spec, mean, std)) for spec in specs]
 
   def augment(key, image):
     if image.ndim == 4:
       image = [image] * len(views)
     if len(image) != len(views):
-      raise ValueError(f"{len(views)} views of a batch that was cropped for {len(image)}")
+      raise ValueError(f"there are {len(views)} views, but {len(image)} crops of each image")
     augmented = []
     for v, (apply, pixels) in enumerate(zip(views, image, strict=True)):
       fold = jax.vmap(jax.random.fold_in, (None, 0))
@@ -48,9 +46,9 @@ def make(
 
 
 def check(specs: Sequence[str], image_shape: Sequence[int]) -> None:
-  """A ValueError, in one line, for a view that does not fit images [H, W, C].
+  """Raises ValueError, in one line, for a view that does not fit images [H, W, C].
 
-  Nothing is computed, so that `crop(100000000)` costs no memory.
+  Only shapes are computed.
   """
   channels = image_shape[-1]
   augment = make(specs, [0.0] * channels, [1.0] * channels)
@@ -59,7 +57,7 @@ def check(specs: Sequence[str], image_shape: Sequence[int]) -> None:
 
 
 def view(spec: str, mean: Sequence[float], std: Sequence[float]) -> ops.Op:
-  """One view of one image: `(key, uint8 [H, W, C]) -> float32 [H, W, C]`, normalised."""
+  """The op of a spec: `(key, uint8 [H, W, C]) -> float32 [H, W, C]`, normalised."""
   pixel, after = parse(spec)
   return ops.chain(*pixel, normalise(mean, std), *after)
 
@@ -73,7 +71,7 @@ def normalise(mean: Sequence[float], std: Sequence[float]) -> ops.Op:
     channels = image.shape[-1:]
     if shift.shape != channels or scale.shape != channels:
       raise ValueError(
-        f"mean and std have {shift.size} and {scale.size} channels, the images {channels[0]}"
+        f"mean and std have {shift.size} and {scale.size} channels, images have {channels[0]}"
       )
     return (image / jnp.float32(255) - shift) / scale
 

@@ -1,11 +1,11 @@
-"""Pillow's pixel ops on uint8 images, all as parameters of three kernels.
+"""Pillow's pixel ops on uint8 images, expressed as parameters of three kernels.
 
-Every op is a warp, then a tone curve, then a blend, of which at most one changes the image.
-A batch in which each image has its own op therefore runs three kernels, where `lax.switch`
-under `vmap` would compute all fourteen ops for every image.
+Every op is a warp, a tone curve and a blend, of which at most one changes the image. So a batch
+in which each image has another op runs three kernels; `lax.switch` under `vmap` would compute
+all fourteen ops for every image.
 
-Parameters are Python numbers and become integers in double precision, so the results
-are Pillow's to the last bit; AutoContrast and the blends may differ by one level.
+Parameters are computed on the host in double precision, so the results equal Pillow's bit for
+bit; AutoContrast and the blends may differ by one level.
 """
 
 import math
@@ -16,29 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-AUTOCONTRAST, EQUALIZE = 1, 2  # curves that depend on the image
-BLACK, LUMA, MEAN, SMOOTH = range(4)  # what a blend starts from
+AUTOCONTRAST, EQUALIZE = 1, 2  # tone curves that depend on the image
+BLACK, LUMA, MEAN, SMOOTH = range(4)  # the other image of a blend
 
-IDENTITY = np.array([1 << 16, 0, 1 << 15, 0, 1 << 16, 1 << 15], np.int32)  # reads pixel centres
+IDENTITY = np.array([1 << 16, 0, 1 << 15, 0, 1 << 16, 1 << 15], np.int32)  # see `fixed`
 
 
 class Edit(NamedTuple):
-  """One op as arrays; those of several ops stack along leading axes."""
+  """The parameters of one op; those of several ops are stacked along leading axes."""
 
-  matrix: ArrayLike = IDENTITY  # int32 [6], affine: see `fixed`
-  mask: ArrayLike = np.int32(255)  # bits that Posterize keeps
-  threshold: ArrayLike = np.int32(256)  # from here on Solarize inverts
-  curve: ArrayLike = np.int32(0)  # AUTOCONTRAST, EQUALIZE or neither
-  start: ArrayLike = np.int32(BLACK)  # where the blend starts
-  factor: ArrayLike = np.float32(1)  # how far it goes: 1 is the image itself
+  matrix: ArrayLike = IDENTITY  # int32 [6], an affine map, see `fixed`
+  mask: ArrayLike = np.int32(255)  # the bits that Posterize keeps
+  threshold: ArrayLike = np.int32(256)  # Solarize inverts levels from here on
+  curve: ArrayLike = np.int32(0)  # AUTOCONTRAST, EQUALIZE, or 0 for neither
+  start: ArrayLike = np.int32(BLACK)  # BLACK, LUMA, MEAN or SMOOTH, see `blend`
+  factor: ArrayLike = np.float32(1)  # of the blend; 1 leaves the image unchanged
 
 
 def edit(name, value, height, width):
-  """The op `name` of Pillow with its parameter, for images of height x width.
+  """Pillow's op `name` with the parameter `value`, for images of height x width.
 
-  Shears in input pixels per output pixel, from the corner (0, 0); translations in
-  pixels; rotation in degrees, counter-clockwise about the centre; blends as
-  ImageEnhance's factor; Posterize in bits kept; Solarize as the threshold.
+  value: shears in input pixels per output pixel, from the corner (0, 0); translations in
+  pixels; rotations in degrees, counter-clockwise about the centre; blends as the factor of
+  ImageEnhance; Posterize as the bits to keep; Solarize as the threshold; None for the others.
   """
   if name == "Identity":
     return Edit()
@@ -74,21 +74,22 @@ def edit(name, value, height, width):
 
 
 def apply(image, edit):
-  """image: uint8 [H, W, C] with 1 or 3 channels -> the same shape and type."""
+  """Applies an `Edit` to an image, uint8 [H, W, C] with 1 or 3 channels."""
   image = materialized(warp(image, edit.matrix))
   image = materialized(tone(image, edit.mask, edit.threshold, edit.curve))
   return materialized(blend(image, edit.start, edit.factor))
 
 
-# XLA would fuse a gather into everything that reads it and compute it again each time. On a
-# CPU it removes the barrier first, unless `cse_barrier_expander` is disabled, as for the step.
+# XLA would fuse a gather into all its consumers and compute it again for each. XLA:CPU keeps
+# the barrier only with `host.compiler_options()`.
 materialized = jax.lax.optimization_barrier
 
 
 def fixed(*matrix):
-  """Pillow's 16.16 fixed point: output (x, y) reads (a0 x + a1 y + a2, a3 x + a4 y + a5).
+  """An affine map in Pillow's 16.16 fixed point: int32 [..., 6].
 
-  The last of each row takes in the half pixel between a pixel's corner and its centre.
+  The output pixel (x, y) reads the input at (a0 x + a1 y + a2, a3 x + a4 y + a5); half a pixel
+  is added, because coordinates refer to centres of pixels.
   """
   a = np.stack(np.broadcast_arrays(*map(np.float64, matrix)), -1)
   a[..., 2] += (a[..., 0] + a[..., 1]) / 2
@@ -97,7 +98,7 @@ def fixed(*matrix):
 
 
 def rotation(degrees, height, width):
-  """`fixed` for rotations about the centre, counter-clockwise; one per entry of `degrees`."""
+  """The map `fixed` of rotations about the centre, counter-clockwise; one per entry."""
   angle = np.radians(degrees)
   cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
   x, y = width / 2, height / 2
@@ -105,7 +106,7 @@ def rotation(degrees, height, width):
 
 
 def warp(image, matrix):
-  """Nearest neighbour, black outside. image: uint8 [H, W, C]; matrix: int32 [6], `fixed`."""
+  """Nearest neighbour, black outside. image: uint8 [H, W, C]; matrix: int32 [6] of `fixed`."""
   height, width, channels = image.shape
   x, y = jnp.arange(width), jnp.arange(height)[:, None]
   u = (matrix[0] * x + matrix[1] * y + matrix[2]) >> 16  # [H, W]
@@ -116,14 +117,14 @@ def warp(image, matrix):
 
 
 def tone(image, mask, threshold, curve):
-  """Maps every level of every channel through a table of its own.
+  """Maps the levels of each channel by a table.
 
   image: uint8 [H, W, C]; mask, threshold, curve: int32 scalars as in `Edit`.
   """
   levels = jnp.arange(256)
   table = levels & mask
   table = jnp.where(table < threshold, table, 255 - table)
-  # The curves are fractions of integers. One division serves both: on a CPU it is what costs.
+  # Both curves are fractions of integers; they share the division, which is slow on a CPU.
   over, under = jax.tree.map(
     lambda *of: jnp.where(curve == AUTOCONTRAST, *of), autocontrast(image), equalize(image)
   )
@@ -133,14 +134,14 @@ def tone(image, mask, threshold, curve):
 
 
 def autocontrast(image):
-  """From the lowest level to 0, from the highest to 255: [C, 256] over [C, 1]."""
+  """Maps the lowest level to 0, the highest to 255: numerators [C, 256], denominator [C, 1]."""
   image = image.astype(jnp.int32)
   low, high = image.min((0, 1))[:, None], image.max((0, 1))[:, None]
   return 255 * (jnp.arange(256) - low), high - low
 
 
 def equalize(image):
-  """Every level as often as any other: [C, 256] over [C, 1]; under 1 where it cannot be."""
+  """Equalizes the histogram: numerators [C, 256], denominator [C, 1], 0 where it cannot."""
   count = histogram(image)
   below = jnp.cumsum(count, 1) - count
   last = count.shape[1] - 1 - jnp.argmax(count[:, ::-1] > 0, 1)
@@ -150,14 +151,14 @@ def equalize(image):
 
 
 def histogram(image):
-  """How often each level occurs: uint8 [H, W, C] -> int32 [C, 256]."""
+  """The number of pixels of each level: uint8 [H, W, C] -> int32 [C, 256]."""
   channels = image.shape[-1]
   count = jnp.zeros((channels, 256), jnp.int32)
   return count.at[jnp.arange(channels), image].add(1)
 
 
 def blend(image, start, factor):
-  """Goes from a degraded image through the given one: start + factor (image - start).
+  """other + factor (image - other), where `start` chooses the other image.
 
   image: uint8 [H, W, C]; start: int32, BLACK, LUMA, MEAN or SMOOTH; factor: float32.
   """
@@ -172,16 +173,18 @@ def blend(image, start, factor):
 
 
 def luma(x):
-  """int32 [H, W, C] -> [H, W, 1], ITU-R 601 as Pillow rounds it; one channel is its own."""
+  """Luminance by ITU-R 601, rounded as by Pillow: int32 [H, W, C] -> [H, W, 1]."""
   if x.shape[-1] == 1:
     return x
   if x.shape[-1] != 3:
-    raise ValueError(f"pixel ops need images of 1 or 3 channels, not {x.shape[-1]}")
+    raise ValueError(
+      f"images have {x.shape[-1]} channels; RandAugment and AutoAugment need 1 or 3"
+    )
   return (19595 * x[..., :1] + 38470 * x[..., 1:2] + 7471 * x[..., 2:] + 32768) >> 16
 
 
 def smooth(x):
-  """Pillow's SMOOTH filter, the border kept: int32 [H, W, C] -> the same."""
+  """Pillow's SMOOTH filter, which leaves the border unchanged: int32 [H, W, C]."""
   rows = x[:-2] + x[1:-1] + x[2:]
   around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * x[1:-1, 1:-1]
   return x.at[1:-1, 1:-1].set((2 * around + 13) // 26)  # / 13, rounded half up

@@ -1,7 +1,4 @@
-"""RandAugment and AutoAugment: which of Pillow's ops are applied to an image, and how strongly.
-
-Both as in torchvision's `transforms.autoaugment` with its default arguments.
-"""
+"""RandAugment and AutoAugment, as in `torchvision.transforms` with default arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +43,7 @@ IMAGENET = (
 
 
 def randaugment() -> Op:
-  """Two ops in sequence, each drawn from 14 at magnitude 9 of 0..30, signs at random.
+  """Two ops in sequence, each drawn from 14, with the magnitude 9 of 0 to 30 and random signs.
 
   Cubuk et al., arXiv:1909.13719.
   """
@@ -64,7 +61,7 @@ def randaugment() -> Op:
 
 
 def autoaugment() -> Op:
-  """One of the 25 pairs of ops found on ImageNet, each applied with its probability."""
+  """One of the 25 pairs of ops found for ImageNet, each op applied with its probability."""
   ops = [op for pair in IMAGENET for op in pair]
   names, probabilities, magnitudes = zip(*ops, strict=True)
 
@@ -84,7 +81,7 @@ def autoaugment() -> Op:
 
 
 def tabulate(names, levels, height, width):
-  """An `Edit` whose leaves lead with [op, sign], for ops at `levels` in [0, 1]."""
+  """An `Edit` with leaves [op, sign, ...], of the ops `names` at `levels` in [0, 1]."""
   rows = [
     edits.edit(name, magnitude(name, level, sign, height, width), height, width)
     for name, level in zip(names, levels, strict=True)
@@ -94,11 +91,12 @@ def tabulate(names, levels, height, width):
 
 
 def look_up(table, op, sign):
+  """The `Edit` of one op and sign in the table."""
   return jax.tree.map(lambda leaf: jnp.asarray(leaf)[op, sign], table)
 
 
 def magnitude(name, level, sign, height, width):
-  """The parameter of op `name` at `level` of torchvision's range; `sign` where it has one."""
+  """The parameter of an op at `level`, 0 to 1, of torchvision's range; None if it has none."""
   if name in ("ShearX", "ShearY"):
     return sign * 0.3 * level
   if name == "TranslateX":

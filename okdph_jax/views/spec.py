@@ -1,8 +1,8 @@
-"""The language of views: "crop(4)|flip|cutout(16)" -> ops.
+"""Parses specs of views such as "crop(4)|flip|cutout(16)".
 
-A spec is ops joined by `|`, applied left to right, with arguments in Python's syntax. It may
-begin with the name of a view, and `any(a, b, c)` draws one of several specs per image.
-A name with parentheses is always an op: `cutout` is the view, `cutout(16)` the op.
+A spec is a sequence of ops joined by `|`, applied from left to right, with arguments in
+Python's syntax. It may begin with the name of a view, and `any(a, b, c)` draws one of several
+specs for each image. A name with parentheses is an op: `cutout` is a view, `cutout(16)` an op.
 """
 
 import ast
@@ -33,9 +33,10 @@ FLOAT_OPS = {"noise": ops.noise}  # on the normalised image
 
 
 def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
-  """A spec as two lists of ops: those before the normalisation, and those after it.
+  """(ops before the normalisation, ops after it) of a spec.
 
-  Raises ValueError, on one line, for anything that is not a view.
+  Raises:
+    ValueError: in one line, for anything that is not a spec.
   """
   pixel, after = [], []
   for position, node in enumerate(_parts(_tree(spec))):
@@ -43,8 +44,8 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
     if name in VIEWS and not isinstance(node, ast.Call):
       if position:
         raise ValueError(
-          f"view {shown(spec, 200)}: {name!r} is the name of a whole view ({VIEWS[name]}) and "
-          "can only come first; an op of that name has parentheses"
+          f"view {shown(spec, 200)}: {name!r} is a view ({VIEWS[name]}), which can only come "
+          "first; an op needs parentheses"
         )
       pixel += parse(VIEWS[name])[0]
     elif name in FLOAT_OPS:
@@ -53,8 +54,8 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
       raise ValueError(_unknown(name, spec))
     elif after:
       raise ValueError(
-        f"view {shown(spec, 200)}: {name!r} works on pixels and cannot follow an op on the "
-        f"normalised image ({', '.join(FLOAT_OPS)}); move it to the front"
+        f"view {shown(spec, 200)}: {name!r} works on pixels and must come before ops on the "
+        f"normalised image ({', '.join(FLOAT_OPS)})"
       )
     else:
       pixel.append(_call(PIXEL_OPS[name], name, node, spec))
@@ -63,13 +64,13 @@ def parse(spec: str) -> tuple[list[ops.Op], list[ops.Op]]:
 
 def _tree(spec):
   if not isinstance(spec, str):
-    raise ValueError(f"a view is a string such as 'crop(4)|flip|cutout(16)', not {shown(spec)}")
+    raise ValueError(f"a view must be a string such as 'crop(4)|flip', not {shown(spec)}")
   try:
     return ast.parse(spec.strip(), mode="eval").body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     reason = getattr(error, "msg", None) or one_line(error)
     raise ValueError(
-      f"view {shown(spec, 200)} cannot be read ({reason}); write ops joined by |, such as "
+      f"view {shown(spec, 200)} cannot be parsed ({reason}); write ops joined by |, such as "
       "'crop(4)|flip|cutout(16)'"
     ) from None
 
@@ -86,7 +87,7 @@ def _call(factory, name, node, spec):
     parameter.replace(annotation=inspect.Parameter.empty)
     for parameter in inspect.signature(factory).parameters.values()
   ]
-  signature = inspect.Signature(plain)  # for the message: names and defaults alone
+  signature = inspect.Signature(plain)  # without types, for the error message
   try:
     args = [read(arg) for arg in getattr(node, "args", [])]
     named = {keyword.arg: read(keyword.value) for keyword in getattr(node, "keywords", [])}
@@ -94,7 +95,7 @@ def _call(factory, name, node, spec):
     return factory(*args, **named)
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"view {shown(spec, 200)}: {ast.unparse(node)[:60]}: {one_line(error)}; it is written "
+      f"view {shown(spec, 200)}: {ast.unparse(node)[:60]}: {one_line(error)}; the op is "
       f"{name}{signature}"
     ) from None
 
@@ -109,7 +110,7 @@ def _number(node):
 def _alternative(node):
   pixel, after = parse(ast.unparse(node))
   if after:
-    raise ValueError("an op on the normalised image stands behind any(...), not inside")
+    raise ValueError("ops on the normalised image must follow any(...), not be inside")
   return ops.chain(*pixel)
 
 

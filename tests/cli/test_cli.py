@@ -123,7 +123,7 @@ def test_a_config_of_ones_own_may_leave_options_out(tmp_path, monkeypatch):
   assert (config.epochs, config.method.students, config.batch_size) == (7, 3, 128)
   assert load_config("mine.py", [("method.name", "kdcl")]).method.target == "minlogit"
   for text, says in (
-    ("def get_config(): return 3", "gives a int"),
+    ("def get_config(): return 3", "returns a int"),
     ("def get_config(): return {}['a']", "KeyError"),
     ("def get_config(: pass", "SyntaxError"),
     ("x = 1", "get_config"),

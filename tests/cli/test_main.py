@@ -210,7 +210,7 @@ ARRAYS = (D, "--config.data.name=arrays", "--config.data.dir=/nowhere/a.npz")
     ([D, "--config.views=('crop(1)','crop(1)','crp(1)')"], ["crp", "crop"]),
     (
       [D, "--config.views=('crop(1)','crop(1)')"],
-      ["looks at 3 views", "has 2", "one for all"],
+      ["needs 3 views", "has 2", "one for all"],
     ),
     ([D, "--config.method.students=1"], ["at least 2", "students is 1"]),
     ([D, "--config.method.gamma=1.5"], ["gamma=1.5", "[0, 1]"]),

@@ -94,7 +94,7 @@ def test_a_constant_channel_has_no_zero_std(npz, arrays):
     (dict(train_images=np.zeros((60, 4, 5, 3), np.float32)), ["float32", "uint8"]),
     (dict(train_labels=np.zeros(59, int)), ["train_labels", "60 images"]),
     (dict(train_labels=np.zeros(60, int)), ["one class"]),
-    (dict(test_labels=np.arange(6)), ["test labels go from 0 to 5", "3 classes"]),
+    (dict(test_labels=np.arange(6)), ["test labels range from 0 to 5", "3 classes"]),
     (dict(test_images=np.zeros((6, 5, 5, 3), np.uint8)), ["(4, 5, 3)", "(5, 5, 3)"]),
     (dict(train_images=np.zeros((60, 4, 5, 4), np.uint8)), ["4 channels"]),
   ],
@@ -115,7 +115,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
 def test_labels_from_one_are_not_a_class_too_many(npz, arrays):
   shifted = {k: arrays[k] + 1 for k in ("train_labels", "test_labels")}
   line = refusal(dir=npz(**shifted))
-  assert "training labels go from 1 to 3, and none is 0" in line and "class_names" in line
+  assert "training labels range from 1 to 3 without 0" in line and "class_names" in line
   names = np.array(["none", "ant", "bee", "cat"])  # the user says that there is a class 0
   assert data.load(config(dir=npz(class_names=names, **shifted))).classes == 4
   assert "3 classes need 0 to 2" in refusal(dir=npz(class_names=names[1:], **shifted))
@@ -127,13 +127,13 @@ def test_arrays_of_a_validation_split_validate(npz, arrays, capsys):
   dataset = data.load(config(dir=npz(**held)))
   np.testing.assert_array_equal(dataset.validation.images, arrays["test_images"])
   assert len(dataset.train) == 60 and "6 validation" in dataset.summary
-  assert "has a validation split of its own" in refusal(dir=npz(**held), validation=5)
+  assert "has its own validation split" in refusal(dir=npz(**held), validation=5)
   assert "lacks validation_labels" in refusal(
     dir=npz(validation_images=held["validation_images"])
   )
   capsys.readouterr()
   data.load(config(dir=npz(extra_images=np.zeros(3))))
-  assert "not read: extra_images" in capsys.readouterr().out
+  assert "ignored extra_images" in capsys.readouterr().out
 
 
 def test_a_test_set_is_drawn_where_there_is_none(npz, arrays):
@@ -158,7 +158,7 @@ def test_fractions_outside_are_refused(npz, fraction):
 
 
 def test_validation_must_be_a_number_of_images_that_leaves_some(npz):
-  assert "leaves none" in refusal(dir=npz(), validation=60)
+  assert "leaves no image" in refusal(dir=npz(), validation=60)
   assert "number of images" in refusal(dir=npz(), validation=-1)
   assert "number of images" in refusal(dir=npz(), validation=0.1)
 

@@ -29,5 +29,5 @@ def test_the_digits_are_scikit_learn_s():
 
 
 def test_other_splits_are_refused():
-  with pytest.raises(ValueError, match="has the splits 'train' and 'test', but no 'tst'"):
+  with pytest.raises(ValueError, match="has the splits 'train' and 'test', not 'tst'"):
     load(test="tst")

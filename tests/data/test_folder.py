@@ -118,7 +118,7 @@ def test_every_format_of_pillow_is_read(folder, end, capsys):
   dataset = load(folder)
   assert len(dataset.train) == 7
   np.testing.assert_allclose(dataset.train.images[-1, 0, 0], [200, 0, 0], atol=5)
-  assert "not read" not in capsys.readouterr().out
+  assert "ignored" not in capsys.readouterr().out
 
 
 def test_what_is_not_read_is_said(folder, capsys):
@@ -129,7 +129,7 @@ def test_what_is_not_read_is_said(folder, capsys):
   picture(folder / "train" / "red" / ".hidden.png")
   assert len(load(folder).train) == 6
   said = capsys.readouterr().out
-  assert "train: not read: 4 " in said and "e.g. loose.png" in said
+  assert "train: ignored 4 " in said and "e.g. loose.png" in said
 
 
 def test_a_validation_folder_is_the_validation_split(folder):
@@ -137,7 +137,7 @@ def test_a_validation_folder_is_the_validation_split(folder):
   dataset = load(folder)
   assert dataset.validation.labels.tolist() == [1] and len(dataset.train) == 6
   assert dataset.validation.images[0, 0, 0].tolist() == [7, 0, 0]
-  assert "has a validation split of its own" in refusal(folder, validation=2)
+  assert "has its own validation split" in refusal(folder, validation=2)
 
 
 def test_class_folders_without_a_split_get_one(tmp_path):
@@ -153,4 +153,4 @@ def test_class_folders_without_a_split_get_one(tmp_path):
   assert streamed.test.streamed
   np.testing.assert_array_equal(streamed.test.first(99), dataset.test.first(99))
   assert "0% and 100%" in refusal(tmp_path, train=".", test="120%")
-  assert "leaves none of 20 images of class 0" in refusal(tmp_path, train=".", test="99%")
+  assert "leaves no image of class 0, which has 20" in refusal(tmp_path, train=".", test="99%")

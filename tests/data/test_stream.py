@@ -269,7 +269,7 @@ def test_a_streamed_tfds_dataset_by_name(colours, monkeypatch):
   np.testing.assert_array_equal(
     labels, catalog.records(colours, "train[50:]", "image", "label").labels
   )
-  with pytest.raises(ValueError, match="take a part with TFDS's syntax"):
+  with pytest.raises(ValueError, match="use TFDS's split syntax"):
     load(None, fraction=0.5, **options)
   with pytest.raises(ValueError, match="set data.image_size"):
     load(None, image_size=None, **options)

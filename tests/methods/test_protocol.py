@@ -140,7 +140,7 @@ def test_a_bare_network_trains_under_methods_of_whole_networks():
   for name in ("base", "kd", "dml", "kdcl", "kr", "mean_teacher", "okdph"):
     keeps_its_structure(METHODS[name](context))
   for name in ("one", "okddip", "ffl", "pcl"):
-    with pytest.raises(ValueError, match="Bare has no .stem and .branch"):
+    with pytest.raises(ValueError, match="Bare lacks .stem or .branch"):
       METHODS[name](context)
 
 
@@ -205,6 +205,6 @@ def test_a_config_is_assembled_with_the_first_wrapper_innermost():
   assert method.views == 3 and method.in_memory == ("ema_",)
   assert options == {"name": "dml", "students": 3} and wrappers[0]["name"] == "ema"
   inside_out = [{"name": "sam"}, {"name": "dot"}]
-  with pytest.raises(ValueError, match="name it before sam"):
+  with pytest.raises(ValueError, match="must come before sam"):
     assemble(context, {"name": "dml"}, inside_out)
   assert assemble(context, {"name": "base"}).views == 1

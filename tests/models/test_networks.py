@@ -192,7 +192,7 @@ def test_images_of_tiny_imagenet(name):
 def test_one_channel_and_eight_pixels():
   image = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
   assert shapes(models.build("resnet8", 10), image)[0].shape == (2, 10)
-  with pytest.raises(ValueError, match="32x32 pixels or more"):
+  with pytest.raises(ValueError, match="at least 32x32 pixels"):
     shapes(models.build("vgg16", 10), image)
 
 
@@ -504,7 +504,7 @@ def test_own_network_by_path():
     ("no_such_package.nets:Net", "cannot be imported.*No module named 'no_such_package'"),
     (f"{__name__}:Plane", "has no 'Plane'.*Plain"),
     (f"{__name__}:NeedsWidth", "missing a required argument: 'width'"),
-    (f"{__name__}:not_a_module", "made a int; a flax.linen.Module, or the class"),
+    (f"{__name__}:not_a_module", "is a int; it must be a flax.linen.Module, or the class"),
   ],
 )
 def test_bad_names(name, message):

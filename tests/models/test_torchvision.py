@@ -131,8 +131,8 @@ def test_wrong_files_are_refused_in_one_line(trained, tmp_path):
   other = "resnet34" if name == "resnet18" else "resnet18"
   (tmp_path / "text.safetensors").write_text("no weights")
   for file, network, words in (
-    (path, other, f"is no {other}"),
-    (path, "", "say of which network"),
+    (path, other, f"is not a {other}"),
+    (path, "", "name their network"),
     (tmp_path / "absent.onnx", name, "there is no file"),
     (tmp_path / "text.safetensors", name, "cannot be read"),
   ):

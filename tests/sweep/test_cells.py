@@ -152,7 +152,7 @@ def test_a_selection_of_nothing_is_refused(file, only, says):
     ('"label": 0', "the sweep mine, own: the config has no option 'label'"),
     ('"method.omega": 0.5', "own: method base has no option 'omega'"),
     ('"method.label_smoothing": 2.0', "own: base: label_smoothing=2.0 is outside [0, 1)"),
-    ('"views": ("hflip", "flip")', "own: base looks at 1 view"),
+    ('"views": ("hflip", "flip")', "own: base needs 1 view"),
     ('"wrappers": ({"name": "sma"},)', "own: unknown wrapper 'sma'; did you mean 'swa'"),
     ('"network": "resnet9"', "own: unknown network 'resnet9'"),
     ('"epochs": "many"', "own: "),

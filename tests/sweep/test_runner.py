@@ -15,10 +15,11 @@ import pytest
 from okdph_jax.cli import dispatch
 from okdph_jax.experiment.summary import resolve
 from okdph_jax.run import Run
+from okdph_jax.runtime import signals
 from okdph_jax.status import status
 from okdph_jax.sweep import slurm
 from okdph_jax.sweep.cells import read
-from okdph_jax.sweep.runner import slots
+from okdph_jax.sweep.runner import Runner, slots
 from tests import runs
 
 # In place of `okdph train`: does as the folder's name says.
@@ -282,3 +283,9 @@ def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path):
   assert (run / "saved").exists() and job.process.returncode == 75
   assert isinstance(again, submitit.helpers.DelayedSubmission)
   assert again.function.command == job.command
+
+
+def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(capsys):
+  before = [signal.getsignal(number) for number in signals.STOPPING]
+  assert Runner([], jobs=1).run() == 0
+  assert [signal.getsignal(number) for number in signals.STOPPING] == before

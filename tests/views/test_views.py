@@ -47,7 +47,7 @@ def test_images_cropped_per_view_keep_to_their_view(images):
   seen = augment(KEY, per_view)
   np.testing.assert_array_equal(seen[0], augment(KEY, images)[0])
   np.testing.assert_array_equal(seen[1], augment(KEY, images[::-1])[1])
-  with pytest.raises(ValueError, match="2 views of a batch that was cropped for 3"):
+  with pytest.raises(ValueError, match="there are 2 views, but 3 crops"):
     augment(KEY, np.stack([images] * 3))
 
 
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused(images):
     views.make("hflip", MEAN, STD)
   with pytest.raises(ValueError, match="unknown op 'hflop'"):
     views.make(("hflop",), MEAN, STD)
-  with pytest.raises(ValueError, match="1 and 1 channels, the images 3"):
+  with pytest.raises(ValueError, match="1 and 1 channels, images have 3"):
     views.make(("plain",), (0.5,), (0.5,))(KEY, images)
 
 
