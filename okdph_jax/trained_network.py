@@ -40,6 +40,7 @@ class TrainedNetwork:
   std: tuple[float, ...]  # likewise
   test_view: str  # the view that evaluation uses, see `okdph_jax.views`
   origin: str  # which network of which run, and at which step
+  reader: str = ""  # the network's name in its run: "student_0", "hybrid", ...
 
   def __repr__(self):
     return f"<{self.origin}: {self.about}>"

@@ -180,7 +180,7 @@ def test_validation_chooses_the_checkpoint_and_the_reader(trained):
   assert f"step {best['step']} (best-validation)" in network.origin
   reader = network.origin.split()[0]
   assert best["accuracy"]["validation"][reader] == validated(best)
-  with pytest.raises(ValueError, match="best-test: it chose on its validation split"):
+  with pytest.raises(ValueError, match="best-test: its best was chosen on validation"):
     result.run.network(which="best-test", network=OWN)
   with pytest.raises(ValueError, match="no single network 'fused'"):
     result.run.network("fused", network=OWN)

@@ -10,10 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from okdph_jax import data as datasets
-from okdph_jax import methods, models, views
+from okdph_jax import views
 from okdph_jax.data import Dataset, Split
 from okdph_jax.experiment.config import default
-from okdph_jax.methods.protocol import Context
 from okdph_jax.run import Run
 from okdph_jax.runtime import host
 from okdph_jax.training.evaluate import EVALUATION_BATCH
@@ -58,7 +57,7 @@ def evaluate(
   Raises:
     ValueError: in one line, for an unknown run or reader, or a dataset that does not fit.
   """
-  reader = reader or Run(workdir).network(None, which, network).origin.split()[0]
+  reader = reader or Run(workdir).network(None, which, network).reader
   found = evaluate_all(workdir, which=which, data=data, split=split, network=network)
   if reader not in found:
     raise ValueError(
@@ -88,11 +87,9 @@ def evaluate_all(
   run = Run(workdir)
   which, step = run.chosen(which)
   run.network(None, which, network)  # raises ValueError if it cannot be read
+  _, method = run.method(network)
   config, names = run.require_config(), run.class_names
   dataset, images = dataset_for(run, data, split)
-  net = models.build(config["network"], len(names), config["network_options"])
-  context = Context(net, len(names), 1, config["epochs"], teacher=(net, {}))
-  method = methods.assemble(context, config["method"], config["wrappers"])
   normal = config["data"]["normalisation"]
   look = views.make((config["test_view"],), normal["mean"], normal["std"])
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from okdph_jax.data import Dataset
 from okdph_jax.models import torchvision
 from okdph_jax.models.pretrained import Pretrained
-from okdph_jax.run import differing, named
+from okdph_jax.run import differing, parse_reference
 from okdph_jax.trained_network import TrainedNetwork
 
 
@@ -36,7 +36,7 @@ def teacher(config: ConfigDict, dataset: Dataset) -> TrainedNetwork | None:
     return None
   if config.teacher.endswith(torchvision.FILES):
     return from_file(config, dataset)
-  run, reader, which = named(config.teacher, "config.teacher")
+  run, reader, which = parse_reference(config.teacher, "config.teacher")
   data = run.require_config()["data"]
   there = {name: data.get(name) for name in data_signature(dataset)}
   if different := differing(there, data_signature(dataset)):
@@ -75,7 +75,7 @@ def pretrained(config: ConfigDict, net: nn.Module, dataset: Dataset) -> tuple[An
   """(`net`, initialised from `config.init_from`; a description of that in one line)."""
   if not config.init_from:
     return net, None
-  run, reader, which = named(config.init_from, "config.init_from")
+  run, reader, which = parse_reference(config.init_from, "config.init_from")
   source = run.network(reader, which, config.network)
   started = Pretrained(net, source.variables)
   image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
