@@ -35,15 +35,13 @@ def milestones(
   return at
 
 
-def multistep(
-  learning_rate: Number, milestones: Sequence[Step], factor: float = 0.1
-) -> optax.Schedule:
-  """`learning_rate`, multiplied by `factor` at each milestone (a step)."""
+def multistep(learning_rate: Number, milestones: Sequence[Step]) -> optax.Schedule:
+  """`learning_rate`, multiplied by 0.1 at each milestone (a step)."""
 
   def schedule(step):
     rate = jnp.asarray(learning_rate)
     for start in milestones:  # in a very short run two of them can be the same step
-      rate = jnp.where(step < start, rate, factor * rate)
+      rate = jnp.where(step < start, rate, 0.1 * rate)
     return rate
 
   return schedule

@@ -178,14 +178,14 @@ def measure(
 
 
 def calibration_error(
-  confidence: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"], bins: int = BINS
+  confidence: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"]
 ) -> float:
   """Expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599), in [0, 1].
 
       sum_b n_b / n |mean(right in b) - mean(confidence in b)|
 
-  over bins (i / bins, (i + 1) / bins] of the confidence, i.e. the highest probability.
+  over 15 bins of equal width of the confidence, i.e. the highest probability.
   """
-  bin_of = np.ceil(np.asarray(confidence) * bins).clip(1, bins).astype(int) - 1
-  gaps = np.bincount(bin_of, np.asarray(right, float) - confidence, bins)
+  bin_of = np.ceil(np.asarray(confidence) * BINS).clip(1, BINS).astype(int) - 1
+  gaps = np.bincount(bin_of, np.asarray(right, float) - confidence, BINS)
   return float(np.abs(gaps).sum() / len(confidence))

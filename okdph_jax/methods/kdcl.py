@@ -22,6 +22,9 @@ from okdph_jax.methods.protocol import (
 )
 from okdph_jax.nn.students import each
 
+SWEEPS = 8  # of coordinate descent, for the target "linear" of more than two students
+BISECTIONS = 20  # for the division of a pair's weight: an error of 1e-6
+
 
 def kdcl(
   context: Context,
@@ -83,18 +86,12 @@ def minlogit(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Ar
   return (logits - _own(logits, label)).min(0)
 
 
-def linear(
-  logits: Float[Array, "N B K"],
-  label: Int[Array, " B"],
-  *,
-  sweeps: int = 8,
-  bisections: int = 20,
-) -> Float[Array, "B K"]:
+def linear(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
   """For each example the convex combination of the logits with the lowest loss.
 
   The loss is convex in the weights. For one pair of students after the other, bisection finds
-  the best division of the pair's total weight: exact for two students, coordinate descent in
-  `sweeps` rounds for more.
+  the best division of the pair's total weight: exact for two students, coordinate descent for
+  more.
   """
   n, batch, classes = logits.shape
   one_hot = jax.nn.one_hot(label, classes)
@@ -113,7 +110,7 @@ def linear(
       rising = slope > 0
       return jnp.where(rising, low, share), jnp.where(rising, share, high)
 
-    low, high = lax.fori_loop(0, bisections, halve, (jnp.zeros(batch), jnp.ones(batch)))
+    low, high = lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros(batch), jnp.ones(batch)))
     share = (low + high) / 2
     return weights.at[i].set(share * total).at[j].set((1 - share) * total)
 
@@ -123,7 +120,7 @@ def linear(
     return weights
 
   start = jnp.full((n, batch), 1 / n)
-  weights = lax.fori_loop(0, 1 if n == 2 else sweeps, sweep, start)
+  weights = lax.fori_loop(0, 1 if n == 2 else SWEEPS, sweep, start)
   return jnp.einsum("nb,nbk->bk", weights, logits)
 
 

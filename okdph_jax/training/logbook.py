@@ -1,6 +1,6 @@
-"""What a run writes about its progress: metrics and training losses, events, the result.
+"""The log of a run: metrics.jsonl, training.jsonl, TensorBoard events, and result.json.
 
-Plain numbers; TensorFlow is imported where events are written.
+TensorFlow is imported only when events are written.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from okdph_jax.runtime import distributed, host
 
 
 class Logbook(AbstractContextManager):
-  """metrics.jsonl, one line per evaluation, and the same numbers as TensorBoard events.
+  """Writes evaluations to metrics.jsonl and as TensorBoard events.
 
-  run: the `okdph_jax.Run` that it writes for.
+  run: an `okdph_jax.Run`.
   """
 
   def __init__(self, run: Any):
@@ -36,16 +36,16 @@ class Logbook(AbstractContextManager):
     images_per_second: float,
     **more: Any,
   ) -> dict[str, Any]:
-    """Writes one evaluation and returns it as the line that is now on disk.
+    """Writes one evaluation, and returns it as the line in the file.
 
     Args:
-      step: updates done.
+      step: steps done.
       epoch: epochs done.
-      learning_rate: of the last update.
+      learning_rate: of the last step.
       losses: {name: mean since the last line}.
-      accuracy: {"test": {reader: fraction}}, and "validation" likewise if there is one.
+      accuracy: {"test": {reader: fraction}}, and the same for "validation" if there is one.
       cross_entropy: the same, in nats.
-      seconds: of training since the run began, the parts before a resume included.
+      seconds: since the run began, without the time between an interruption and a resume.
       images_per_second: since the last line.
       **more: further entries.
     """
@@ -73,7 +73,7 @@ class Logbook(AbstractContextManager):
     return line
 
   def append_training(self, steps: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
-    """Adds a line to training.jsonl for each (step, epoch, {name: loss of that step alone})."""
+    """Adds lines to training.jsonl, one for each (step, epoch, {name: loss of that step})."""
     self._run.append_training(
       {"step": step, "epoch": epoch, "losses": {n: _number(x) for n, x in losses.items()}}
       for step, epoch, losses in steps
@@ -81,19 +81,20 @@ class Logbook(AbstractContextManager):
 
   @functools.cached_property
   def _events(self):
-    """Opened for the first evaluation, not before: TensorFlow takes seconds to import."""
+    """Opened at the first evaluation, because TensorFlow takes seconds to import."""
     return _events(self._run.path)
 
   def __exit__(self, *_):
-    if events := vars(self).get("_events"):  # not opened here
-      with contextlib.suppress(Exception):  # they were flushed; the disk may be full
+    if events := vars(self).get("_events"):  # None if they were never opened
+      with contextlib.suppress(Exception):  # all were flushed; the disk may be full
         events.close()
 
 
 def best_single(line: Mapping[str, Any], singles: Iterable[str]) -> tuple[float, str]:
-  """(accuracy, reader) of the best of `singles` in one line: what the best checkpoint has.
+  """(accuracy, reader) of the most accurate of `singles` in one line; the first of equals.
 
-  On validation where there is one, else on test; the first of equal readers.
+  On the validation split, or if there is none on the test set. It determines the best
+  checkpoint.
   """
   accuracy = line["accuracy"].get("validation") or line["accuracy"]["test"]
   best = max(singles, key=lambda reader: accuracy[reader])
@@ -110,18 +111,18 @@ def result(
   version: str,
   **more: Any,
 ) -> dict[str, Any]:
-  """The run in one dict, made from its evaluations alone; accuracies are fractions.
+  """The content of result.json, made from the evaluations; accuracies are fractions.
 
-  The best is the highest over all evaluations, the earliest of equals. "best_single" is
-  the best single network, chosen on validation where there is one; its accuracy is then
+  "best" is the highest accuracy over all evaluations, the earliest of equals. "best_single" is
+  the best single network, chosen on validation if there is a validation split; its accuracy is
   the test accuracy at that evaluation.
 
   Args:
-    lines: what `Run.lines` reads, in order.
+    lines: of `Run.lines`.
     config: the resolved config.
     singles: names of the readers that are single networks, in the method's order.
-    students: how many networks or branches the method trains.
-    parameters: how many numbers descent moves.
+    students: the number of networks or branches that the method trains.
+    parameters: the number of trained parameters.
     version: of this package.
     **more: further entries, e.g. parameters_deployed.
   """
@@ -178,7 +179,7 @@ def _by_split(measured):
 
 
 def _number(x):
-  """A Python number, from NumPy's and JAX's too; None where JSON has no word for it."""
+  """A Python, NumPy or JAX number as a Python number; None for NaN and infinity."""
   x = x.item() if hasattr(x, "item") else x
   return x if math.isfinite(x) else None
 
@@ -193,7 +194,7 @@ def _scalars(line):
 
 
 def _events(workdir):
-  """clu's TensorBoard writer, or None and one line; None in a pod where another writes."""
+  """clu's TensorBoard writer; None without clu, and in a pod for all but the leader."""
   if not distributed.is_leader():
     return None
   try:
