@@ -1,4 +1,4 @@
-"""N networks of one architecture as one stacked tree, and how the stack is run."""
+"""N networks of one architecture as one stacked tree: initialises, runs and mixes them."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ from okdph_jax.nn.convolution import conv_general_dilated
 def stack(net: nn.Module, keys: Key[Array, " N"], *inputs: PyTree) -> Variables:
   """Initialises one network per key: variables with a leading axis N on every leaf.
 
-  `inputs` is what one network takes, e.g. an image [B, H, W, C]: arrays or their shapes.
-  Equal keys give equal students (OKDPH's common start).
+  inputs: of one network, e.g. an image [B, H, W, C]; arrays or shapes. Equal keys make equal
+  networks.
   """
   return jax.vmap(lambda key: start(net, key, *inputs))(keys)
 
 
 def start(net: nn.Module, key: Key[Array, ""], *inputs: PyTree) -> Variables:
-  """Initialises one network, without running it: {"params": ..., "batch_stats": ...}."""
+  """Initialises one network without running it: {"params": ..., "batch_stats": ...}."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
   variables = net.lazy_init({"params": key, "dropout": key}, *shapes, False)
   return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -38,10 +38,10 @@ def run(
   *,
   train: bool = False,
 ) -> tuple[Any, PyTree]:
-  """Runs one network: what it returns, and its batch statistics afterwards.
+  """Runs one network: (outputs, batch statistics afterwards).
 
-  x: what the network takes, [B, ...]. `key` is for dropout. With `train=False` the
-  statistics come back unchanged. What it returns is float32, however it is executed.
+  x: its input, [B, ...]. key: for dropout. With `train=False` the statistics are unchanged. The
+  outputs are float32 whatever the current `Execution`.
   """
   return _run(net, variables, execution.current().spread(x), key, train)
 
@@ -65,9 +65,9 @@ def each(
   *,
   train: bool = False,
 ) -> tuple[Any, PyTree]:
-  """Runs student n on x[n]: outputs [N, ...] and stacked batch statistics.
+  """Runs student n on x[n]: (outputs [N, ...], stacked batch statistics).
 
-  Nothing becomes a grouped convolution: see `convolution`.
+  No convolution becomes a grouped one, see `nn.convolution`.
   """
   keys = None if key is None else jax.random.split(key, x.shape[0])
   networks = jax.vmap(lambda v, x, k: _run(net, v, x, k, train))
@@ -75,17 +75,17 @@ def each(
 
 
 def mix(students: Variables, weights: Float[Array, " N"]) -> Variables:
-  """`hybridize`: one network, sum_m r_m theta_m."""
+  """The variables sum_m r_m theta_m of one network: `hybridize`, by the current `Execution`."""
   return execution.current().sum(hybridize, len(weights))(students, weights)
 
 
 def shared_input(x: Float[Array, "B ..."], n: int) -> Float[Array, "N B ..."]:
-  """The same input for N students, without a copy under jit."""
+  """One input for N students, not copied under jit."""
   return jnp.broadcast_to(x, (n, *x.shape))
 
 
 def _own_layers(call, args, kwargs, context):
-  """Flax's own layers, computed faster, with the same results but for the `Execution`."""
+  """Intercepts Flax's layers, to compute them faster and by the current `Execution`."""
   module = context.module
   if context.method_name == "__call__":
     how = execution.current()
