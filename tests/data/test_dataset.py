@@ -118,8 +118,8 @@ def test_labels_from_one_are_not_a_class_too_many(npz, arrays):
   assert "training labels range from 1 to 3 without 0" in line and "class_names" in line
   names = np.array(["none", "ant", "bee", "cat"])  # the user says that there is a class 0
   assert data.load(config(dir=npz(class_names=names, **shifted))).classes == 4
-  assert "3 classes need 0 to 2" in refusal(dir=npz(class_names=names[1:], **shifted))
-  assert "go up to 8589934592" in refusal(dir=npz(train_labels=arrays["train_labels"] << 32))
+  assert "3 classes need labels from 0 to 2" in refusal(dir=npz(class_names=names[1:], **shifted))
+  assert "train_labels has 8589934592" in refusal(dir=npz(train_labels=arrays["train_labels"] << 32))
 
 
 def test_arrays_of_a_validation_split_validate(npz, arrays, capsys):
@@ -144,7 +144,7 @@ def test_a_test_set_is_drawn_where_there_is_none(npz, arrays):
   assert [len(x) for x in (dataset.train, dataset.validation)] == [40, 8]
   parts = [x.images.tobytes() for x in (dataset.train, dataset.validation, dataset.test)]
   assert sum(map(len, parts)) == arrays["train_images"].nbytes
-  assert "TFDS's syntax" in refusal(name="cifar10", test="20%")
+  assert "TFDS's split syntax" in refusal(name="cifar10", test="20%")
   assert "test on other images" in refusal(dir=npz(), test="train")
 
 

@@ -84,7 +84,7 @@ def test_a_corrupt_file_is_left_out_where_the_config_says_so(folder, capsys):
   assert f"skipped: {path}" in told and "corrupt images left out: 1 of 6" in told
   for other in folder.glob("*/*/*.png"):
     other.write_bytes(b"")
-  assert "every one of 6 images is corrupt" in refusal(folder, corrupt="skip")
+  assert "all 6 images are corrupt" in refusal(folder, corrupt="skip")
 
 
 def test_folders_that_are_no_dataset(folder, tmp_path_factory):
