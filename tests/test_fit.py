@@ -157,7 +157,7 @@ def test_a_start_that_fits_nowhere_is_refused(trained, images, tmp_path, capsys)
   start = [DIGITS + "dml", *runs.options(images), f"--workdir={tmp_path / 'run'}"]
   path = trained[0].run.path
   said = refused([*start, f"--config.init_from={path}", "--config.network=resnet8"], capsys)
-  assert "network of its own, tests.nets:Small" in said
+  assert "user-defined network, tests.nets:Small" in said
 
 
 # Extending.

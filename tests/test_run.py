@@ -199,7 +199,7 @@ def test_odd_numbers_of_images_do_not_compile_again(trained, monkeypatch):
 def test_other_images_are_refused_in_one_line(trained):
   network = trained[0].run.network(network=OWN)
   for wrong in (np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.uint8)):
-    with pytest.raises(ValueError, match=r"uint8 \[B, 8, 8, 1\].* needed") as error:
+    with pytest.raises(ValueError, match=r"must be uint8 \[B, 8, 8, 1\]") as error:
       network(wrong)
     assert "\n" not in str(error.value)
 
@@ -218,7 +218,9 @@ def test_code_that_a_run_names_is_not_imported_unless_you_name_it(
   (tmp_path / "trap.py").write_text("raise SystemExit('code of the run was run')")
   monkeypatch.syspath_prepend(tmp_path)
   for other in (None, OWN):
-    with pytest.raises(ValueError, match="its own, trap:Net, .* only if you name it too"):
+    with pytest.raises(
+      ValueError, match="user-defined network, trap:Net, .* only if you name it too"
+    ):
       run.network(network=other)
 
 

@@ -73,7 +73,7 @@ class Subject:
     own = self.config["network"]
     if ":" in own and own != network:
       raise ValueError(
-        f"the run in {workdir} has a network of its own, whose code is imported only if you "
+        f"the run in {workdir} has a user-defined network, whose code is imported only if you "
         f"name it too: --network={own}"
       )
 

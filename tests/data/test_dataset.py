@@ -118,8 +118,12 @@ def test_labels_from_one_are_not_a_class_too_many(npz, arrays):
   assert "training labels range from 1 to 3 without 0" in line and "class_names" in line
   names = np.array(["none", "ant", "bee", "cat"])  # the user says that there is a class 0
   assert data.load(config(dir=npz(class_names=names, **shifted))).classes == 4
-  assert "3 classes need labels from 0 to 2" in refusal(dir=npz(class_names=names[1:], **shifted))
-  assert "train_labels has 8589934592" in refusal(dir=npz(train_labels=arrays["train_labels"] << 32))
+  assert "3 classes need labels from 0 to 2" in refusal(
+    dir=npz(class_names=names[1:], **shifted)
+  )
+  assert "train_labels has 8589934592" in refusal(
+    dir=npz(train_labels=arrays["train_labels"] << 32)
+  )
 
 
 def test_arrays_of_a_validation_split_validate(npz, arrays, capsys):
