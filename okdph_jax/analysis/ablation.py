@@ -23,6 +23,7 @@ from okdph_jax.analysis.points import (
   network_loss,
   once_per_network,
 )
+from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Target
 from okdph_jax.nn.students import run
 
@@ -104,4 +105,8 @@ def analyse(
     "largest_eigenvalue": ("largest eigenvalue", True),
     "expected_sharpness": ("expected sharpness [nats]", True),
   }
-  return Finding(headers, rows, numbers, figures.dots(panels, numbers))
+  scalars = {
+    name: {m: x for m, x in row.items() if m not in ("images", "agreement")}
+    for name, row in numbers.items()
+  }
+  return Finding(headers, rows, numbers, figures.dots(panels, merged(scalars)), scalars=scalars)

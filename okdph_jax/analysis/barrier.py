@@ -15,6 +15,7 @@ from jaxtyping import Float
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import Images, measure, once_per_network, reestimate, sweep
+from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Subject, students
 from okdph_jax.core import Variables
 
@@ -93,7 +94,7 @@ def analyse(
 
   snapshots: at most so many, evenly spaced.
   """
-  rows, numbers, curves = [], {}, {}
+  rows, numbers, curves, scalars = [], {}, {}, {}
   for subject in subjects:
     trajectory = subject.trajectory()
     steps = list(trajectory)
@@ -158,6 +159,12 @@ def analyse(
           heights["mixed"][-1, c],
         )
       )
+    scalars[subject.name] = {
+      "distance": apart[-1].mean(),
+      "relative_distance": relative[-1].mean(),
+      "barrier_reestimated": heights["reestimated"][-1].mean(),
+      "barrier_mixed": heights["mixed"][-1].mean(),
+    }
   headers = (
     "run",
     "students",
@@ -172,9 +179,9 @@ def analyse(
     "reestimated": ("barrier, statistics re-estimated [nats]", False),
     "mixed": ("barrier, statistics as mixed [nats]", False),
   }
-  figure = figures.lines(panels, curves, xlabel="epoch")
+  figure = figures.lines(panels, merged(curves), xlabel="epoch")
   notes = (
     "Barrier: how far the cross-entropy rises above the straight line of its ends, in nats; "
     "curves are means over the pairs of students.",
   )
-  return Finding(headers, rows, numbers, figure, notes)
+  return Finding(headers, rows, numbers, figure, notes, scalars)

@@ -16,42 +16,55 @@ LEAST = 5  # networks; fewer say nothing
 
 
 class Correlation(NamedTuple):
-  """Spearman's rank correlation and its 95 % interval by bootstrap over the networks."""
+  """Spearman's rank correlation and its 95 % interval by bootstrap over the runs."""
 
   rho: float
   low: float
   high: float
   n: int
+  runs: int
 
 
 def spearman(
-  x: ArrayLike, y: ArrayLike, *, seed: int = 0, resamples: int = 2000
+  x: ArrayLike,
+  y: ArrayLike,
+  runs: ArrayLike | None = None,
+  *,
+  seed: int = 0,
+  resamples: int = 2000,
 ) -> Correlation:
-  """`Correlation` of x [n] and y [n]; resamples in which one is constant are left out."""
+  """`Correlation` of x [n] and y [n]; resamples in which one is constant are left out.
+
+  runs: the run of each. Networks of one run are not independent, so whole runs are resampled.
+  """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  runs = np.arange(len(x)) if runs is None else np.asarray(runs)
+  members = [np.flatnonzero(runs == run) for run in np.unique(runs)]
 
   def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     found: Any = stats.spearmanr(x, y)
     return float(found.statistic)
 
-  draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
+  chosen = np.random.default_rng(seed).integers(0, len(members), (resamples, len(members)))
+  draws = (np.concatenate([members[i] for i in draw]) for draw in chosen)
   varied = [d for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
   found = [rank_correlation(x[d], y[d]) for d in varied]
   low, high = np.quantile(found, [0.025, 0.975])
-  return Correlation(rank_correlation(x, y), float(low), float(high), len(x))
+  return Correlation(rank_correlation(x, y), float(low), float(high), len(x), len(members))
 
 
 def with_accuracy(
-  numbers: Mapping[str, Mapping[str, Any]], measures: Iterable[str]
+  numbers: Mapping[str, Mapping[str, Any]], measures: Iterable[str], runs: Mapping[str, str]
 ) -> dict[str, Correlation]:
   """{measure: Correlation} with the test accuracy; empty for fewer than five networks.
 
-  numbers: {network: {"test_accuracy": ..., measure: ...}}.
+  numbers: {network: {"test_accuracy": ..., measure: ...}}; runs: {network: its run}.
   """
   if len(numbers) < LEAST:
     return {}
   accuracy = [row["test_accuracy"] for row in numbers.values()]
-  return {m: spearman([row[m] for row in numbers.values()], accuracy) for m in measures}
+  own = [runs[network] for network in numbers]
+  return {m: spearman([row[m] for row in numbers.values()], accuracy, own) for m in measures}
 
 
 def note(correlations: Mapping[str, Correlation]) -> str:
@@ -60,10 +73,10 @@ def note(correlations: Mapping[str, Correlation]) -> str:
     f"{measure.replace('_', ' ')} {c.rho:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
     for measure, c in correlations.items()
   )
-  n = next(iter(correlations.values())).n
+  first = next(iter(correlations.values()))
   return (
-    f"Spearman's correlation with the test accuracy over {n} networks (95 % bootstrap): "
-    + "; ".join(listed)
+    f"Spearman's correlation with the test accuracy over {first.n} networks of {first.runs} "
+    "runs (95 % interval, bootstrap over runs): " + "; ".join(listed)
   )
 
 

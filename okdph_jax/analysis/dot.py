@@ -17,6 +17,7 @@ from tqdm import tqdm
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import mean_of_calls
+from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Subject
 from okdph_jax.core import Batch, Learner, Views
 from okdph_jax.methods.gradient_cosine import cosine
@@ -54,23 +55,24 @@ def analyse(
   next snapshot. The losses are the run's own, means over training since its last evaluation;
   kd's are unweighted.
   """
-  rows, numbers, curves = [], {}, {}
+  rows, numbers, curves, scalars = [], {}, {}, {}
   for subject in subjects:
     found = _over_training(subject, images, seed, batch)
     losses = _logged(subject)
     numbers[subject.name] = {"gradients": found, "losses": losses}
-    curves[subject.name] = {"found": found, "losses": losses}
-    rows.append(
-      (
-        subject.name,
-        losses["task"][-1],
-        losses["distill"][-1],
-        max(subject.lines[-1]["accuracy"]["test"].values()),
-        *(
-          np.nanmean(found[name]) for name in ("task_distill", "task_update", "distill_update")
-        ),
-      )
-    )
+    curves[subject.name] = losses | {
+      "snapshot": found["epoch"],
+      "task_distill": found["task_distill"],
+    }
+    scalars[subject.name] = {
+      "task_loss": losses["task"][-1],
+      "distillation_loss": losses["distill"][-1],
+      "test_accuracy": max(subject.lines[-1]["accuracy"]["test"].values()),
+    } | {
+      name: np.nanmean(found[name])
+      for name in ("task_distill", "task_update", "distill_update")
+    }
+    rows.append((subject.name, *scalars[subject.name].values()))
   headers = (
     "run",
     "task loss",
@@ -81,7 +83,7 @@ def analyse(
     "cos(distill, update)",
   )
   notes = ("Losses at the last evaluation; cosines are means over the snapshots.",)
-  return Finding(headers, rows, numbers, _draw(curves), notes)
+  return Finding(headers, rows, numbers, _draw(merged(curves)), notes, scalars)
 
 
 def _logged(subject):
@@ -132,14 +134,17 @@ def _draw(curves):
   task, distill, trade, angle = axes[0]
   for i, (name, curve) in enumerate(curves.items()):
     style = dict(color=figures.color(i), marker=figures.marker(i), markersize=3)
-    losses, found = curve["losses"], curve["found"]
-    task.plot(losses["epoch"], losses["task"], label=name, **style)
-    distill.plot(losses["epoch"], losses["distill"], **style)
-    trade.plot(losses["task"], losses["distill"], **style | {"linewidth": 0.6})
-    trade.plot(
-      losses["task"][-1:], losses["distill"][-1:], **style | {"markersize": 7, "mec": "black"}
-    )
-    angle.plot(found["epoch"], found["task_distill"], **style)
+    for axes, x, measure in (
+      (task, "epoch", "task"),
+      (distill, "epoch", "distill"),
+      (angle, "snapshot", "task_distill"),
+    ):
+      error = curve.get(f"{measure}_error")
+      label = name if axes is task else None
+      axes.errorbar(curve[x], curve[measure], error, capsize=2, label=label, **style)
+    trade.plot(curve["task"], curve["distill"], **style | {"linewidth": 0.6})
+    last = style | {"markersize": 7, "mec": "black"}
+    trade.plot(curve["task"][-1:], curve["distill"][-1:], **last)
   task.set(xlabel="epoch", ylabel="task loss, training [nats]")
   distill.set(xlabel="epoch", ylabel="distillation loss, training [nats]")
   trade.set(xlabel="task loss [nats]", ylabel="distillation loss [nats]")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from okdph_jax.analysis import figures
+from okdph_jax.analysis.replicates import Rows
 
 
 class Finding(NamedTuple):
@@ -21,6 +22,7 @@ class Finding(NamedTuple):
   numbers: dict[str, Any]  # for JSON: what is in the table and what the figure draws
   figure: Figure
   notes: tuple[str, ...] = ()  # lines below the table
+  scalars: Rows = {}  # {"RUN: NETWORK": {measure: number}}, of which replicates have a mean
 
   def table(self) -> str:
     text = tabulate(self.rows, self.headers, floatfmt=".4g", missingval="-")

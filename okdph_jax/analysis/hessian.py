@@ -26,6 +26,7 @@ from okdph_jax.analysis.points import (
   network_loss,
   plain_speed,
 )
+from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Target
 
 
@@ -230,7 +231,7 @@ def analyse(
   On `images` of each run, without augmentation, batch statistics as trained. For a distilled
   network too it is the Hessian of the cross-entropy on the labels, not of what it trained on.
   """
-  rows, numbers, curves, speeds = [], {}, {}, []
+  rows, numbers, scalars, speeds = [], {}, {}, []
   for target in tqdm(targets, desc="hessian", disable=None):
     pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
     params, stats = target.variables["params"], target.variables["batch_stats"]
@@ -241,7 +242,6 @@ def analyse(
     seconds = time.monotonic() - began
     traced = trace(loss, params, key=key, batches=pictures, probes=probes)
     spectrum = spectral_density(loss, params, key=key, batches=pictures)
-    curves[target.name] = spectrum
     plain = plain_speed(target.net, target.variables, pictures)
     forward = pictures.label.size / plain
     speeds.append((top.products / seconds, seconds / top.products / forward))
@@ -258,6 +258,14 @@ def analyse(
         size,
       )
     )
+    scalars[target.name] = {
+      "test_accuracy": target.test_accuracy,
+      "eigenvalue_1": top.values[0],
+      f"eigenvalue_{k}": top.values[-1],
+      "trace": traced.trace,
+      "normalised_trace": traced.normalized,
+      "weight_norm": size,
+    }
     numbers[target.name] = {
       "test_accuracy": target.test_accuracy,
       "images": pictures.label.size,
@@ -283,23 +291,32 @@ def analyse(
     f"{rate:.3g} Hessian-vector products per second, each in the time of {passes:.1f} plain "
     "evaluations of the same images",
   )
-  return Finding(headers, rows, numbers, _draw(numbers, curves), notes)
+  return Finding(headers, rows, numbers, _draw(numbers), notes, scalars)
 
 
 @figures.styled
-def _draw(numbers, spectra):
+def _draw(numbers):
   figure, axes = figures.new(2, width=3.0, height=2.6)
   left, right = axes[0]
-  low = min(s.nodes.min() for s in spectra.values())
-  high = max(s.nodes.max() for s in spectra.values())
+  nodes = np.concatenate([found["spectrum"].nodes.ravel() for found in numbers.values()])
+  low, high = nodes.min(), nodes.max()
   x = np.linspace(low - 0.05 * (high - low), high + 0.1 * (high - low), 800)
-  for i, (name, spectrum) in enumerate(spectra.items()):
-    style = dict(color=figures.color(i), label=name)
-    values = numbers[name]["eigenvalues"].values
-    left.plot(np.arange(1, len(values) + 1), values, marker=figures.marker(i), **style)
-    curve = density(spectrum, x, 0.01 * (high - low))
-    right.plot(x, np.maximum(curve, 1e-9), **style)
-  left.set(xlabel="rank", ylabel="eigenvalue of the Hessian", xticks=range(1, len(values) + 1))
+  curves = merged(
+    {
+      name: {
+        "eigenvalues": found["eigenvalues"].values,
+        "density": density(found["spectrum"], x, 0.01 * (high - low)),
+      }
+      for name, found in numbers.items()
+    }
+  )
+  for i, (name, curve) in enumerate(curves.items()):
+    style: dict[str, Any] = dict(color=figures.color(i), label=name)
+    values, error = curve["eigenvalues"], curve.get("eigenvalues_error")
+    rank = np.arange(1, len(values) + 1)
+    left.errorbar(rank, values, error, marker=figures.marker(i), capsize=2, **style)
+    right.plot(x, np.maximum(curve["density"], 1e-9), **style)
+  left.set(xlabel="rank", ylabel="eigenvalue of the Hessian", xticks=rank)
   left.set_ylim(bottom=0)
   right.set(xlabel="eigenvalue", ylabel="spectral density", yscale="log", ylim=(1e-7, None))
   figures.legend(right)

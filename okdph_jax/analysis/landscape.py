@@ -333,7 +333,10 @@ def _speed(points, images, plain):
   )
 
 
-LABELS = {"loss": "cross-entropy, {split} images [nats]", "error": "error, {split} images [%]"}
+LABELS = {
+  "loss": "cross-entropy, {split} images [nats]",
+  "error": "error, {split} images [%]",
+}
 
 
 def _shown(values, value, classes):
@@ -353,6 +356,7 @@ def _draw_plane(numbers, value, classes, split):
   z, levels = _shown(numbers, value, classes)
   filled = _contours(axes, numbers, z, levels)
   bar = figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.03, format="%.2g")
+  bar.minorticks_off()
   bar.set_label(LABELS[value].format(split=split))
   for i, (name, path) in enumerate(numbers["trajectories"].items()):
     a, b = path["scores"].T
@@ -385,7 +389,15 @@ def _draw_plane(numbers, value, classes, split):
     ylabel=f"PC 2 ({second:.1%}) [distance]",
     aspect="equal",
   )
-  figure.legend(loc="outside lower center", ncols=2)
+  handles, names = axes.get_legend_handles_labels()
+  last = [name not in numbers["trajectories"] for name in names]  # what marks points
+  order = np.argsort(last, kind="stable")
+  figure.legend(
+    [handles[i] for i in order],
+    [names[i] for i in order],
+    loc="outside lower center",
+    ncols=2,
+  )
   return figure
 
 
@@ -399,12 +411,13 @@ def _draw_random(numbers, value, classes, split):
   for axis, (name, panel) in zip(axes.flat, numbers.items(), strict=False):
     filled = _contours(axis, panel, shown[name][0], levels)
     axis.plot(0, 0, "+", color="white")
-    axis.set(title=name, aspect="equal")
+    axis.set(title=name, aspect="equal", xlabel="direction 1 [filter norms]")
   for axis in axes.flat[len(numbers) :]:
     axis.set_axis_off()
-  figure.supxlabel("direction 1 [filter norms]", fontsize=8)
-  figure.supylabel("direction 2 [filter norms]", fontsize=8)
-  bar = figure.colorbar(filled, ax=axes, format="%.2g")
+  for axis in axes[:, 0]:
+    axis.set_ylabel("direction 2 [filter norms]")
+  bar = figure.colorbar(filled, ax=axes, format="%.2g", fraction=0.046, pad=0.03)
+  bar.minorticks_off()
   bar.set_label(LABELS[value].format(split=split))
   return figure
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import Images, mean_over, measure, once_per_network, sweep
+from okdph_jax.analysis.replicates import merged, repeated
 from okdph_jax.analysis.subject import Target
 from okdph_jax.core import Variables
 
@@ -79,6 +80,11 @@ def analyse(
     "accuracy": (f"accuracy, {count:,} {split} images [%]", False),
     "relative": ("accuracy / accuracy without noise", False),
   }
-  figure = figures.lines(panels, curves, xlabel="noise, σ of the normalised input")
-  notes = ("Fractions; the noise is added to the normalised input. Error bars: one s.e.",)
-  return Finding(headers, rows, numbers, figure, notes)
+  figure = figures.lines(panels, merged(curves), xlabel="noise, σ of the normalised input")
+  bars = "standard deviations over runs" if repeated(curves) else "one s.e."
+  notes = (f"Fractions; the noise is added to the normalised input. Error bars: {bars}.",)
+  scalars = {
+    name: {f"σ = {s:g}": p for s, p in zip(strengths, row["accuracy"], strict=True)}
+    for name, row in numbers.items()
+  }
+  return Finding(headers, rows, numbers, figure, notes, scalars)

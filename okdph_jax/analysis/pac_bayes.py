@@ -28,6 +28,7 @@ from okdph_jax.analysis.points import (
   network_accuracy,
   network_loss,
 )
+from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.sharpness import perturbed
 from okdph_jax.analysis.subject import Subject
 
@@ -277,7 +278,7 @@ def analyse(
   readers: the first of them that a run has, else its first network. points: snapshots, evenly
   spaced. steps: of RMSprop on the bound.
   """
-  rows, numbers, curves = [], {}, {}
+  rows, numbers, curves, scalars = [], {}, {}, {}
   for subject in subjects:
     trajectory = subject.trajectory()
     steps_there = list(trajectory)
@@ -299,6 +300,7 @@ def analyse(
     for measure in found[-1]:
       curves[name][measure] = [f[measure] for f in found]
     last = found[-1]
+    scalars[name] = {measure: last[measure] for measure in last if measure != "epoch"}
     rows.append((name, *last.values()))
   headers = ("network", *(measure.replace("_", " ") for measure in last))
   panels = {
@@ -308,8 +310,8 @@ def analyse(
   }
   for curve in curves.values():
     curve["kl_start"] = [value / 1e6 for value in curve["kl_start"]]
-  figure = figures.lines(panels, curves, xlabel="epoch")
-  return Finding(headers, rows, numbers, figure, (f"Warning: {WARNING}",))
+  figure = figures.lines(panels, merged(curves), xlabel="epoch")
+  return Finding(headers, rows, numbers, figure, (f"Warning: {WARNING}",), scalars)
 
 
 def _quantities(subject, variables, start, pictures, seed, steps):

@@ -179,12 +179,14 @@ def sweep(
   takes its own one after another: the memory is that of one point per device, whatever P.
   The same function with other values of the same shapes is not compiled again.
   With `partial_file`, an unfinished sweep goes on where it stopped; a file of another sweep
-  is ignored. `speed` is points per second after the first chunk, NaN where there was no other.
+  is ignored. `speed` is points per second after the first chunk, which compiles; NaN where
+  there was no other.
   """
   points = jax.tree.map(np.asarray, points)
   total = len(jax.tree.leaves(points)[0])
   mesh = host.mesh()
-  size = min(per_device, -(-total // mesh.size)) * mesh.size
+  chunks = -(-total // (per_device * mesh.size))
+  size = -(-total // (chunks * mesh.size)) * mesh.size  # of each, so that little is filled up
 
   program = _chunk(function)
   fingerprint = partial_file and _fingerprint(context, points)
@@ -205,7 +207,7 @@ def sweep(
         new = value[:count].astype(np.float64)
         done[name] = np.concatenate([done[name], new]) if name in done else new
       if start == first:  # compiled now
-        began, timed = time.monotonic(), first + count
+        began = time.monotonic()
       start += count
       bar.update(count)
       if partial_file and time.monotonic() - saved > SAVE_EVERY:
@@ -213,8 +215,8 @@ def sweep(
         saved = time.monotonic()
   if partial_file:
     Path(partial_file).unlink(missing_ok=True)
-  left = total - timed if first < total else 0
-  return done, left / (time.monotonic() - began) if left else np.nan
+  timed = -(-(total - first) // size) - 1  # chunks, each of which computes `size` points
+  return done, timed * size / (time.monotonic() - began) if timed > 0 else np.nan
 
 
 @functools.cache

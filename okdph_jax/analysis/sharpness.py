@@ -6,7 +6,7 @@ then the loss.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Key, PyTree
-from numpy.typing import ArrayLike
-from scipy import stats
 from tqdm import tqdm
 
 from okdph_jax.analysis import correlation, figures
@@ -28,15 +26,8 @@ from okdph_jax.analysis.points import (
   network_loss,
   unstacked,
 )
+from okdph_jax.analysis.replicates import Interval, interval, merged, run_of
 from okdph_jax.analysis.subject import Target
-
-
-class Interval(NamedTuple):
-  """A mean over draws and its 95 % confidence interval (Student's t)."""
-
-  mean: float
-  low: float
-  high: float
 
 
 def epsilon_sharpness(
@@ -110,13 +101,6 @@ def perturbed(key: Key[Array, ""], params: PyTree, sigma: Any, *, relative: bool
     for k, w in zip(keys, leaves, strict=True)
   ]
   return jax.tree.unflatten(structure, moved)
-
-
-def interval(values: ArrayLike) -> Interval:
-  """The mean of independent values and its 95 % interval by Student's t."""
-  values = np.asarray(values, np.float64)
-  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
-  return Interval(values.mean(), values.mean() - half, values.mean() + half)
 
 
 def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
@@ -220,12 +204,15 @@ def analyse(
     "weight_norm": ("weight norm", False),
   }
   notes = ["Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight)."]
-  correlations = correlation.with_accuracy(drawn, panels)
+  runs = {name: run_of(name) for name in drawn}
+  correlations = correlation.with_accuracy(drawn, panels, runs)
   if correlations:
     notes.append(correlation.note(correlations))
     groups = {target.name: target.group for target in targets}
     figure = correlation.scatter(panels, drawn, groups, correlations)
   else:
-    figure = figures.dots({"test_accuracy": ("test accuracy", False)} | panels, drawn)
+    figure = figures.dots({"test_accuracy": ("test accuracy", False)} | panels, merged(drawn))
   numbers = {"networks": numbers, "correlations": correlations}
-  return Finding(headers, rows, numbers, figure, tuple(notes))
+  measures = ("test_accuracy", *names[1:], "expected")
+  scalars = {name: {m: row[m] for m in measures} for name, row in drawn.items()}
+  return Finding(headers, rows, numbers, figure, tuple(notes), scalars)

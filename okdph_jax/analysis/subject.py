@@ -1,8 +1,10 @@
 """A run under analysis: its networks over training, and images to measure them on."""
 
 import functools
+import glob
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,12 +17,14 @@ from flax import linen as nn
 
 from okdph_jax import data, methods, models, views
 from okdph_jax.analysis.points import Images
+from okdph_jax.analysis.replicates import entry_and_seed
 from okdph_jax.core import Batch, Learner, Variables
 from okdph_jax.data.batches import sharding as batches_sharding
 from okdph_jax.methods.protocol import Context, Method
 from okdph_jax.nn.students import start
-from okdph_jax.run import Run
+from okdph_jax.run import CONFIG, Run
 from okdph_jax.runtime import host
+from okdph_jax.status import find
 
 if TYPE_CHECKING:
   from okdph_jax.experiment.build import Experiment
@@ -41,7 +45,10 @@ class Target(NamedTuple):
 
   @property
   def group(self) -> str:
-    """Method and wrappers, with the options that name a variant of it: a figure's colour."""
+    """A figure's colour: the sweep's entry, or method and wrappers with what varies them."""
+    entry, seed = entry_and_seed(self.subject.name)
+    if seed:
+      return entry
     config = self.subject.config
     wrappers = [wrapper["name"] for wrapper in config["wrappers"]]
     students = config["method"].get("students", 1)
@@ -68,7 +75,7 @@ class Subject:
     network: str | None = None,
   ):
     self.run = Run(workdir)
-    self.name = name or Path(workdir).name or Path(workdir).resolve().name
+    self.name = name or _name(Path(workdir))
     self.config = self.run.require_config()
     own = self.config["network"]
     if ":" in own and own != network:
@@ -208,23 +215,54 @@ def students(networks: Iterable[str]) -> list[str]:
 def subjects(
   workdirs: Iterable[str | os.PathLike[str]], network: str | None = None
 ) -> list[Subject]:
-  """The runs in these folders; a folder of generations gives one for each.
+  """The runs in these folders. One that is no run itself, such as a sweep's or that of several
+  generations, gives the finished runs below it, and so does a pattern, "runs/okdph-seed*".
 
   network: the dotted path of the runs' own network; one of ours needs none.
+
+  Raises:
+    ValueError: no folder fits a pattern, or none of the runs below a folder is finished.
   """
   found = []
   for workdir in map(Path, workdirs):
-    inside = sorted(
-      workdir.glob("generation_*/config.json"), key=lambda f: int(f.parent.name[11:])
-    )
-    if (workdir / "config.json").exists() or not inside:
-      found.append(Subject(workdir, network=network))
-    else:
-      base = workdir.name or workdir.resolve().name
-      found += [
-        Subject(f.parent, name=f"{base}/{f.parent.name}", network=network) for f in inside
-      ]
+    alone = (workdir / CONFIG).exists()
+    below = [] if alone else [run for folder in _folders(workdir) for run in find(folder)]
+    finished = [run for run in below if run.result]
+    if below and not finished:
+      raise ValueError(
+        f"none of the {len(below)} runs in {workdir} is finished; name one of them to analyse "
+        f"it as it is: --workdir={below[0].path}"
+      )
+    if below:
+      print(f"{workdir}: {len(finished)} finished runs of {len(below)}", file=sys.stderr)
+    paths = sorted((run.path for run in finished), key=_naturally) or [workdir]
+    found += [Subject(path, network=network) for path in paths]
+    if alone and not found[-1].run.result and (lines := found[-1].lines):
+      epoch = f"epoch {lines[-1]['epoch']:g} of {found[-1].config['epochs']}"
+      print(f"{workdir}: not finished, taken as it is at {epoch}", file=sys.stderr)
   return found
+
+
+def _folders(workdir):
+  """Those that a pattern fits, or the folder itself."""
+  if workdir.exists() or not glob.has_magic(str(workdir)):
+    return [workdir]
+  found = sorted(glob.glob(str(workdir)))
+  if not found:
+    raise ValueError(f"--workdir={workdir}: no folder has such a name")
+  return map(Path, found)
+
+
+def _name(workdir):
+  """A run's name in tables: its folder's, that of a generation with the folder above."""
+  path = workdir.resolve() if workdir.name in ("", "..") else workdir
+  generation = re.fullmatch(r"generation_\d+", path.name)
+  return f"{path.resolve().parent.name}/{path.name}" if generation else path.name
+
+
+def _naturally(path):
+  """A key to sort by, generation_2 before generation_10."""
+  return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def targets(

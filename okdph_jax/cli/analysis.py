@@ -27,8 +27,11 @@ Measures how flat the loss is around trained networks.
 
 {analyses}
 
-It takes runs of any method, finished or not; a directory of generations counts as several runs.
-It prints a table and writes NAME.json, NAME.png and NAME.svg to the directory analysis of the
+It takes runs of any method, finished or not. A directory of runs, such as a sweep's, and a
+pattern, --workdir='runs/okdph-seed*', stand for the finished runs in it. Runs of one entry of
+a sweep are replicates: a second table has their means and, with --baseline=ENTRY, differences.
+
+It prints tables and writes NAME.json, NAME.png and NAME.svg to the directory analysis of the
 first run. okdph analysis NAME --help has the options; docs/flatness.md explains the numbers.
 """
 SNAPSHOTS = ("landscape", "pac_bayes", "barrier", "dot")  # these read the course of training
@@ -69,10 +72,16 @@ def parser(name: str) -> Parser:
 
   add(
     "--workdir",
-    about="run directory; repeat it for several runs",
+    about="run directory, or one of several runs; can be repeated",
     action="append",
     metavar="DIR",
   )
+  if name != "landscape":
+    add(
+      "--baseline",
+      about="entry of a sweep: show paired differences to its runs",
+      metavar="ENTRY",
+    )
   add("--readers", about="names of networks, separated by commas (all single networks)")
   add("--network", about="class of the runs' own network, package.module:Name")
   add("--images", count, 1000, "number of images, or all if there are fewer")
@@ -142,10 +151,11 @@ def run(
   out: str | None = None,
   network: str | None = None,
   which: str | None = None,
+  baseline: str | None = None,
   **settings: Any,
 ) -> str:
   """Runs one analysis and writes its files; returns what to print."""
-  from okdph_jax.analysis import finding, subject
+  from okdph_jax.analysis import finding, replicates, subject
   from okdph_jax.experiment.summary import environment
   from okdph_jax.runtime import host
 
@@ -153,6 +163,11 @@ def run(
   analyse = importlib.import_module(f"okdph_jax.analysis.{name}").analyse
   chosen = tuple(readers.split(",")) if readers else ()
   runs = subject.subjects(workdir, network)
+  entries = dict.fromkeys(replicates.entry_and_seed(run.name)[0] for run in runs)
+  if baseline is not None and baseline not in entries:
+    raise ValueError(
+      f"--baseline={baseline}: there is no such entry among {', '.join(entries)}"
+    )
   directory = Path(out) if out else runs[0].run.path / "analysis"
   more: dict[str, Any] = {}
   if name in ("landscape", "barrier"):
@@ -163,12 +178,17 @@ def run(
     more["which"] = which
   analysed = runs if name in SNAPSHOTS else subject.targets(runs, chosen, which)
   found = analyse(analysed, **settings, **more)
+  text, about = found.table(), dict[str, Any]()
+  if baseline or replicates.repeated(found.scalars):
+    about["replicates"] = replicates.summary(found.scalars, baseline)
+    text += f"\n\n{replicates.table(about['replicates'], baseline)}"
   finding.write(
     found,
     directory,
     name,
-    settings={"readers": chosen, "which": which} | settings,
+    **about,
+    settings={"readers": chosen, "which": which, "baseline": baseline} | settings,
     environment=environment(),
     runs=[{"workdir": str(r.run.path), "name": r.name, "config": r.config} for r in runs],
   )
-  return f"{found.table()}\n{directory / name}.json, .png, .svg"
+  return f"{text}\n{directory / name}.json, .png, .svg"

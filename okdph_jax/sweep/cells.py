@@ -11,10 +11,10 @@ those of `okdph train`: "config", and any config.OPTION by its name.
         "okdph-beta0.5": {"config": "digits:okdph,resnet8", "method.beta": 0.5},
       }
 
-`teacher` may be the name of an entry that stands before; that one runs first. An entry whose
-`seeds` is 1 has one run, which teaches all seeds of others. `REPLICATE` of the file names the
-options that a run's seed is given to: ("seed",), or ("seed", "data.seed") where each run draws
-images of its own too.
+`teacher` may be the name of an entry that stands before, "base" or "base:ensemble"; that one
+runs first. An entry whose `seeds` is 1 has one run, which teaches all seeds of others.
+`REPLICATE` of the file names the options that a run's seed is given to: ("seed",), or
+("seed", "data.seed") where each run draws images of its own too.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def read(
 def _cells(entry, options, entries, root, seeds, replicate, changes):
   if not re.fullmatch(r"[\w.+=%,-]+", entry):
     raise ValueError("a name has letters, digits and . + = % , - _, because it names folders")
-  spec, teacher = options.pop("config", None), options.get("teacher")
+  spec, asked = options.pop("config", None), options.get("teacher", "")
+  teacher = re.split("[:@]", asked)[0]  # without its reader and checkpoint
   own_seeds = options.pop("seeds", seeds)
   if spec is None:
     raise ValueError("its options lack 'config', e.g. 'cifar10:okdph,resnet32'")
@@ -103,7 +104,7 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
     if teacher in entries:
       one = entries[teacher].get("seeds", seeds) == 1
       taught_by = Run(root / f"{teacher}-seed{SEED if one else seed}")
-      changed["teacher"] = str(taught_by.path)
+      changed["teacher"] = str(taught_by.path) + asked.removeprefix(teacher)
     name = f"{entry}-seed{seed}"
     arguments = [f"--config={spec}", *(f"--config.{k}={v}" for k, v in changed.items())]
     own = load_config(config, [*numbers.items(), ("teacher", changed.get("teacher", ""))])

@@ -123,10 +123,39 @@ def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
     assert message in said and said.count("\n") == 1
 
 
-def test_a_folder_of_generations_is_its_runs(workdir, tmp_path):
-  for k in range(2):
+def test_a_folder_or_a_pattern_stands_for_its_finished_runs(workdir, tmp_path, capsys):
+  for k in (10, 2):
     (tmp_path / "born" / f"generation_{k}").mkdir(parents=True)
-    record = (workdir / "config.json").read_text()
-    (tmp_path / "born" / f"generation_{k}" / "config.json").write_text(record)
-  found = subjects([tmp_path / "born"], NETWORK)
-  assert [subject.name for subject in found] == ["born/generation_0", "born/generation_1"]
+    for name in ("config.json", "result.json")[: 1 if k == 10 else 2]:
+      (tmp_path / "born" / f"generation_{k}" / name).write_text((workdir / name).read_text())
+  with pytest.raises(ValueError, match="no folder has such a name"):
+    subjects([tmp_path / "b?n*"], NETWORK)
+  for where in (tmp_path, tmp_path / "born", tmp_path / "bo*"):
+    (found,) = subjects([where], NETWORK)
+    assert found.name == "born/generation_2"
+    assert capsys.readouterr().err == f"{where}: 1 finished runs of 2\n"
+  ten = tmp_path / "born" / "generation_10"
+  (ten / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text())
+  assert subjects([ten], NETWORK)[0].name == "born/generation_10"
+  assert capsys.readouterr().err == f"{ten}: not finished, taken as it is at epoch 2 of 2\n"
+  (ten / "result.json").write_text((workdir / "result.json").read_text())
+  names = [found.name for found in subjects([tmp_path], NETWORK)]
+  assert names == ["born/generation_2", "born/generation_10"]
+  for k in (10, 2):
+    (tmp_path / "born" / f"generation_{k}" / "result.json").unlink()
+  with pytest.raises(ValueError, match="none of the 2 runs in .* is finished"):
+    subjects([tmp_path], NETWORK)
+
+
+def test_runs_of_a_sweep_are_replicates(workdir, tmp_path, capsys):
+  for name in ("okdph-seed42", "okdph-seed43", "base-seed43"):
+    (tmp_path / name).symlink_to(workdir)
+  command = ["noise", f"--workdir={tmp_path}/*-seed*", f"--network={NETWORK}", "--images=8"]
+  assert analysis.main([*command, "--baseline=dml", f"--out={tmp_path}"]) == 2
+  assert "no such entry among base, okdph" in capsys.readouterr().err
+  readers = "--readers=student_0,student_1"
+  assert analysis.main([*command, readers, "--baseline=base", f"--out={tmp_path}"]) == 0
+  assert "Paired difference to base" in capsys.readouterr().out
+  found = json.loads((tmp_path / "noise.json").read_text())
+  assert found["replicates"]["entries"]["okdph"]["runs"] == 2
+  assert found["replicates"]["differences"]["okdph"]["σ = 0"]["mean"] == 0

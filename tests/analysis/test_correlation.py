@@ -22,4 +22,17 @@ def test_unrelated_numbers_have_an_interval_around_zero():
 
 def test_few_networks_have_no_correlation():
   numbers = {str(i): {"test_accuracy": i / 4, "sharp": -i} for i in range(4)}
-  assert correlation.with_accuracy(numbers, ["sharp"]) == {}
+  runs = dict.fromkeys(numbers, "run")
+  assert correlation.with_accuracy(numbers, ["sharp"], runs) == {}
+
+
+def test_networks_of_one_run_do_not_make_the_interval_narrow():
+  x, y = np.random.default_rng(0).normal(size=(2, 12))
+  alone = correlation.spearman(x, y)
+  copies = correlation.spearman(x.repeat(5), y.repeat(5), np.arange(12).repeat(5))
+  assert copies.n == 60 and copies.runs == 12
+  assert copies.rho == pytest.approx(alone.rho)
+  width = alone.high - alone.low
+  assert copies.high - copies.low == pytest.approx(width, rel=0.05)
+  naive = correlation.spearman(x.repeat(5), y.repeat(5))
+  assert naive.high - naive.low < 0.7 * width

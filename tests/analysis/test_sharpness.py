@@ -63,9 +63,3 @@ def test_the_expected_sharpness_of_a_quadratic():
   want = 0.25 * (4 + 4) / 2
   assert found.low < want < found.high
   assert found.mean == pytest.approx(want, rel=0.15)
-
-
-def test_the_interval_is_students():
-  found = sharpness.interval([1.0, 2.0, 3.0])
-  assert found.mean == 2
-  assert found.high - 2 == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)

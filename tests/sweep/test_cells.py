@@ -80,7 +80,7 @@ def get_sweep():
     "teacher": {"config": "digits:base,resnet8", "seeds": 1},
     "own": {"config": "digits:base,resnet8", "label": 0},
     "kd": {"config": "digits:kd,resnet8", "teacher": "teacher", "views": ("crop(1)",)},
-    "self": {"config": "digits:kd,resnet8", "teacher": "kd"},
+    "self": {"config": "digits:kd,resnet8", "teacher": "kd:student_0@last"},
   }
 """
 

@@ -1,0 +1,56 @@
+"""Replicates: what counts as one value, and differences within a seed."""
+
+import numpy as np
+import pytest
+
+from okdph_jax.analysis import replicates
+
+ROWS = {
+  "okdph-seed42: student_0": {"sharp": 1.0, "curve": np.array([1.0, 2.0])},
+  "okdph-seed42: student_1": {"sharp": 3.0, "curve": np.array([3.0, 2.0])},
+  "okdph-seed43: student_0": {"sharp": 5.0, "curve": np.array([4.0, 6.0])},
+  "base-seed42": {"sharp": 1.0, "curve": np.zeros(2)},
+  "base-seed43": {"sharp": 3.5, "curve": np.zeros(2)},
+  "base-seed44": {"sharp": None, "curve": np.zeros(2)},
+}
+
+
+def test_entries_and_seeds_are_in_the_names():
+  for name, expected in (
+    ("okdph-release-seed42: student_0", ("okdph-release", "42")),
+    ("born-seed43/generation_1", ("born/generation_1", "43")),
+    ("digits: student_0", ("digits", "")),
+    ("my-seedling", ("my-seedling", "")),
+  ):
+    assert replicates.entry_and_seed(name) == expected
+
+
+def test_the_networks_of_a_run_count_as_one_value():
+  found = replicates.summary(ROWS, "base")
+  sharp = found["entries"]["okdph"]["sharp"]
+  assert sharp["mean"] == 3.5 and sharp["sd"] == pytest.approx(np.std([2, 5], ddof=1))
+  assert found["entries"]["base"]["runs"] == 3
+  difference = found["differences"]["okdph"]  # 2 - 1 and 5 - 3.5, the third seed left out
+  assert difference["runs"] == 2 and difference["sharp"].mean == 1.25
+  assert difference["sharp"] == replicates.interval([1.0, 1.5])
+
+
+def test_merged_curves_are_means_and_deviations_over_runs():
+  found = replicates.merged(ROWS)
+  assert list(found) == ["okdph", "base"]
+  np.testing.assert_allclose(found["okdph"]["curve"], [3, 4])
+  np.testing.assert_allclose(found["okdph"]["curve_error"], np.sqrt(2) * np.array([1, 2]))
+  once = {name: ROWS[name] for name in list(ROWS)[:2]}
+  assert replicates.merged(once) is once
+
+
+def test_the_table_has_means_and_differences():
+  rows = {name: {"sharp": row["sharp"]} for name, row in ROWS.items()}
+  text = replicates.table(replicates.summary(rows, "base"), "base")
+  assert "3.5 ± 2.1" in text and "+1.25 [-1.93, +4.43]" in text
+
+
+def test_the_interval_is_students():
+  found = replicates.interval([1.0, 2.0, 3.0])
+  assert found.mean == 2
+  assert found.high - 2 == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
