@@ -101,25 +101,32 @@ def summary(rows: Rows, baseline: str | None = None) -> dict[str, Any]:
   return {"entries": entries, "differences": differences}
 
 
+def spread(mean: float, sd: float | None) -> str:
+  """mean ± standard deviation; of one value, the value."""
+  return f"{mean:.4g}" + (f" ± {sd:.2g}" if sd is not None else "")
+
+
+def difference(mean: float, low: float | None, high: float | None) -> str:
+  """A difference and its interval, which one value has not; bold where it leaves out zero."""
+  if low is None or high is None or np.isnan(low):
+    return f"{mean:+.3g}"
+  text = f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
+  return f"**{text}**" if low > 0 or high < 0 else text
+
+
 def table(found: Mapping[str, Any], baseline: str | None) -> str:
   """What `summary` found: mean ± standard deviation, then the differences."""
 
-  def spread(x):
-    return f"{x['mean']:.4g}" + (f" ± {x['sd']:.2g}" if x["sd"] is not None else "")
-
-  def difference(x):
-    return f"{x.mean:+.3g} [{x.low:+.3g}, {x.high:+.3g}]"
-
-  def text(rows, cell, title):
+  def text(rows, cell):
     body = [
       (name, row["runs"], *(cell(x) for m, x in row.items() if m != "runs"))
       for name, row in rows.items()
     ]
     measures = [m for m in next(iter(rows.values())) if m != "runs"]
-    return tabulate(body, (title, "runs", *(m.replace("_", " ") for m in measures)))
+    return tabulate(body, ("entry", "runs", *(m.replace("_", " ") for m in measures)))
 
-  parts = ["Mean ± standard deviation over runs", text(found["entries"], spread, "entry")]
+  parts = ["Mean ± standard deviation over runs", text(found["entries"], lambda x: spread(**x))]
   if found["differences"]:
     about = f"Paired difference to {baseline} [95 % interval]"
-    parts += ["", about, text(found["differences"], difference, "entry")]
+    parts += ["", about, text(found["differences"], lambda x: difference(*x))]
   return "\n".join(parts)
