@@ -178,7 +178,10 @@ def analyse(
       found[f"adaptive_{radius:g}"] = epsilon_sharpness(
         loss, params, radius, adaptive=True, **ball
       )
-      found[f"m_{radius:g}"] = m_sharpness(loss, params, radius, **ball)
+      one = len(pictures.label) == 1  # then both are the same
+      found[f"m_{radius:g}"] = (
+        found[f"epsilon_{radius:g}"] if one else m_sharpness(loss, params, radius, **ball)
+      )
     expected = expected_sharpness(loss, params, sigma, key=key, batches=pictures, draws=draws)
     found["expected"] = expected
     numbers[target.name] = found | {"images": pictures.label.size, "m": pictures.label.shape[1]}
