@@ -63,13 +63,14 @@ TRAINING = "training.jsonl"
 
 LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-test")
 
-# Options that change no number: where the data lie, how often a run saves, what else it logs.
+# Options that do not affect results; a run may be resumed with other values.
 MAY_DIFFER = {"data.dir", "checkpoint_every_minutes", "log_every_steps"}
 
-# Options of where a run computes, which change its last bits at most.
+# Options of where and how a run computes, which affect at most the last bits of its results; a
+# run may be resumed with other values, and prints that they changed.
 LAST_BITS = {"devices", "student_groups", "steps_per_dispatch", "views_on"}
 
-# Options that runs of earlier versions lack, with the value that those runs had.
+# Options that were added to configs later, with the values that all earlier runs had.
 ADDED = {
   "network_options": {},
   "init_from": "",
@@ -453,15 +454,12 @@ def parse_reference(text: str, option: str) -> tuple[Run, str | None, str | None
   return run, reader, which
 
 
-# Comparing configs.
-
-
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """["key: old -> new", ...] of two configs: empty where one run may go on as the other.
+  """["data.fraction: 1.0 -> 0.5", ...]: the options in which two configs differ.
 
-  Keys are flattened ("data.fraction"); those of `MAY_DIFFER` and `LAST_BITS` are ignored, and
-  tuples equal lists, because JSON knows no tuples. A single view equals as many of it as there
-  are networks.
+  If there are none, a run of the old config may be resumed with the new one: the options of
+  `MAY_DIFFER` and `LAST_BITS` are ignored. A single view equals a copy of it for each network,
+  and tuples equal lists, because JSON has no tuples.
   """
   old, new = flat(completed(old)), flat(completed(new))
   for config in (old, new):
@@ -480,7 +478,7 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config with the options that runs of its version did not have yet."""
+  """A config with the options that were added to configs after it was written."""
   method = config.get("method", {})
   return {
     **ADDED,
@@ -491,7 +489,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-  """{"data": {"name": x}} -> {"data.name": x}; values as JSON gives them back."""
+  """{"data": {"name": x}} -> {"data.name": x}, with values as JSON returns them."""
   return dict(_items(json.loads(json.dumps(config))))
 
 

@@ -1,15 +1,15 @@
-"""A convolution that stays plain under `vmap`, for networks trained side by side.
+"""A convolution that `vmap` does not turn into a grouped one, for stacked networks.
 
-Mapped over kernels, `lax.conv_general_dilated` becomes a grouped convolution, whose
-gradients are slow everywhere (jax-ml/jax#13800, openxla/xla#34273; some 20 times on CPU).
-Here `vmap` marks the tensors as stacked, one per network, and the lowering runs one plain
-convolution per network, in the forward pass and in both gradients. On a CPU they are oneDNN's
-where it is installed (`onednn`), else XLA's, rewritten where XLA is slow (`convolution_cpu`).
+Mapped over kernels, `lax.conv_general_dilated` becomes a grouped convolution, whose gradients
+are slow (jax-ml/jax#13800, openxla/xla#34273; by a factor of about 20 on CPU). Here `vmap`
+marks the tensors as stacked, one per network, and the lowering runs an ordinary convolution for
+each network, in the forward pass and in both gradients. On a CPU it calls oneDNN if it is
+installed (`onednn`), else XLA, in another form where XLA is slow (`convolution_cpu`).
 
-A convolution is the trilinear form <conv(lhs, rhs), out>: two of the three tensors give
-the third, which is the output, the gradient of the image or the gradient of the kernel.
-One primitive computes all three, so its transposes are itself, and any composition of
-`grad`, `jvp` and `vmap` ends in plain convolutions.
+A convolution is the trilinear form <conv(lhs, rhs), out>: two of the three tensors determine
+the third, which is the output, the gradient of the image, or the gradient of the kernel. A
+single primitive computes all three. It is its own transpose, so any composition of `grad`,
+`jvp` and `vmap` ends in ordinary convolutions.
 """
 
 from functools import partial
@@ -36,9 +36,9 @@ def conv_general_dilated(
   feature_group_count=1,
   precision=None,
 ):
-  """`lax.conv_general_dilated` as `nn.Conv` calls it, never grouped by `vmap`.
+  """`lax.conv_general_dilated` as `nn.Conv` calls it; `vmap` does not make it a grouped one.
 
-  Mapping over kernels unrolls, unless oneDNN does: the program grows with the networks.
+  Without oneDNN, `vmap` over kernels unrolls: the program grows with the number of networks.
   """
   dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   ones = (1,) * (lhs.ndim - 2)
@@ -61,7 +61,7 @@ def conv_general_dilated(
 
 
 class Geometry(NamedTuple):
-  """What describes a convolution besides its tensors; fields as in `lax`."""
+  """The parameters of a convolution, as in `lax.conv_general_dilated`."""
 
   window_strides: tuple
   padding: tuple
@@ -89,13 +89,13 @@ convolution_p = Primitive("convolution")
 
 
 def _solve(target, shape, geometry, stacked=False, **tensors):
-  """The tensor `target` of this shape, from the two others of lhs, rhs and out.
+  """Computes the tensor `target` of this shape from the other two of lhs, rhs and out.
 
-  stacked: all three have a leading axis of networks.
+  stacked: whether all three have a leading axis of networks.
   """
   a, b = (tensors[role] for role in _OPERANDS[target])
-  # Under shard_map a replicated kernel is cast to vary like its image: the transpose of
-  # the cast sums the kernel's gradient over the devices.
+  # Under shard_map a replicated kernel is cast to vary like its image; the transpose of the
+  # cast sums the kernel's gradient over the devices.
   varying = _varying(a) | _varying(b)
   a, b = (lax.pcast(x, tuple(varying - _varying(x)), to="varying") for x in (a, b))
   return convolution_p.bind(
@@ -108,7 +108,7 @@ def _varying(x):
 
 
 def plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
-  """The tensor `target` of one network, by any bilinear `convolve(geometry, lhs, rhs)`."""
+  """Computes `target` for one network, by any bilinear `convolve(geometry, lhs, rhs)`."""
   convolve = partial(convolve, geometry)
   if target == "out":
     return convolve(a, b)
@@ -118,7 +118,7 @@ def plain(a, b, *, target, shape, geometry, convolve=Geometry.convolve):
 
 
 def _unrolled(a, b, *, target, shape, geometry, stacked, solve=plain):
-  """`solve` for every network."""
+  """Calls `solve` for each network."""
   solve = partial(solve, target=target, shape=shape[stacked:], geometry=geometry)
   if not stacked:
     return solve(a, b)
@@ -140,7 +140,7 @@ def _on_cpu(a, b, *, target, shape, geometry, stacked):
 
 def _abstract(a, b, *, target, shape, geometry, stacked):
   del b, target, geometry, stacked
-  return a.update(shape=shape, weak_type=False)  # keeps the axes a varies over
+  return a.update(shape=shape, weak_type=False)  # keeps the axes over which a varies
 
 
 def _transpose(position, cotangent, *operands, target, shape, geometry, stacked):
@@ -169,9 +169,9 @@ def _batch(operands, axes, *, target, shape, geometry, stacked):
 
 
 def _fold(operands, axes, target, shape, geometry, stacked):
-  """One kernel for all: the mapped axis becomes part of the batch.
+  """For one kernel: the mapped axis becomes part of the batch.
 
-  Batch-major, so that a batch sharded over devices stays where it is.
+  It becomes the minor part, so that a batch that is sharded over devices stays where it is.
   """
   batch = {
     role: dimensions[0] + stacked

@@ -1,9 +1,9 @@
-"""How XLA:CPU is best asked for a convolution that oneDNN does not compute.
+"""Convolutions on XLA:CPU, for those that oneDNN does not compute.
 
-The sums are the same, put differently: XLA's convolution is near the machine's peak for some
-shapes and up to a hundred times slower for others. `docs/onednn.md` has the measurements.
-Images are channels-last, [B, *space, C], and kernels [*window, C, O], as in `nn.Conv`; other
-layouts pass as they are.
+XLA's convolution is near the machine's peak for some shapes and up to a hundred times slower
+for others. These functions compute the same sums in a form that is fast; docs/onednn.md has the
+measurements. Images are channels-last, [B, *space, C], and kernels [*window, C, O], as in
+`nn.Conv`; other layouts are left to XLA.
 """
 
 import jax.numpy as jnp
@@ -12,22 +12,22 @@ from jax import lax
 
 from okdph_jax.runtime import host
 
-# With at most NARROW x NARROW channels one pixel's output does not keep XLA's loops busy.
+# With at most NARROW x NARROW channels the output of one pixel does not fill XLA's vectors.
 NARROW = 16
-# A kernel's gradient is taken PIECE images at a time, so that they stay in the cache; from
-# PIECE x PIECES on more images at a time, since every piece is compiled for itself. With
-# AVX-512, cutting the pieces costs more than it gains below WIDE channels.
+# The gradient of a kernel is computed for PIECE images at a time, so that they stay in the
+# cache, but in at most PIECES parts, because each is compiled separately. With AVX-512 this is
+# slower below WIDE channels.
 PIECE, PIECES, WIDE = 16, 8, 128
 
 
 def solve(a, b, *, target, shape, geometry, plain):
-  """The tensor `target` of a convolution from the two others, as `convolution` binds them.
+  """Computes `target` from the other two tensors; arguments as of `convolution_p`.
 
-  plain: the same for any bilinear `convolve(geometry, lhs, rhs)`, by transposing it.
+  plain: does so for any bilinear `convolve(geometry, lhs, rhs)`, by transposing it.
   """
-  # Without the first barrier XLA:CPU fuses the BatchNorm and ReLU that feed a convolution into
-  # it and computes them again for every block of the kernel: half of a training step. Without
-  # the last, what follows reads a reshaped result several times more slowly.
+  # Without the first barrier XLA:CPU fuses the BatchNorm and ReLU before a convolution into it,
+  # and computes them again for every block of the kernel: half of the time of a training step.
+  # Without the last one, operations on a reshaped result are several times slower.
   a, b = lax.optimization_barrier((a, b))
   shapes = {"out": (a.shape, b.shape), "lhs": (shape, a.shape), "rhs": (a.shape, shape)}
   convolve = _form(target, geometry, *shapes[target])
@@ -39,10 +39,10 @@ def solve(a, b, *, target, shape, geometry, plain):
 
 
 def materialize(outputs):
-  """A block's outputs, kept on a CPU; the identity on every other platform.
+  """An optimization barrier for the outputs of a block on a CPU; elsewhere the identity.
 
-  Through a chain of residual sums XLA:CPU would otherwise compute each block's output again for
-  all that uses it, back to the first block.
+  XLA:CPU would otherwise compute the output of a residual block again for each consumer,
+  back to the first block.
   """
   return lax.platform_dependent(
     outputs, cpu=lax.optimization_barrier, default=lambda outputs: outputs
@@ -50,7 +50,7 @@ def materialize(outputs):
 
 
 def _form(target, geometry, lhs, rhs):
-  """The bilinear `convolve(geometry, lhs, rhs)` to take for tensors of these shapes."""
+  """The fastest bilinear `convolve(geometry, lhs, rhs)` for tensors of these shapes."""
   *window, depth, width = rhs
   as_it_is = type(geometry).convolve
   if not geometry.channels_last:
@@ -73,10 +73,10 @@ def _form(target, geometry, lhs, rhs):
 
 
 def _two_pixels_at_once(geometry, lhs, rhs):
-  """Two neighbours of a row as one output of twice the width, so that a register is filled.
+  """Computes two neighbouring pixels as one output with twice the channels, to fill registers.
 
-  Both see a window one pixel wider, in which the kernel stands left or right: for 3x3 a third
-  more multiplications, and a quarter less time.
+  The window is one pixel wider, with the kernel at its left or right side: for 3x3 a third more
+  multiplications in a quarter less time.
   """
   around = [(0, 0)] * (rhs.ndim - 3)
   kernels = [jnp.pad(rhs, [*around, side, (0, 0), (0, 0)]) for side in ((0, 1), (1, 0))]
@@ -85,14 +85,14 @@ def _two_pixels_at_once(geometry, lhs, rhs):
 
 
 def _flip(rhs):
-  """The kernel that takes the gradient of a stride-1 output to that of its image."""
+  """The kernel that maps the gradient of a stride-1 output to the gradient of its image."""
   return jnp.flip(rhs, range(rhs.ndim - 2)).swapaxes(-1, -2)
 
 
 def _in_pieces(geometry, lhs, rhs):
-  """A few images at a time; its transpose adds the pieces' kernel gradients.
+  """Processes a few images at a time; its transpose adds their kernel gradients.
 
-  The pieces interleave, so that a batch sharded over devices stays where it is.
+  The parts interleave, so that a batch that is sharded over devices stays where it is.
   """
   count = min(len(lhs) // PIECE, PIECES)
   images = lhs.reshape(-1, count, *lhs.shape[1:])
@@ -101,10 +101,10 @@ def _in_pieces(geometry, lhs, rhs):
 
 
 def _product_of_patches(geometry, lhs, rhs):
-  """One matrix product: of pixels for a window of 1x1, else of patches.
+  """A matrix product: of pixels if the window is 1x1, else of patches.
 
-  XLA is slow at the kernel gradient of the former; at the output and the image's gradient of a
-  map smaller than its window, which the latter is for, some eighty times slower.
+  For 1x1 windows XLA's kernel gradient is slow. Patches are for maps smaller than the window,
+  where XLA's output and image gradient are about eighty times slower.
   """
   taps = [tap for _, tap in _taps(geometry, lhs, rhs.shape[:-2])]
   patches = jnp.concatenate(taps, -1)
@@ -117,12 +117,12 @@ def _product_of_patches(geometry, lhs, rhs):
 
 
 def _sum_of_taps(geometry, lhs, rhs):
-  """A depthwise convolution as shifted products, which XLA fuses into one pass."""
+  """A depthwise convolution as a sum of shifted products, which XLA fuses."""
   return sum(tap * rhs[*at, 0] for at, tap in _taps(geometry, lhs, rhs.shape[:-2]))
 
 
 def _taps(geometry, lhs, window):
-  """(place in the window, what of the image the outputs meet there [B, *out, C]), in order."""
+  """Yields (position in the window, the pixels there for all outputs [B, *out, C])."""
   dims = zip(geometry.padding, geometry.lhs_dilation, strict=True)
   pads = [(0, 0, 0), *((*pad, dilation - 1) for pad, dilation in dims), (0, 0, 0)]
   lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), pads)

@@ -1,4 +1,4 @@
-"""How a training step runs its networks, whatever they are: number formats, batch moments."""
+"""How a training step runs its networks: number formats, batch moments, groups of devices."""
 
 import contextlib
 import contextvars
@@ -11,47 +11,45 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Execution(NamedTuple):
-  """What `nn.students` and `nn.batch_norm` do differently; by default nothing."""
+  """Options of `nn.students` and `nn.batch_norm`; the defaults change nothing."""
 
-  # "bfloat16": what convolutions and dense layers take and give; "products": what convolutions
-  # multiply, and nothing else.
+  # "bfloat16": the type of inputs and outputs of convolutions and dense layers; "products":
+  # only the operands of products in convolutions are rounded to bfloat16.
   compute: str = "float32"
-  moments_over: int | None = None  # images that batch normalisation normalises together
-  mesh: Mesh | None = None  # with an axis "students", over which a stack is split
+  moments_over: int | None = None  # images per group in batch normalisation; None: the batch
+  mesh: Mesh | None = None  # with an axis "students", over which stacks are split
 
   @property
   def dtype(self) -> Any:
-    """Of layers that leave it open; None where inputs and parameters decide."""
+    """The dtype of layers that set none; None: that of their inputs and parameters."""
     return jnp.dtype(jnp.bfloat16) if self.compute == "bfloat16" else None
 
   def groups(self, images: int) -> int:
-    """How many groups of a batch are normalised by moments of their own."""
+    """The number of groups of a batch that are normalised separately."""
     size = self.moments_over
     return images // size if size and images % size == 0 else 1
 
   def spread(self, x: Any) -> Any:
-    """A batch [B, ...] that one network sees, split over all devices."""
+    """The batch [B, ...] of a single network, split over all devices."""
     if self.mesh is None:
       return x
-    devices, rows = (
-      self.mesh.size,
-      NamedSharding(self.mesh, PartitionSpec(("data", "students"))),
-    )
+    devices = self.mesh.size
+    sharding = NamedSharding(self.mesh, PartitionSpec(("data", "students")))
 
     def one(leaf):
       fits = leaf.shape[0] % devices == 0
-      return jax.lax.with_sharding_constraint(leaf, rows) if fits else leaf
+      return jax.lax.with_sharding_constraint(leaf, sharding) if fits else leaf
 
     return jax.tree.map(one, x)
 
   def split(self, function: Any, stacked: int) -> Any:
-    """`function` of stacks of so many networks, each part of which its own devices compute."""
+    """`function` of stacks of `stacked` networks, each group of which has its own devices."""
     if self.mesh is None or stacked % self.mesh.shape["students"]:
       return function
     return self._on_groups(function, PartitionSpec("students"))
 
   def sum(self, function: Any, stacked: int) -> Any:
-    """`function` of stacks of so many networks, which adds them up, group by group."""
+    """`function` that sums over stacks of `stacked` networks: in each group, then over all."""
     if self.mesh is None or stacked % self.mesh.shape["students"]:
       return function
     total = lambda *stacks: jax.lax.psum(function(*stacks), "students")  # noqa: E731
@@ -74,7 +72,7 @@ _CURRENT = contextvars.ContextVar("execution", default=AS_IT_IS)
 
 @contextlib.contextmanager
 def executed(execution: Execution) -> Iterator[None]:
-  """Networks that are traced within the block run so."""
+  """A context in which networks are traced with this `Execution`."""
   token = _CURRENT.set(execution)
   try:
     yield
@@ -83,4 +81,5 @@ def executed(execution: Execution) -> Iterator[None]:
 
 
 def current() -> Execution:
+  """The `Execution` of the innermost `executed`."""
   return _CURRENT.get()

@@ -1,4 +1,4 @@
-"""What a step is given: batches, or batches whose views the host has computed ahead of it."""
+"""The batches of a run. Their views may be computed by the host, in advance."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ AHEAD = 2  # steps whose views are computed while a step runs
 
 
 class Feed(NamedTuple):
-  batch: Callable[[int], Batch]  # of a step
-  images: Callable[[int], Batch]  # likewise, before any view
-  shapes: dict[int, Batch]  # {size: shapes and shardings}, the full batch first
-  augment: Augment  # what the step does to the images
+  """The batches of a run."""
+
+  batch: Callable[[int], Batch]  # (step), what the training step gets
+  images: Callable[[int], Batch]  # (step), the same images without views
+  shapes: dict[int, Batch]  # {size: shapes and shardings of a batch}, the full batch first
+  augment: Augment  # for the training step: the views, or nothing if they are computed already
 
 
 def feed(
   config: ConfigDict, dataset: Dataset, augment: Augment, views: int, mesh: Mesh
 ) -> Feed:
-  """The batches of a run, on the devices of `mesh`.
+  """The `Feed` of a run, with batches on the devices of `mesh`.
 
-  With `config.views_on="host"` their images are views [V, B, H, W, C] and the step's `augment`
-  leaves them alone: the CPU backend computes them in a thread, `AHEAD` steps in advance, as the
-  step would from the same (seed, step).
+  With `config.views_on="host"` the images of a batch are its views [V, B, H, W, C]. The CPU
+  backend computes them in a thread, `AHEAD` steps in advance, and they are those that the step
+  would compute from the same (seed, step).
   """
   options: Any = dict(batch_size=config.batch_size, views=views)
   shapes = dataset.train.shapes(**options, mesh=mesh)
 
-  @functools.cache  # the data set moves to the devices when the first batch is asked for
+  @functools.cache  # copies the dataset to the devices when it is first needed
   def batches(mesh):
     return dataset.train.batches(**options, seed=config.seed, mesh=mesh)
 
@@ -76,13 +78,13 @@ def feed(
 
 
 def as_they_are(key: Any, image: Any) -> Any:
-  """In place of views, where images are views already."""
+  """An `Augment` for images that are views already."""
   del key
   return image
 
 
 def ahead(prepare: Callable[[int], Any]) -> Callable[[int], Any]:
-  """`prepare`, which a thread calls for the next steps before they are asked for."""
+  """`prepare`, called in a thread for the next `AHEAD` steps in advance."""
   thread = futures.ThreadPoolExecutor(1, "views")
   pending: dict[int, futures.Future[Any]] = {}
 

@@ -1,7 +1,7 @@
-"""View ops: factories that return `(key, image) -> image`, one image at a time.
+"""Ops of views: each function returns an op `(key, image) -> image` for one image.
 
-Pixel ops map uint8 [H, W, C] to the same; `noise` works on the normalised float image.
-The policies `randaugment` and `autoaugment` are in `policies`.
+Pixel ops map uint8 [H, W, C] to the same shape and type; `noise` is for normalised images.
+`randaugment` and `autoaugment` are in `policies`.
 """
 
 import functools
@@ -18,11 +18,11 @@ from okdph_jax.views import edits
 Image = Shaped[Array, "H W C"]
 Op = Callable[[Key[Array, ""], Image], Image]
 
-ANGLES = 4096  # `rotate` draws one of these many, whose matrices are computed in advance
+ANGLES = 4096  # `rotate` draws one of this many angles
 
 
 def chain(*ops: Op) -> Op:
-  """Several ops as one, in order; op i gets the key `fold_in(key, i)`."""
+  """Applies several ops in order; op i gets the key `fold_in(key, i)`."""
 
   def op(key, image):
     for i, step in enumerate(ops):
@@ -38,13 +38,14 @@ def plain() -> Op:
 
 
 def crop(pad: int) -> Op:
-  """Pads every side with `pad` black pixels and crops to the old size at a random place."""
+  """Pads every side with `pad` black pixels and crops to the original size at random."""
   check_integer("pad", pad, least=0)
 
   def op(key, image):
     if pad >= min(image.shape[:2]):
       raise ValueError(
-        f"crop({pad}) can leave nothing of images of {size_of(image)}; give a smaller pad"
+        f"crop({pad}) can crop images of {size_of(image)} to nothing but padding; choose a "
+        "smaller pad"
       )
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     corner = jax.random.randint(key, (2,), 0, 2 * pad + 1)
@@ -77,7 +78,7 @@ def window_by_shifts(size: tuple[int, int], image: Image, corner: Int[Array, " 2
 
 
 def flip() -> Op:
-  """Mirrors left and right with probability 1/2."""
+  """Flips the image horizontally with probability 1/2."""
 
   def op(key, image):
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
@@ -88,8 +89,8 @@ def flip() -> Op:
 def rotate(degrees: float) -> Op:
   """Rotates about the centre by an angle from U(-degrees, degrees), black outside.
 
-  Nearest neighbour, equal to Pillow's. The angle is drawn from a grid of 4096: a matrix
-  computed in float32 on the device would sometimes read a neighbouring pixel.
+  Nearest neighbour, as Pillow's. The angle is one of 4096, whose matrices are computed in
+  advance: in float32, on the device, rounding would sometimes choose a neighbouring pixel.
   """
   check_number("degrees", degrees, most=180)
   angles = degrees * ((2 * np.arange(ANGLES) + 1) / ANGLES - 1)
@@ -102,9 +103,9 @@ def rotate(degrees: float) -> Op:
 
 
 def cutout(size: int) -> Op:
-  """Blackens a square of size x size about a random pixel, clipped at the border.
+  """Sets a square of size x size around a random pixel to black, clipped at the border.
 
-  DeVries and Taylor, arXiv:1708.04552. Black is 0 before normalising, not the mean.
+  DeVries and Taylor, arXiv:1708.04552. Black is 0 before the normalisation, not the mean.
   """
   check_integer("size", size, least=1)
 
@@ -112,7 +113,7 @@ def cutout(size: int) -> Op:
     height, width, _ = image.shape
     if size > 2 * max(height, width):
       raise ValueError(
-        f"cutout({size}) blackens the whole of images of {size_of(image)}; give a smaller size"
+        f"cutout({size}) would erase images of {size_of(image)}; choose a smaller size"
       )
     y, x = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - size // 2
     rows = (np.arange(height) >= y) & (np.arange(height) < y + size)
@@ -123,15 +124,15 @@ def cutout(size: int) -> Op:
 
 
 def noise(std: float = 1.0) -> Op:
-  """Adds N(0, std) to every pixel and channel of the normalised image (the paper's Eq. 9)."""
+  """Adds N(0, std) to every pixel and channel of the normalised image (paper, Eq. 9)."""
   check_number("std", std, most=1000)
   return lambda key, image: image + std * jax.random.normal(key, image.shape, image.dtype)
 
 
 def any(*alternatives: Op) -> Op:
-  """One of several ops, drawn for each image with equal probability."""
+  """Applies one of several ops, drawn for each image with equal probability."""
   if not alternatives:
-    raise ValueError("any() needs at least one view")
+    raise ValueError("any() needs at least one spec")
 
   def op(key, image):
     choose, key = jax.random.split(key)
@@ -142,15 +143,18 @@ def any(*alternatives: Op) -> Op:
 
 
 def check_integer(name: str, value: int, least: int) -> None:
+  """Raises ValueError, in one line, unless `value` is an int of at least `least`."""
   if isinstance(value, bool) or not isinstance(value, int) or value < least:
-    raise ValueError(f"{name} is a whole number >= {least}, not {shown(value)}")
+    raise ValueError(f"{name} must be a whole number >= {least}, not {shown(value)}")
 
 
 def check_number(name: str, value: float, most: float) -> None:
+  """Raises ValueError, in one line, unless `value` is a number from 0 to `most`."""
   if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-    raise ValueError(f"{name} is a number from 0 to {most}, not {shown(value)}")
+    raise ValueError(f"{name} must be a number from 0 to {most}, not {shown(value)}")
 
 
 def size_of(image: Image) -> str:
+  """The size of an image in words."""
   height, width, _ = image.shape
   return f"{height}x{width} pixels"
