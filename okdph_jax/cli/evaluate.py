@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
   out = Path(flags.out or Path(flags.workdir) / "evaluation")
   out.mkdir(parents=True, exist_ok=True)
   first = next(iter(found.values()))
-  print(f"{first.dataset}; checkpoint {first.checkpoint}")
+  print(f"{first.dataset}; checkpoint: {first.checkpoint}")
   rows = [(e.reader, e.accuracy, e.cross_entropy, e.calibration_error) for e in found.values()]
   headers = ("reader", "accuracy", "cross-entropy", "calibration error")
   print(tabulate(rows, headers, floatfmt=".4f"))

@@ -81,7 +81,7 @@ def shown(root: Path) -> Group:
   for name, one in there:
     table.add_row(name, Text(one.state, STYLES[one.state]), *cells(one))
   failures = [f"failed: {name}: {one.message}" for name, one in there if one.state == FAILED]
-  title = f"{root}: {len(there)} runs" + f" ({states})" * bool(states)
+  title = f"{root}: {len(there)} run{'s' * (len(there) != 1)}" + f" ({states})" * bool(states)
   return Group(Text(title), table, *map(Text, failures + damaged))
 
 

@@ -268,6 +268,8 @@ def closing(result: dict[str, Any]) -> str:
   ]
   rows.sort(key=lambda row: row[1] != "single network")
   headers = ("reader", "kind", "last epoch", "best on test", "at epoch", "chosen on validation")
+  if all(row[-1] == "-" for row in rows):  # there is no validation split
+    rows, headers = [row[:-1] for row in rows], headers[:-1]
   best = result["best_single"]
   return (
     f"test accuracy, one seed ({result['seed']}), {result['evaluations']} evaluations\n"

@@ -261,7 +261,8 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
   """The checkpoints of a run, to be read only."""
   directory = Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
-    raise ValueError(f"{workdir} has no checkpoints")
+    there = Path(workdir).is_dir()
+    raise ValueError(f"{workdir} has no checkpoints" if there else f"there is no run {workdir}")
   _hush()  # it warns that it only reads
   try:
     options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)

@@ -337,7 +337,9 @@ def test_a_page_shows_the_classes_of_a_picture(page, exported, pictures, capsys)
   lines = [row.inner_text().split("\n") for row in page.query_selector_all(".class")]
   expected = [(c["class"], f"{100 * c['probability']:.1f} %") for c in found[0]["classes"]]
   assert [(line[0], line[-1]) for line in lines] == expected
-  assert "3 classes, images 8×8" in page.inner_text("#model")
+  assert "3 classes, images of 8×8 pixels" in page.inner_text("#model")
+  page.set_viewport_size({"width": 390, "height": 800})  # a phone needs no sideways scrolling
+  assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def test_a_picture_is_dropped_and_a_file_that_is_none_is_named(page, pictures):
