@@ -1,16 +1,16 @@
 """Your own images: a folder per split, in it a folder per class.
 
-Here the images are scikit-learn's handwritten digits, written as PNG files first. Sizes may
-differ: `data.image_size` makes squares of them.
+This script first writes scikit-learn's handwritten digits as PNG files. Your images may have
+different sizes: `data.image_size` makes squares of them.
 
     python examples/own_images.py
 
-From the command line the training is
+From the command line, the training is
 
     okdph train --config=digits --config.data.name=folder --config.data.dir=pictures \\
       --config.data.image_size=16 --config.data.validation=100
 
-`../docs/your-own-data.md` has everything about formats, splits and corrupt files.
+`../docs/your-own-data.md` explains formats, splits and corrupt files.
 """
 
 from pathlib import Path

@@ -1,15 +1,15 @@
 """Your own method.
 
-A method is a builder: from a `Context` (the network, the number of classes, the length of the
-run) and keyword-only options it makes a tuple of pure functions. For whole networks side by
-side `peers` has all of them but the loss. This one is DML whose students learn from each other
-only where the other one is right.
+A method is a function that builds a tuple of pure functions from a `Context` (the network, the
+number of classes, the length of the run) and keyword-only options. For methods that train whole
+networks, `peers` provides everything but the loss. This one is DML, with one change: a student
+learns from another one only on images that the other one classifies correctly.
 
     python examples/own_method.py
 
-trains it on the digits. Every keyword is an option of the config, checked as those of the
-package are, and wrappers such as SAM go around it. For `okdph train --config=FILE.py` import
-the module in a config file of your own; to load such a run elsewhere, import it first.
+trains it on the digits. Every keyword is an option of the config, checked like those of the
+package, and wrappers such as SAM can be put around it. For `okdph train --config=FILE.py`,
+import this module in your config file; to load such a run elsewhere, import it first.
 """
 
 import jax.numpy as jnp

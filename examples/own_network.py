@@ -5,13 +5,12 @@ module is `own_network`; in your project that is `my_project.nets`.
 
     python examples/own_network.py
 
-trains two of each by OKDPH on the digits and loads one back. From the command line, with
-`examples` on PYTHONPATH:
+trains two of each with OKDPH on the digits and loads one back. From the command line:
 
     PYTHONPATH=examples okdph train --config=digits --config.network=own_network:SmallLinen
 
-Take care that batch normalisation follows `train`, and note that Flax's default momentum of
-0.99 remembers hundreds of steps: on small data take 0.9, as PyTorch does.
+Batch normalisation must depend on `train`. Flax's default momentum of 0.99 averages over
+hundreds of steps: use 0.9, as PyTorch does, on small data.
 """
 
 from flax import linen as nn

@@ -1,8 +1,9 @@
 """Your own view.
 
-An operation is a factory: from its numbers it makes `(key, image) -> image` for one uint8 image
-[H, W, C]; every image of every view has its own key. Added to `PIXEL_OPS`, its name is its
-spelling in a config.
+A view is made of operations. An operation is a function that takes its numbers and returns
+`(key, image) -> image` for one uint8 image [H, W, C]; every image of every view has its own
+key.
+Once it is in `PIXEL_OPS`, configs can use it by its name.
 
     python examples/own_view.py
 

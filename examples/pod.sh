@@ -13,7 +13,7 @@
 #     bash examples/pod.sh
 #
 # A signal to any of the processes stops all of them after the same step, and the same command
-# goes on.
+# resumes the run.
 
 set -euo pipefail
 

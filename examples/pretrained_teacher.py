@@ -7,7 +7,8 @@ Where you have PyTorch, fine-tune a ResNet-18, -34 or -50 on your images and sav
     ...
     safetensors.torch.save_file(model.state_dict(), "teacher.safetensors")
 
-An ONNX file of it will do as well. Here a small student learns from it, with the method `kd`:
+An ONNX file of the network works as well. Here a small student learns from it, with the method
+`kd`:
 
     python examples/pretrained_teacher.py
 
@@ -17,10 +18,10 @@ or, with the images in `pictures/` as `own_images.py` writes them,
       --config.teacher_network=resnet18 --config.data.name=folder --config.data.dir=pictures \\
       --config.data.image_size=64 --workdir=runs/taught
 
-The teacher's classes must be yours, in alphabetical order, as torchvision's `ImageFolder` has
-them. It sees the student's augmented images, normalised as torchvision and timm do (ImageNet's
-mean and deviation); grey images become three equal channels. Reading files needs
-`pip install 'okdph_jax[export]'`.
+The teacher must have the same classes in the same order: alphabetical, as in torchvision's
+`ImageFolder`. It sees the student's augmented images, normalised as in torchvision and timm
+(with ImageNet's mean and standard deviation); grey images become three equal channels. Reading
+the files needs `pip install 'okdph_jax[export]'`.
 """
 
 import okdph_jax

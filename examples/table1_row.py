@@ -7,7 +7,7 @@ evaluations on the test set and of its students and their hybrid. The table that
 has that number, labelled as what it is, beside the last epoch's.
 
 A run is 117,300 steps, which is a matter of hours on a GPU and of days on a laptop's CPU. Stop
-the script whenever you like: it goes on where it was. The same from the command line, for one
+the script whenever you like: run again, it resumes. The same from the command line, for one
 seed:
 
     okdph train --config=cifar10:okdph,resnet32 --config.seed=42 --workdir=runs/table1/seed42
@@ -23,6 +23,6 @@ OPTIONS = []  # ("epochs", "60"): a first look; the schedule scales with it
 
 for seed in SEEDS:
   config = okdph_jax.load_config(CONFIG, [("seed", str(seed)), *OPTIONS])
-  okdph_jax.fit(config, f"runs/table1/seed{seed}")  # does nothing where the run is finished
+  okdph_jax.fit(config, f"runs/table1/seed{seed}")  # does nothing if the run is finished
 
 dispatch(["report", "runs/table1"])
