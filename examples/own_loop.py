@@ -1,9 +1,9 @@
 """OKDPH in a training loop of your own.
 
 Two small ResNets learn scikit-learn's handwritten digits together, in plain JAX and optax. Of
-this package, the loop uses `dirichlet`, `hybridize`, `fuse` and the losses, which are the paper's
-idea, `nn.students`, which runs a stack of networks, and `views`, which augments images. The
-stack can be of any Linen module, and `tx` any optax optimizer.
+this package, the loop uses `dirichlet`, `hybridize`, `fuse` and the losses, which are the
+paper's idea, `nn.students`, which runs a stack of networks, and `views`, which augments images.
+The stack can be of any Linen module, and `tx` any optax optimizer.
 
     python examples/own_loop.py
 
