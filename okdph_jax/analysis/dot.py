@@ -134,14 +134,14 @@ def _draw(curves):
   task, distill, trade, angle = axes[0]
   for i, (name, curve) in enumerate(curves.items()):
     style = dict(color=figures.color(i), marker=figures.marker(i), markersize=3)
-    for axes, x, measure in (
+    for axis, x, measure in (
       (task, "epoch", "task"),
       (distill, "epoch", "distill"),
       (angle, "snapshot", "task_distill"),
     ):
       error = curve.get(f"{measure}_error")
-      label = name if axes is task else None
-      axes.errorbar(curve[x], curve[measure], error, capsize=2, label=label, **style)
+      label = name if axis is task else None
+      axis.errorbar(curve[x], curve[measure], error, capsize=2, label=label, **style)
     trade.plot(curve["task"], curve["distill"], **style | {"linewidth": 0.6})
     last = style | {"markersize": 7, "mec": "black"}
     trade.plot(curve["task"][-1:], curve["distill"][-1:], **last)

@@ -55,20 +55,30 @@ def by_entry(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
 
 def repeated(rows: Rows) -> bool:
   """Whether an entry was run with several seeds."""
-  return any(len(seeds) > 1 for seeds in by_entry(rows).values())
+  runs = {entry_and_seed(name) for name in rows}
+  return len(runs) > len({entry for entry, _ in runs})
 
 
 def merged(rows: Rows) -> Rows:
-  """Of repeated runs, each entry's mean over its runs, and "MEASURE_error", their deviation.
+  """Of repeated runs, each entry's mean over its runs, and "MEASURE_error", their deviation,
+  in place of any error of a single network.
 
-  What was not repeated stays as it is, network by network.
+  What was not repeated stays as it is, network by network, and so do curves of runs of one
+  entry that have not come equally far.
   """
-  if not repeated(rows):
+  shapes = {
+    (entry_and_seed(name)[0], *((m, np.shape(x)) for m, x in row.items()))
+    for name, row in rows.items()
+  }
+  equal = len(shapes) == len({entry for entry, *_ in shapes})
+  if not repeated(rows) or not equal:
     return rows
   found = {}
   for entry, seeds in by_entry(rows).items():
     found[entry] = {}
     for measure in next(iter(seeds.values())):
+      if measure.endswith("_error"):
+        continue
       values = np.array([row[measure] for row in seeds.values()])
       found[entry][measure] = values.mean(0)
       if len(values) > 1:

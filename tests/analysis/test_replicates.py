@@ -36,12 +36,14 @@ def test_the_networks_of_a_run_count_as_one_value():
 
 
 def test_merged_curves_are_means_and_deviations_over_runs():
-  found = replicates.merged(ROWS)
+  found = replicates.merged({name: row | {"curve_error": [7, 7]} for name, row in ROWS.items()})
   assert list(found) == ["okdph", "base"]
   np.testing.assert_allclose(found["okdph"]["curve"], [3, 4])
   np.testing.assert_allclose(found["okdph"]["curve_error"], np.sqrt(2) * np.array([1, 2]))
   once = {name: ROWS[name] for name in list(ROWS)[:2]}
   assert replicates.merged(once) is once
+  shorter = ROWS | {"okdph-seed43: student_0": {"sharp": 5.0, "curve": np.zeros(1)}}
+  assert replicates.merged(shorter) is shorter
 
 
 def test_the_table_has_means_and_differences():
