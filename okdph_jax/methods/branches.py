@@ -33,7 +33,7 @@ def branches(
   criterion: `criterion(logits [N, B, K], head_logits, label [B], step) -> Terms`.
   ensembles: `ensembles(logits, head_logits) -> {reader: logits}`. named: see `readers`.
   """
-  net = check_net(context.net, name)
+  net = check_net(context.net)
 
   def init(key, views):
     return init_branches(net, students, name, head, key, views[0])
@@ -86,13 +86,14 @@ def readers(
   return {"networks": networks, "predict": predict}
 
 
-def check_net(net: nn.Module, name: str) -> Any:
+def check_net(net: nn.Module) -> Any:
   """Returns `net`, or raises ValueError, in one line, if it lacks a stem or a branch."""
   if hasattr(net, "stem") and hasattr(net, "branch"):
     return net
   raise ValueError(
-    f"{name} needs a network with a stem and a branch, and {type(net).__name__} lacks .stem or "
-    ".branch; add both (see okdph_jax.models.Net), or choose a method of whole networks"
+    "methods of branches need a network with a stem and a branch, and "
+    f"{type(net).__name__} lacks .stem or .branch; add both (see okdph_jax.models.Net), or "
+    "choose a method of whole networks"
   )
 
 

@@ -59,7 +59,7 @@ def pcl(
   check_students("pcl", students)
   check_positive("pcl", temperature=temperature)
   check_fraction("pcl", decay=decay)
-  net, head, others = check_net(context.net, "pcl"), Ensemble(), 1 - jnp.eye(students)
+  net, head, others = check_net(context.net), Ensemble(), 1 - jnp.eye(students)
 
   def init(key, views):
     learner = init_branches(net, students, "ensemble", head, key, views[0])

@@ -90,7 +90,8 @@ def mean_over_parts(
   Part i has every count-th image from the i-th on, so that a batch that is split over devices
   stays where it is, and a key of its own. All parts begin with the same `learner`: what they do
   to batch statistics and memory is averaged too, and batch normalisation has moments of each
-  part. Where `count` does not divide the batch, the first parts have one image more.
+  part. Where `count` does not divide the batch, the first parts have one image more, and theirs
+  are those at its beginning.
   """
 
   def part(views, key):

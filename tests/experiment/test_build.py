@@ -3,11 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import dot, self_distillation
-from okdph_jax import data, schedules
+from okdph_jax import data, optimizers, schedules
 from okdph_jax.experiment.build import build
 from okdph_jax.experiment.config import check
 from okdph_jax.experiment.teacher import teacher
@@ -16,6 +17,7 @@ from okdph_jax.methods import assemble
 from okdph_jax.nn import students
 from okdph_jax.run import Run
 from tests import runs
+from tests.experiment.test_configs import config_of, stand_in
 from tests.methods import tiny
 from tests.nets import Small
 
@@ -131,6 +133,56 @@ def test_the_rate_is_the_one_that_a_wrapper_descends_with(finished):
   assert [float(schedule(step)) for step in (0, 1, 2, 3)] == pytest.approx(
     [0.1, 0.1, 0.003, 0.003]
   )
+
+
+def test_every_option_arrives_where_it_belongs(monkeypatch):
+  """No two numbers are equal, so that none can stand for another."""
+  config = config_of("cifar10", "base")
+  config.network, config.views, config.test_view = (
+    "tests.methods.tiny:net",
+    ("cutout(9)",),
+    "plain",
+  )
+  config.learning_rate, config.momentum, config.weight_decay = 0.3, 0.7, 0.02
+  config.nesterov, config.batch_norm_images, config.batch_size = True, 10, 50
+  config.epochs, config.milestones = 30, (100, "20 epochs")
+  dataset = stand_in(config)._replace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+  executions, plain = [], []
+  monkeypatch.setattr(
+    "okdph_jax.experiment.build.trained_as",
+    lambda method, how: executions.append(how) or method,
+  )
+  experiment = build(config, dataset)
+  assert {how.moments_over for how in executions} == {10}
+
+  assert (experiment.epoch_steps, experiment.steps) == (1000, 30_000)
+  steps = (0, 9_999, 10_000, 19_999, 20_000)
+  rates = [0.3, 0.3, 0.03, 0.03, 0.003]
+  assert [float(experiment.schedule(step)) for step in steps] == pytest.approx(rates)
+  held = build(config, dataset, planned_epochs=20)  # of which 10 epochs are more
+  assert held.steps == 30_000 and held.numbers["epochs"] == 20
+  assert [float(held.schedule(step)) for step in (6_999, 7_000, 20_000)] == pytest.approx(
+    [0.3, 0.03, 0.03]
+  )
+
+  (_, ours), theirs = (
+    experiment.parts(experiment.numbers),
+    optimizers.sgd(0.3, momentum=0.7, weight_decay=0.02, nesterov=True),
+  )
+  for tx in (ours, theirs):
+    params, state = {"students": jnp.float32(2), "shared": {}}, None
+    state = tx.init(params)
+    for _ in range(2):
+      updates, state = tx.update({"students": jnp.float32(0.5), "shared": {}}, state, params)
+      params = jax.tree.map(jnp.add, params, updates)
+    plain.append(float(params["students"]))
+  assert plain[0] == pytest.approx(plain[1])
+
+  white = np.full((1, 32, 32, 3), 255, np.uint8)
+  key, level = jax.random.key(0), lambda x: (x - np.array(dataset.mean)) / dataset.std
+  np.testing.assert_allclose(experiment.test_view(key, white)[0, 0, 0, 0], level(1), rtol=1e-5)
+  seen = np.asarray(experiment.augment(key, white))
+  np.testing.assert_allclose(seen.min((0, 1, 2, 3)), level(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("system", dot.SYSTEMS)

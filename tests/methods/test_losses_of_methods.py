@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from okdph_jax.core import Outputs, Views
+from okdph_jax.core import Outputs, Terms, Views
 from okdph_jax.methods import METHODS
 from okdph_jax.methods.kd import kd, smoothed
 from okdph_jax.methods.kdcl import linear
 from okdph_jax.methods.kr import residual_labels
+from okdph_jax.methods.peers import peers
 from okdph_jax.methods.protocol import Context
 from okdph_jax.models import Net
 from okdph_jax.schedules import average_decay, ramp
@@ -91,6 +92,11 @@ def kl(teacher, student, t=1.0):
   return t * t * total / len(teacher)
 
 
+def pull(teacher, student, image, t=1.0):
+  """The gradient of KL_T(sg[teacher] -> student) at the kernel of student = image @ kernel."""
+  return t * image.reshape(B, -1).T @ (softmax(student, t) - softmax(teacher, t)) / B
+
+
 def numbers(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
@@ -140,8 +146,13 @@ def test_dml(n):
   method = METHODS["dml"](context(), students=n)
   learner, views = begin(method)
   z, _ = outputs(learner, views.image)
-  distill = sum(kl(z[j], z[m]) for m in range(n) for j in range(n) if j != m) / (n - 1)
+  pairs = [(z[j], m) for m in range(n) for j in range(n) if j != m]
+  distill = sum(kl(teacher, z[m]) for teacher, m in pairs) / (n - 1)
   agrees(measure(method, learner, views)[0], sum(map(ce, z)), distill)
+  got, want = kernels(distill_gradient(method, learner, views)), np.zeros((n, 64, K))
+  for teacher, m in pairs:  # none reaches the teacher
+    want[m] += pull(teacher, z[m], views.image[m]) / (n - 1)
+  close(got, want)
 
 
 @pytest.mark.parametrize("target", ["mean", "naive", "linear", "minlogit", "general"])
@@ -171,6 +182,9 @@ def test_kdcl(target, n):
   want = [0.4 * sum(map(ce, z)), 0.6 * sum(kl(teacher, z[m], 3.0) for m in range(n))]
   terms = measure(method, learner, views)[0]
   np.testing.assert_allclose(terms, want, rtol=5e-3 if target == "linear" else 2e-5)
+  if target == "mean":
+    want = [0.6 * pull(teacher, z[m], views.image[m], 3.0) for m in range(n)]
+    close(kernels(distill_gradient(method, learner, views)), np.stack(want))
 
 
 def best_mixture(rows, y, grid=200):
@@ -278,6 +292,21 @@ def test_okddip(n):
   assert reaches_shared(method, learner, views, "attention") == (n > 2)
   readers = method.predict(learner, views.image[0])
   assert [*readers] == [f"student_{m}" for m in range(n - 1)] + ["leader"]
+  more = method.ensembles(learner, views.image[0])  # of the peers
+  assert [*more] == ["ensemble"] * (n > 2)
+  if n > 2:
+    close(more["ensemble"], sum(z[:-1]) / (n - 1))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_okddip_s_leader_teaches_the_peers_unless_its_target_is_detached(detach):
+  """A single peer is its own target: all it gets of the distillation comes from the leader."""
+  method = METHODS["okddip"](context(), students=2, detach_mean=detach)
+  learner, views = begin(method)
+  z, _ = outputs(learner, views.image)
+  peer, leader = kernels(distill_gradient(method, learner, views))
+  close(leader, RAMP * pull(z[0], z[1], views.image[0], 3.0))
+  assert (np.abs(peer).max() < 1e-6) == detach
 
 
 def test_ffl():
@@ -300,6 +329,11 @@ def test_ffl():
   fused = x.mean((1, 2)) @ f["Dense_0"]["kernel"] + f["Dense_0"]["bias"]
   distill = sum(kl(fused, z[m], 3.0) for m in range(3)) + kl(sum(z) / 3, fused, 3.0)
   agrees(measure(method, learner, views)[0], sum(map(ce, z)) + ce(fused), RAMP * distill)
+  gradient = distill_gradient(method, learner, views)  # each learns from its own term alone
+  want = [RAMP * pull(fused, z[m], views.image[0], 3.0) for m in range(3)]
+  close(kernels(gradient), np.stack(want))
+  bias = RAMP * 3 * (softmax(fused, 3.0) - softmax(sum(z) / 3, 3.0)).mean(0)
+  close(gradient["shared"]["fusion"]["Dense_0"]["bias"], bias)
 
 
 def test_ffl_decays_the_fusion_less():
@@ -326,11 +360,15 @@ def test_pcl():
   mean, _ = outputs(learner.replace(params=learner.memory["mean"]["params"]), views.image)
   head = numbers(learner.params["shared"]["ensemble"]["Dense_0"])
   ensemble = np.concatenate(h, -1) @ head["kernel"] + head["bias"]
-  distill = 0.0
+  distill, gradient = 0.0, np.zeros((n, 64, K))
   for m in range(n):
+    for teacher, weight in [(ensemble, 1), *((mean[j], (j != m) / (n - 1)) for j in range(n))]:
+      gradient[m] += RAMP * weight * pull(teacher, z[m], views.image[m], 3.0)
     distill += kl(ensemble, z[m], 3.0)
     distill += sum(kl(mean[j], z[m], 3.0) for j in range(n) if j != m) / (n - 1)
   agrees(measure(method, learner, views)[0], ce(ensemble) + sum(map(ce, z)), RAMP * distill)
+  close(kernels(distill_gradient(method, learner, views)), gradient)
+  assert not reaches_shared(method, learner, views, "ensemble")
 
 
 def test_pcl_averages_what_it_deploys():
@@ -380,7 +418,7 @@ def test_kd_smoothed_keeps_the_confidence_and_forgets_the_other_classes():
   np.testing.assert_allclose(found[1, :2], (1 - kept[1]) / 2, rtol=1e-5)
 
 
-def test_kd_soft_and_hard():
+def test_kd_soft_hard_and_smoothed():
   teacher = np.random.default_rng(5).normal(size=(64, K)).astype(np.float32)
   variables = {
     "params": {
@@ -389,13 +427,15 @@ def test_kd_soft_and_hard():
     },
     "batch_stats": {},
   }
-  for targets in ("soft", "hard"):
+  for targets in ("soft", "hard", "smoothed"):
     options = dict(task_weight=0.1, distill_weight=0.9, temperature=4.0, targets=targets)
     method = kd(context((net, variables)), **options)
     learner, views = begin(method)
     (z,), _ = outputs(learner, views.image)
     taught = views.image[0].reshape(B, -1) @ teacher
-    distill = kl(taught, z, 4.0) if targets == "soft" else ce(z, taught.argmax(-1))
+    if targets == "smoothed":
+      taught = np.asarray(smoothed(jnp.asarray(taught), jnp.asarray(label), 4.0))
+    distill = ce(z, taught.argmax(-1)) if targets == "hard" else kl(taught, z, 4.0)
     agrees(measure(method, learner, views)[0], 0.1 * ce(z), 0.9 * distill)
 
 
@@ -414,7 +454,15 @@ def test_kr():
     terms, after, _ = measure(method, learner.replace(memory=memory), views, step)
     agrees(terms, ce(z), gain * kl(row, u) + own)
   assert after.memory["seen"] == 2 * B
+  gradient = distill_gradient(method, learner.replace(memory=memory), views)
+  du = gain * (softmax(u) - softmax(row)) / B  # what teaches is constant in either term
+  dz = np.stack([np.insert(du[b], label[b], 0) for b in range(B)])
+  close(kernels(gradient), (views.image[0].reshape(B, -1).T @ dz)[None])
+  rows = np.zeros((K, K - 1))
+  np.add.at(rows, label, (softmax(row) - softmax(u / 2)) / B)
+  close(gradient["shared"]["labels"], rows)
   plain = METHODS["kr"](context(), fade=False)
+  assert not plain.init(jax.random.key(0), views.image).memory
   agrees(measure(plain, learner.replace(memory={}), views)[0], ce(z), kl(row, u) + own)
 
 
@@ -458,11 +506,26 @@ def test_errors_are_one_line():
     kd(context(teacher)).init(jax.random.key(0), image[None])
 
 
-def reaches_shared(method, learner, views, name):
-  """Whether the distillation term has a gradient at a shared module."""
-
+def distill_gradient(method, learner, views):
   def distill(params):
     return measure(method, learner.replace(params=params), views)[0].distill
 
-  grads = jax.grad(distill)(learner.params)["shared"][name]
+  return tiny.jit(jax.grad(distill))(learner.params)
+
+
+def kernels(gradient):
+  students = gradient["students"]
+  return students.get("branch", students)["kernel"]
+
+
+def reaches_shared(method, learner, views, name):
+  """Whether the distillation term has a gradient at a shared module."""
+  grads = distill_gradient(method, learner, views)["shared"][name]
   return max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-7
+
+
+def test_the_criterion_of_peers_sees_logits_labels_and_the_step():
+  method = peers(context(), 2, lambda z, y, step: Terms(z[1, 0, y[0]], 10.0 * step))
+  learner, views = begin(method)
+  z, _ = outputs(learner, views.image)
+  agrees(measure(method, learner, views)[0], z[1][0, label[0]], 10.0 * STEP)

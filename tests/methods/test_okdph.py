@@ -252,6 +252,9 @@ def test_without_a_hybrid_loss_nothing_differentiates_through_the_hybrid():
   a = gradients(method, learner, views)
   off = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0, hybrid_gradient=False))
   jax.tree.map(np.testing.assert_array_equal, a, gradients(off, learner, views))
+  alone = okdph(context(Smooth()), **OPTIONS | dict(omega=1.0, hybrid_teaches=False))
+  lost = views._replace(image=views.image.at[N].set(np.inf))  # not even times zero
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients(alone, learner, lost)))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +267,7 @@ def test_without_a_hybrid_loss_nothing_differentiates_through_the_hybrid():
     ("2 steps", "epoch", 4, [1, 3, 5, 7, 9, 11]),
     ("1 epoch", "epoch", 4, [4, 8, 12]),
     ("2 epochs", "epoch", 4, [4, 12]),  # epochs 0 and 2
+    ("3 epochs", "epoch", 2, [2, 8]),
   ],
 )
 def test_when_fusion_is_due(every, clock, epoch_steps, want):

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from okdph_jax.core import Views
 from okdph_jax.methods import METHODS, WRAPPERS, assemble
 from okdph_jax.methods.protocol import run_networks
 from okdph_jax.nn.students import run
+from okdph_jax.runtime import host
 from okdph_jax.training.step import initial_state, train_step
 from tests.methods import tiny
 
@@ -68,6 +70,8 @@ def test_one_trace_and_one_structure(case):
   _, step, _, states, _ = trained(case)
   assert step._cache_size() == 1
   assert typed(states[0]) == typed(states[-1])
+  learner = states[0].learner
+  assert {*learner.params} == {*learner.stats} == {"students", "shared"}
   short = jax.eval_shape(step, states[0], tiny.batch(2), jax.random.key(1))  # the last batch
   assert jax.tree.map(jnp.shape, short[0]) == jax.tree.map(jnp.shape, states[0])
 
@@ -89,6 +93,28 @@ def test_same_key_same_run(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_training_moves_the_batch_statistics_of_all_that_it_runs(case):
+  """Of students, stem, head, and a teacher that is an average; a given teacher is frozen."""
+  *_, states, _ = trained(case)
+  before, after = (state.learner for state in states[:2])
+
+  def moves(a, b, stacked=True):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+      differ = np.asarray(x) != np.asarray(y)
+      assert differ.reshape(len(differ) if stacked else 1, -1).any(1).all()
+
+  moves(before.stats["students"], after.stats["students"])
+  moves(before.stats["shared"], after.stats["shared"], stacked=False)
+  memory, later = before.memory, after.memory
+  if "pcl" in case:
+    moves(memory["mean"]["stats"]["students"], later["mean"]["stats"]["students"])
+  if case == "mean_teacher":
+    moves(memory["teacher"]["batch_stats"], later["teacher"]["batch_stats"])
+  elif "teacher" in memory:
+    assert_same(memory["teacher"], later["teacher"])
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_readers_give_logits_and_single_ones_are_networks(case):
   method, _, _, states, _ = trained(case)
   image = tiny.batch().image
@@ -97,14 +123,17 @@ def test_readers_give_logits_and_single_ones_are_networks(case):
   def read(learner):
     networks = method.networks(learner)
     alone = {name: run(tiny.net(), variables, image)[0] for name, variables in networks.items()}
-    return method.predict(learner, image), method.ensembles(learner, image), alone
+    half = method.ensembles(learner, image[:2])
+    return method.predict(learner, image), method.ensembles(learner, image), alone, half
 
-  single, more, alone = read(states[-1].learner)
+  single, more, alone, half = read(states[-1].learner)
   assert single and not single.keys() & more.keys() and single.keys() == alone.keys()
   for logits in (*single.values(), *more.values()):
     assert logits.shape == (tiny.B, tiny.K) and np.isfinite(logits).all()
   for name, logits in single.items():
     np.testing.assert_allclose(alone[name], logits, rtol=1e-4, atol=1e-5)
+  for name, logits in more.items():  # of one image, whatever the others are
+    np.testing.assert_allclose(half[name], logits[:2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -121,13 +150,26 @@ def test_gradient_reaches_every_parameter(case):
       assert (np.abs(per_student).reshape(len(per_student), -1).max(1) > 0).all(), path
 
 
-def test_a_bare_network_trains_under_methods_of_whole_networks():
+class Dropping(tiny.nn.Module):
+  """Drops out what a part returns: it fails in training without a key."""
+
+  part: tiny.nn.Module
+
+  @tiny.nn.compact
+  def __call__(self, x, train):
+    return jax.tree.map(tiny.nn.Dropout(0.1, deterministic=not train), self.part(x, train))
+
+
+def test_networks_drop_out_and_bare_ones_train_under_methods_of_whole_networks(monkeypatch):
   class Bare(tiny.nn.Module):
     @tiny.nn.compact
     def __call__(self, x, train):
       return tiny.nn.Dense(tiny.K)(tiny.nn.relu(tiny.nn.Conv(4, (3, 3))(x)).mean((1, 2)))
 
-  context = tiny.context(Bare(), teacher=True)
+  class Half(Bare):
+    stem: tiny.nn.Module = tiny.Stem()
+
+  context = tiny.context(Dropping(Bare()), teacher=True)
   batch = tiny.batch()
 
   def keeps_its_structure(method):
@@ -139,9 +181,19 @@ def test_a_bare_network_trains_under_methods_of_whole_networks():
 
   for name in ("base", "kd", "dml", "kdcl", "kr", "mean_teacher", "okdph"):
     keeps_its_structure(METHODS[name](context))
+  keeps_its_structure(METHODS["kdcl"](context, target="general"))
+  monkeypatch.setattr(host, "compiler_options", lambda: None)  # of a program within another
+  okdph = WRAPPERS["reestimate"](METHODS["okdph"](context), context)
+  views = Views(np.stack([batch.image] * 3), batch.label)
+  before = jax.eval_shape(okdph.init, jax.random.key(0), views.image)
+  after = jax.eval_shape(lambda learner: okdph.before_eval(learner, [views]), before)
+  assert typed(after) == typed(before)
+  parts = Dropping(tiny.Stem()), Dropping(tiny.Branch(tiny.K))
   for name in ("one", "okddip", "ffl", "pcl"):
-    with pytest.raises(ValueError, match="Bare lacks .stem or .branch"):
-      METHODS[name](context)
+    keeps_its_structure(METHODS[name](tiny.context(tiny.Net(*parts, ""))))
+    for whole in (Bare(), Half()):
+      with pytest.raises(ValueError, match=f"{type(whole).__name__} lacks .stem or .branch"):
+        METHODS[name](tiny.context(whole))
 
 
 def typed(state):
@@ -164,7 +216,7 @@ def momenta(opt_state):
   "name, options, says",
   [
     ("base", dict(label_smoothing=1.0), r"base: label_smoothing=1.0 is outside \[0, 1\)"),
-    ("base", dict(students=0), "base needs at least 1 student"),
+    ("base", dict(students=0), "base needs at least 1 student;"),
     ("dml", dict(students=1), "dml needs at least 2 students"),
     ("kdcl", dict(task_weight=-0.5), "kdcl: task_weight=-0.5"),
     ("kd", dict(temperature=np.inf), "kd: temperature=inf must lie in"),
@@ -207,4 +259,10 @@ def test_a_config_is_assembled_with_the_first_wrapper_innermost():
   inside_out = [{"name": "sam"}, {"name": "dot"}]
   with pytest.raises(ValueError, match="must come before sam"):
     assemble(context, {"name": "dml"}, inside_out)
-  assert assemble(context, {"name": "base"}).views == 1
+  assert assemble(context, {"name": "base"}, [{"name": "swa"}]).views == 1
+  for names, says in (
+    (("dmll",), "no method 'dmll' .*base,"),
+    (("dml", "samm"), "no wrapper 'samm' .*sam,"),
+  ):
+    with pytest.raises(ValueError, match=f"there is {says}"):
+      assemble(context, *({"name": names[0]}, [{"name": name} for name in names[1:]]))

@@ -11,6 +11,7 @@ from okdph_jax.core import Terms, Views
 from okdph_jax.methods import METHODS, WRAPPERS
 from okdph_jax.methods.dot import dependence
 from okdph_jax.methods.protocol import plain_gradient
+from okdph_jax.methods.statistics import with_mean_statistics
 from okdph_jax.nn.students import run
 from okdph_jax.optimizers import dot_sgd, sgd
 from okdph_jax.schedules import multistep
@@ -206,6 +207,20 @@ def test_the_cosine_needs_two_gradients():
       jax.eval_shape(lambda p, m=inside: wrap(m, None).gradient(f, p), learner.params)
 
 
+def test_the_cosine_is_over_what_both_reach_and_0_where_one_of_them_is_zero():
+  wrapped = WRAPPERS["gradient_cosine"](begin("base")[0], None)
+  params = {"both": jnp.array([1.0, 2.0]), "task": jnp.array(3.0), "distill": jnp.array(4.0)}
+  for factor, cosine in ((1.0, 1 / np.sqrt(2)), (0.0, 0.0)):
+
+    def terms(p, factor=factor):
+      task = factor * p["both"][0] + 5 * p["task"]
+      return Terms(task, p["both"].sum() + 7 * p["distill"]), (None, {})
+
+    gradients, (_, metrics) = wrapped.gradient(terms, params)
+    close(gradients, {"both": np.array([1 + factor, 1]), "task": 5.0, "distill": 7.0})
+    np.testing.assert_allclose(metrics["gradient_cosine"], cosine, rtol=1e-6)
+
+
 def test_dot_goes_inside_sam():
   method, *_ = begin("dml")
   with pytest.raises(ValueError, match="must come before sam"):
@@ -250,6 +265,7 @@ def test_swa_follows_its_schedule():
     t = epoch / 241
     want = 0.1 if t <= 0.5 else 0.001 if t > 0.9 else 0.1 * (1 - 0.99 * (t - 0.5) / 0.4)
     np.testing.assert_allclose([rate(3 * epoch), rate(3 * epoch + 2)], want, rtol=1e-4)
+  assert wrapped.schedule(lambda step: 0.1 / (step + 1))(1) == pytest.approx(0.1)  # the first
 
 
 def test_swa_estimates_statistics_as_the_mean_over_images():
@@ -328,7 +344,8 @@ def test_reestimated_readers_have_the_statistics_of_their_own_weights(name, read
   wrapped = WRAPPERS["reestimate"](method, tiny.context())
   start = tiny.jit(wrapped.init)(KEY, views.image)
   batches = [tiny.batch(4), tiny.batch(2, seed=1)]
-  passes = [Views(np.stack([b.image] * method.views), b.label) for b in batches]
+  seen = lambda image: np.stack([*[-image] * (method.views - 1), image])  # noqa: E731
+  passes = [Views(seen(b.image), b.label) for b in batches]  # they see the last view
   ready = wrapped.before_eval(start, passes)
   close(ready.replace(memory={}), start.replace(memory={}), 0, 0)
   networks = wrapped.networks(ready)
@@ -349,6 +366,30 @@ def test_reestimated_readers_have_the_statistics_of_their_own_weights(name, read
     run(tiny.net(), networks[f"reestimated_{readers[0]}"], image)[0],
     rtol=1e-4,
   )
+
+
+@pytest.mark.parametrize("wrapper", ["swa", "reestimate"])
+def test_what_is_around_another_gives_it_the_pass_before_an_evaluation(wrapper):
+  method, learner, _ = begin("okdph")
+  given, passes = [], []
+  within = method._replace(before_eval=lambda *asked: given.append(asked) or asked[0])
+  wrapped = WRAPPERS[wrapper](within, tiny.context())
+  memory = {"swa": {"snapshots": 0}, "reestimate": {}}
+  wrapped.before_eval(learner.replace(memory=memory), passes)
+  assert given[0][1] is passes
+
+
+def test_statistics_of_a_layer_that_is_called_with_keywords():
+  class Outer(tiny.nn.Module):
+    @tiny.nn.compact
+    def __call__(self, x, train):
+      return tiny.nn.BatchNorm(momentum=0.9)(x, use_running_average=not train)
+
+  x = np.random.default_rng(0).normal(2, 3, (4, 5)).astype(np.float32)
+  variables = Outer().init(KEY, x, False)
+  forward = lambda: Outer().apply(variables, x, True, mutable=["batch_stats"])[1]  # noqa: E731
+  stats = with_mean_statistics(forward, jnp.int32(0), 4)["batch_stats"]["BatchNorm_0"]
+  close(stats, {"mean": x.mean(0), "var": x.var(0)}, 1e-4)
 
 
 def test_reestimate_asks_for_readers_that_are_averages():
@@ -439,6 +480,10 @@ def test_weighted_scales_the_two_terms():
   wrapped = WRAPPERS["weighted"](method, None, task_weight=0.5, distill_weight=3.0)
   plain, scaled = (m.losses(learner, views, 0, KEY)[0] for m in (method, wrapped))
   np.testing.assert_allclose(scaled, [plain.task * 0.5, plain.distill * 3], rtol=1e-6)
+  echo = method._replace(losses=lambda *given: (Terms(0.0, 0.0), given))
+  assert WRAPPERS["weighted"](echo, None).losses(learner, views, 7, KEY)[1] == (
+    (learner, views, 7, KEY)
+  )
 
 
 def test_nesterov_s_momentum_is_that_of_pytorch():
@@ -470,6 +515,7 @@ def test_one_weight_decay_per_subtree():
     ("asam", dict(eta=np.inf), "asam: eta=inf"),
     ("ema", dict(decay=2.0), r"ema: decay=2.0 is outside \[0, 1\]"),
     ("swa", dict(start=-1), "swa: start=-1 must lie in"),
+    ("swa", dict(start=10**6 + 1), "swa: start=1000001 must lie in"),
     ("swa", dict(learning_rate=np.nan), "swa: learning_rate=nan"),
     ("dot", dict(delta=-0.1), "dot: delta=-0.1"),
     ("weighted", dict(distill_weight=-1.0), "weighted: distill_weight=-1.0"),

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 
 from okdph_jax import data, views
-from okdph_jax.core import Batch
+from okdph_jax.core import Batch, Learner, Views
 from okdph_jax.methods.okdph import okdph
 from okdph_jax.methods.protocol import Context
 from okdph_jax.runtime import host
-from okdph_jax.training.step import initial_state, train_step
+from okdph_jax.training.step import (
+  added,
+  initial_state,
+  keys_of,
+  mean_over_parts,
+  train_step,
+  without_sums,
+)
 from tests.nets import Small, Stateless
 
 SPECS = ("crop(1)|flip", "cutout(2)", "plain")
@@ -65,7 +72,9 @@ def test_the_state_keeps_its_shape_and_sums_what_it_is_told(run):
     losses.append(float(metrics["loss"]))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     np.testing.assert_allclose(metrics["loss"], metrics["task"] + metrics["distill"], rtol=1e-6)
+  assert {m.dtype for m in metrics.values()} == {np.dtype(np.float32)}
   assert int(state.step) == 3 and float(state.sums["steps"]) == 3
+  assert added({}, {"loss": jnp.float32(2)}) == {"loss": 2}
   np.testing.assert_allclose(state.sums["loss"], sum(losses), rtol=1e-6)
   assert jax.tree.leaves(before.learner.params)[0].is_deleted()  # donated
 
@@ -96,6 +105,49 @@ def test_shapes_are_enough_to_start(run):
   a = initial_state(method, tx, augment, shapes, jax.random.key(0))
   b = initial_state(method, tx, augment, Batch(image, jnp.zeros(4, int)), jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_every_draw_is_a_function_of_the_key_and_the_step():
+  """The start has the key of a step that no run comes to."""
+  key = jax.random.key(7)
+  np.testing.assert_array_equal(
+    jax.random.key_data(keys_of(key, 5)),
+    jax.random.key_data(jax.random.split(jax.random.fold_in(key, 5), 3)),
+  )
+  method = okdph(Context(Stateless(3), 3, 3, 4))
+  method = method._replace(init=lambda key, views: Learner({}, {}, {"key": key}))
+  tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
+  augment = lambda key, image: image[None] / 255.0  # noqa: E731
+  batch = Batch(np.zeros((2, 6, 6, 3), np.uint8), np.zeros(2, np.int32))
+  begun = without_sums(method, tx, augment, batch, key).learner.memory["key"]
+  np.testing.assert_array_equal(
+    jax.random.key_data(begun), jax.random.key_data(jax.random.fold_in(key, 2**31 - 1))
+  )
+
+
+@pytest.mark.parametrize(
+  "parts", [[[0, 4], [1, 5], [2, 6], [3, 7]], [[0, 1, 2], [3, 5], [4, 6]]], ids=len
+)
+def test_parts_have_keys_of_their_own_and_whole_numbers_do_not_move(parts):
+  key, count, size = jax.random.key(5), len(parts), sum(map(len, parts))
+  label = np.arange(size, dtype=np.int32)
+  views = Views(jnp.asarray(label, jnp.float32).reshape(1, size, 1, 1, 1), label)
+  learner = Learner({}, {"mean": jnp.float32(2)}, {"count": jnp.int32(3)})
+
+  def gradient(views, key):
+    drawn = jax.random.uniform(key) * views.image.mean()
+    after = learner.replace(stats={"mean": learner.stats["mean"] + drawn})
+    return {"drawn": drawn}, (after, {"label": views.label.mean()})
+
+  grads, after, metrics = mean_over_parts(count, gradient, learner, views, key)
+  drawn = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(count)]
+  want = sum(u * sum(part) for u, part in zip(drawn, parts, strict=True)) / size
+  np.testing.assert_allclose(
+    [grads["drawn"], after.stats["mean"], metrics["label"]],
+    [want, 2 + want, label.mean()],
+    rtol=1e-5,
+  )
+  assert after.memory["count"].dtype == jnp.int32 and after.memory["count"] == 3
 
 
 @pytest.mark.parametrize("size, count", [(8, 4), (7, 3), (2, 4)])

@@ -80,6 +80,11 @@ def test_rotate_is_pillows_by_angles_of_a_uniform_grid():
     for angle in grid
   }
   angles = np.array([table[rotated.tobytes()] for rotated in out])  # KeyError: not Pillow's
+  keys = jax.random.split(jax.random.key(0), 300)
+  drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, ops.ANGLES))(keys)
+  for angle, rotated in zip(grid[drawn], out, strict=True):  # near ones give one image
+    theirs = np.asarray(Image.fromarray(image).rotate(angle, Image.NEAREST))
+    np.testing.assert_array_equal(rotated, theirs)
   assert_equally_often(np.histogram(angles, 10, (-15, 15))[0])
 
 
@@ -110,6 +115,8 @@ def test_noise_is_standard_normal_and_fresh():
   assert abs((out**4).mean() - 3) < 0.1  # a normal's kurtosis
   assert abs(np.corrcoef(out[0].ravel(), out[1].ravel())[0, 1]) < 0.06
   np.testing.assert_allclose(each(ops.noise(0.25), image, 100) - 0.5, out / 4, atol=1e-6)
+  draw = jax.vmap(lambda key: jax.random.normal(key, image.shape))
+  np.testing.assert_allclose(out, draw(jax.random.split(jax.random.key(0), 100)), atol=1e-6)
 
 
 def test_any_draws_each_alternative_equally_often():

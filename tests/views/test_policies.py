@@ -156,6 +156,8 @@ def test_translations_go_by_the_size():
   assert policies.magnitude("TranslateX", 0.3, 1, 224, 224) == 30
   assert policies.magnitude("TranslateX", 0.3, -1, 224, 32) == -4
   assert policies.magnitude("TranslateY", 0.3, -1, 224, 32) == -30
+  for name in ("TranslateX", "TranslateY"):  # 150 / 331 of it at most
+    assert policies.magnitude(name, 1, 1, 1000, 1000) == 453
 
 
 def test_thresholds_of_solarize_are_whole_where_the_table_has_them_whole():

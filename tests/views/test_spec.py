@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from okdph_jax.errors import shown
 from okdph_jax.views import ops, policies, spec
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -70,20 +71,20 @@ def test_noise_comes_after_the_normalisation():
   [
     ("crop(4)|cutuot(16)", "unknown op 'cutuot'; did you mean 'cutout'.*ops:.*views:"),
     ("hflip+rott", "did you mean 'hflip\\+rot'"),
-    ("base", "unknown op 'base'.*plain"),
+    ("base", "unknown op 'base'; ops: plain, crop"),
     ("crop", "crop: missing a required argument: 'pad'.*the op is crop\\(pad\\)"),
     ("crop(4, 5)", "too many positional arguments.*crop\\(pad\\)"),
-    ("crop(-1)", "pad is a whole number >= 0, not -1"),
+    ("crop(-1)", "pad must be a whole number >= 0, not -1"),
     ("crop(1.5)", "not 1.5"),
-    ("cutout(0)", "size is a whole number >= 1, not 0"),
+    ("cutout(0)", "size must be a whole number >= 1, not 0"),
     ("cutout(16, width=3)", "unexpected keyword argument 'width'"),
-    ("rotate('a')", "degrees is a number"),
+    ("rotate('a')", "degrees must be a number"),
     ("crop(four)", "'four' is not a number"),
-    ("noise(-1)", "std is a number from 0 to 1000, not -1"),
-    ("noise(1e400)", "std is a number from 0 to 1000, not inf"),
-    ("rotate(1e400)", "degrees is a number from 0 to 180, not inf"),
-    ("rotate(True)", "degrees is a number from 0 to 180, not True"),
-    ("crop(True)", "pad is a whole number >= 0, not True"),
+    ("noise(-1)", "std must be a number from 0 to 1000, not -1"),
+    ("noise(1e400)", "std must be a number from 0 to 1000, not inf"),
+    ("rotate(1e400)", "degrees must be a number from 0 to 180, not inf"),
+    ("rotate(True)", "degrees must be a number from 0 to 180, not True"),
+    ("crop(True)", "pad must be a whole number >= 0, not True"),
     ("noise|flip", "'flip' works on pixels and must come before.*noise"),
     ("hflip|noise|cutout(16)", "'cutout' works on pixels"),
     ("crop(4)|cutout", "is a view.*only come first"),
@@ -92,7 +93,8 @@ def test_noise_comes_after_the_normalisation():
     ("any(hflip, flipp)", "did you mean 'flip'"),
     ("", "cannot be parsed"),
     ("crop(4)|", "cannot be parsed"),
-    ("crop(4))", "cannot be parsed"),
+    ("crop(4))", r"cannot be parsed \(unmatched '\)'\)"),
+    ("crop(4)\0", r"cannot be parsed \(source code string cannot contain null bytes\)"),
     ("crop(4)\nflip", "cannot be parsed"),
     ("crop(4)&flip", "unknown op"),
     (4, "a view must be a string"),
@@ -101,4 +103,4 @@ def test_noise_comes_after_the_normalisation():
 def test_what_is_not_a_view_is_refused_in_one_line(text, says):
   with pytest.raises(ValueError, match=says) as caught:
     spec.parse(text)
-  assert "\n" not in str(caught.value)
+  assert "\n" not in str(caught.value) and shown(text, 200) in str(caught.value)

@@ -106,6 +106,8 @@ def test_what_does_not_fit_is_refused(images):
     views.make(("hflop",), MEAN, STD)
   with pytest.raises(ValueError, match="1 and 1 channels, images have 3"):
     views.make(("plain",), (0.5,), (0.5,))(KEY, images)
+  with pytest.raises(ValueError, match="3 and 1 channels, images have 3"):
+    views.make(("plain",), (0.5,) * 3, (0.5,))(KEY, images)
 
 
 def test_a_batch_on_two_devices_stays_there():
