@@ -29,7 +29,7 @@ from okdph_jax.training.timer import StepTimer
 if TYPE_CHECKING:  # plain training needs no ml_collections
   from ml_collections import ConfigDict
 
-PREDICT_AFTER = 20  # steps of a session before it says how long the run will take
+PREDICT_AFTER = 20  # steps, once nothing compiles beside them, that tell how long the run takes
 
 
 def train(
@@ -69,6 +69,9 @@ def train(
     state = checkpoints.restore(compiled.state) or compiled.state
     step = int(state.step)
     with Progress(step, experiment.steps) as progress:
+      measure = evaluator(
+        dataset, experiment, fed.images, key, state.learner, interrupted, thread
+      )
       session = Session(
         config=config,
         run=run,
@@ -77,9 +80,8 @@ def train(
         key=key,
         batch=fed.batch,
         advance=compiled.advance,
-        measure=evaluator(
-          dataset, experiment, fed.images, key, state.learner, interrupted, thread
-        ),
+        measure=measure,
+        all_compiled=thread.submit(lambda: None).done,  # after all that the thread has to do
         interrupted=interrupted,
         checkpoints=checkpoints,
         book=book,
@@ -115,6 +117,7 @@ class Session:
   batch: Callable[[int], Batch]  # of a step
   advance: Advance
   measure: Callable[[Learner], tuple[Measured, Measured, Learner]]  # see `evaluator`
+  all_compiled: Callable[[], bool]  # whether the steps have the machine to themselves
   interrupted: Callable[[], bool]
   checkpoints: Checkpoints
   book: logbook.Logbook
@@ -126,7 +129,8 @@ class Session:
     epoch = self.experiment.epoch_steps
     self._evaluate_every = self.config.eval_every_epochs * epoch
     self._snapshot_every = self.config.snapshots * epoch  # 0: never
-    self._start = self._looked = self.step
+    self._looked = self.step
+    self._forecast_at = None  # the step; unknown while programs compile beside the steps
     self._logged = []  # (step, metrics on the device) since the last look
     self._stride = 1  # steps to the next look
 
@@ -157,12 +161,10 @@ class Session:
     return self.step % self._evaluate_every == 0 or self.step == self.experiment.steps
 
   def next_stop(self) -> int:
-    """The step to run to: the next look, evaluation, snapshot, or forecast."""
+    """The step to run to: the next look, evaluation or snapshot."""
     stops = [self._looked + self._stride, self.experiment.steps]
     for every in filter(None, (self._evaluate_every, self._snapshot_every)):
       stops.append((self.step // every + 1) * every)
-    if self.step < self._start + PREDICT_AFTER:
-      stops.append(self._start + PREDICT_AFTER)
     return min(stops)
 
   def run_to(self, stop: int) -> None:
@@ -188,8 +190,7 @@ class Session:
     self._stride = distributed.broadcast_from_leader(self.timer.look_every())
     speed = self.timer.images_per_second()
     self.progress.update(self.step, **means, images_per_second=speed)
-    if self.step == self._start + PREDICT_AFTER:
-      self.forecast()
+    self.forecast()
     if self._snapshot_every and self.step % self._snapshot_every == 0:
       self.keep_snapshot()
 
@@ -220,7 +221,14 @@ class Session:
     )
 
   def forecast(self) -> None:
-    """Says how long the rest of the run will take."""
+    """Says once how long the rest of the run will take, when nothing compiles beside it."""
+    if self._forecast_at is None and self.all_compiled():
+      self._forecast_at = self.step + PREDICT_AFTER
+      self.timer.forget()
+      self.progress.pace_from(self.step)
+    if self._forecast_at is None or self.step < self._forecast_at:
+      return
+    self._forecast_at = math.inf
     seconds, left = self.timer.step_seconds(), self.experiment.steps - self.step
     self.progress.say(
       f"{seconds:.3f} s per step: about {clock(seconds * left)} left, without the time of "

@@ -18,12 +18,16 @@ class Progress(AbstractContextManager):
   def __init__(self, start: int, total: int):
     shown = sys.stderr.isatty() or "ipykernel" in sys.modules
     self._bar_shown = shown and distributed.is_leader()
-    self._start, self._total = start, total
+    self._total = total
     self._bar = tqdm(
       total=total, initial=start, unit="step", disable=not self._bar_shown, dynamic_ncols=True
     )
     self._spoke = time.monotonic()
-    self._began = self._spoke
+    self._from = None
+
+  def pace_from(self, step: int) -> None:
+    """From here on the pace, evaluations included, tells the time left; none is told before."""
+    self._from = step, time.monotonic()
 
   def update(
     self, step: int, *, loss: float, accuracy: float, images_per_second: float
@@ -35,8 +39,13 @@ class Progress(AbstractContextManager):
       self._bar.update(step - self._bar.n)
     elif time.monotonic() - self._spoke > QUIET_SECONDS:
       self._spoke = time.monotonic()
-      left = (self._spoke - self._began) / (step - self._start) * (self._total - step)
-      self.say(f"step {step}/{self._total}: {numbers}, {clock(left)} left")
+      self.say(f"step {step}/{self._total}: {numbers}, {self._left(step)}")
+
+  def _left(self, step):
+    if not self._from:
+      return "still compiling in the background"
+    start, began = self._from
+    return f"{clock((self._spoke - began) / (step - start) * (self._total - step))} left"
 
   def say(self, line: str) -> None:
     """A line of its own, above the bar."""

@@ -1,9 +1,11 @@
 """How fast the steps go."""
 
+import collections
 import math
 import time
 
 LOOK_EVERY = 20  # steps, at most, between two looks at the loss; fewer where steps are slow
+RECENT = 20  # looks whose steps tell how long a step takes
 
 
 class StepTimer:
@@ -12,7 +14,8 @@ class StepTimer:
   def __init__(self, seconds_before: float):
     self._began = self._saved = time.monotonic()
     self._before = seconds_before
-    self._session_steps, self._session_seconds = 0, 0.0
+    self._uncounted = 0  # steps since the last tick
+    self._recent = collections.deque(maxlen=RECENT)  # (steps, seconds) between two ticks
     self.start()
 
   def start(self) -> None:
@@ -21,14 +24,18 @@ class StepTimer:
 
   def count(self, images: int) -> None:
     self._images += images
-    self._session_steps += 1
+    self._uncounted += 1
 
   def tick(self) -> None:
     """The steps counted so far are done."""
     now = time.monotonic()
     self._lap += now - self._mark
-    self._session_seconds += now - self._mark
-    self._mark = now
+    self._recent.append((self._uncounted, now - self._mark))
+    self._mark, self._uncounted = now, 0
+
+  def forget(self) -> None:
+    """What follows goes at another pace."""
+    self._recent.clear()
 
   def seconds(self) -> float:
     """Since the run began, the sessions before this one included."""
@@ -38,7 +45,9 @@ class StepTimer:
     return self._images / self._lap if self._lap else math.nan
 
   def step_seconds(self) -> float:
-    return self._session_seconds / max(self._session_steps, 1)
+    """Of the steps before the last few ticks; NaN without any."""
+    steps, seconds = map(sum, zip(*self._recent, strict=True)) if self._recent else (0, 0.0)
+    return seconds / steps if steps else math.nan
 
   def look_every(self) -> int:
     """About once a second, and every `LOOK_EVERY` steps at least.
