@@ -14,7 +14,7 @@ from jaxtyping import Array, Key, PyTree
 
 from okdph_jax.core import Batch
 from okdph_jax.methods.protocol import Method, Metrics
-from okdph_jax.runtime import host
+from okdph_jax.runtime import host, memory
 from okdph_jax.training.step import (
   Augment,
   State,
@@ -66,9 +66,12 @@ class Ahead:
     self._programs[self._size_of(*arguments)] = future
     return future
 
+  def program(self, *arguments: Any) -> Any:
+    """What runs for arguments of these sizes, a `jax.stages.Compiled`."""
+    return self._programs[self._size_of(*arguments)].result()[1]
+
   def __call__(self, *arguments: Any) -> Any:
-    _, program = self._programs[self._size_of(*arguments)].result()
-    return program(*arguments)
+    return self.program(*arguments)(*arguments)
 
 
 def compile_steps(
@@ -116,6 +119,7 @@ def compile_steps(
   steps = Ahead(jitted, size_of=lambda given, state, batches, key: shape_of(batches))
   compiled = steps.compile(thread, given, state, (shapes[full],) * per_dispatch, key)
   compiled.result()
+  memory.return_freed()
   seconds = time.monotonic() - began
   like = abstract(state)
   if per_dispatch > 1:

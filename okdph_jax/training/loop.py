@@ -15,7 +15,7 @@ from okdph_jax.core import Batch, Learner
 from okdph_jax.data import Dataset
 from okdph_jax.durations import clock
 from okdph_jax.methods.protocol import Metrics
-from okdph_jax.runtime import distributed, host
+from okdph_jax.runtime import distributed, host, memory
 from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
@@ -81,7 +81,7 @@ def train(
         batch=fed.batch,
         advance=compiled.advance,
         measure=measure,
-        all_compiled=thread.submit(lambda: None).done,  # after all that the thread has to do
+        all_compiled=thread.submit(memory.return_freed).done,  # the last thing that it does
         interrupted=interrupted,
         checkpoints=checkpoints,
         book=book,

@@ -93,6 +93,24 @@ def test_a_freed_block_is_used_again_and_what_waits_is_bounded():
   assert out == ["True", "100", "True", "100", "True"]
 
 
+FREED = """
+def resident():
+  with open("/proc/self/statm") as file:
+    return int(file.read().split()[1]) // 256  # MB of pages of 4 kB
+kept = [bytearray(4000) for _ in range(25000)]
+end, before = bytearray(4000), resident()  # the end of the heap is in use
+del kept
+held = resident()
+memory.return_freed()
+print(before - held < 20, held - resident() > 60)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_what_small_blocks_were_freed_goes_back_to_the_system():
+  assert python(FREED) == ["True", "True"]
+
+
 def test_compiler_options_are_the_platforms():
   options = host.compiler_options()
   assert bool(options) == (jax.default_backend() == "cpu")
