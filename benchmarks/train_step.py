@@ -6,10 +6,10 @@ One worker process each for JAX, JAX in bfloat16 and JAX with XLA's own convolut
 oneDNN's are in use, PyTorch (NCHW, the release's layout) and PyTorch channels-last; they
 take turns, so that a machine that drifts drifts for all. One process could not give separate
 peaks of memory, and our huge pages would change PyTorch's. PyTorch's step is given its views;
-ours is timed with its views given and with the views included. Times are the best of all
-rounds, in wall time and in CPU time of all threads, which other processes disturb less; peaks
-are of the whole process when its first steps are done. The last line is JSON. Run it while
-nothing else does.
+ours is timed with its views given and with the views included, step by step in turn. Times are
+the best of all rounds, in wall time and in CPU time of all threads, which other processes
+disturb less; peaks are of a process that has compiled the step and made three. The last line is
+JSON. Run it while nothing else does.
 """
 
 import argparse
@@ -169,8 +169,7 @@ def work(args):
     run()
   print(json.dumps(about), flush=True)
   while input() == "go":
-    times = {name: timed(run, args.steps) for name, run in parts.items()}
-    print(json.dumps(times), flush=True)
+    print(json.dumps(timed(parts, args.steps)), flush=True)
 
 
 def peak_mb(run):
@@ -180,14 +179,15 @@ def peak_mb(run):
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def timed(run, steps):
-  """(wall, CPU) seconds, each the best of these steps."""
-  times = []
+def timed(parts, steps):
+  """{part: (wall, CPU) seconds}, each the best of these steps; the parts take turns."""
+  times = {name: [] for name in parts}
   for _ in range(steps):
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    times.append((time.perf_counter() - wall, time.process_time() - cpu))
-  return tuple(map(min, zip(*times, strict=True)))
+    for name, run in parts.items():
+      wall, cpu = time.perf_counter(), time.process_time()
+      run()
+      times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+  return {name: tuple(map(min, zip(*own, strict=True))) for name, own in times.items()}
 
 
 def torch_parts(args):
@@ -203,44 +203,34 @@ def jax_parts(args):
   memory.keep_large_blocks()
   host.configure(batch=args.batch)
   import jax
-  import numpy as np
-  from jax.sharding import NamedSharding, PartitionSpec
 
-  from okdph_jax import views
-  from okdph_jax.core import Batch, Views
+  from okdph_jax.core import Views
   from okdph_jax.methods.protocol import trained_as
   from okdph_jax.nn import onednn
   from okdph_jax.nn.execution import Execution
   from okdph_jax.training.feed import as_they_are
 
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are first ones
-  method, tx = okdph(args.network, args.students)
+  method, tx, augment, batch, key = problem(args)
   if args.worker == BFLOAT16:
     method = trained_as(method, Execution("products"))
-  specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
-  augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
-  mesh = host.mesh()
-  rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
-  label = rng.integers(0, 10, args.batch, np.int32)
-  batch = jax.device_put(Batch(image, label), NamedSharding(mesh, PartitionSpec("data")))
-  key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
   options = {"compiler_options": host.compiler_options()}
-  look = jax.jit(augment, **options).lower(key, batch.image).compile()
-  seen = batch._replace(image=look(key, batch.image))
 
   def forward(learner, batch, key):
     return method.losses(learner, Views(*batch), 0, key)
 
-  parts = {}
+  parts, whole = {}, None
+  if not args.alone:  # first of all: the peak is that of a process that compiles nothing else
+    parts[WITH_VIEWS], *whole = prepared(method, tx, augment, batch, key)
+  look = jax.jit(augment, **options).lower(key, batch.image).compile()
+  seen = batch._replace(image=look(key, batch.image))
+  parts[STEP], *given_views = prepared(method, tx, as_they_are, seen, key)
   learner = jax.jit(method.init)(key, seen.image)
   if not args.alone:
-    parts[WITH_VIEWS], *whole = prepared(method, tx, augment, batch, key)
     ahead = jax.jit(forward, **options).lower(learner, seen, key).compile()
     parts["views"] = lambda: jax.block_until_ready(look(key, batch.image))
     parts["forward"] = lambda: jax.block_until_ready(ahead(learner, seen, key))
-  parts[STEP], *given_views = prepared(method, tx, as_they_are, seen, key)
-  peak, seconds = given_views if args.alone else whole
+  peak, seconds = whole or given_views
   about = {
     "compile_s": seconds,
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {host.cores()} cores",
@@ -249,6 +239,27 @@ def jax_parts(args):
     "peak_mb": peak,
   }
   return parts, about
+
+
+def problem(args):
+  """(method, optimizer, views, a random batch on all devices, key)."""
+  import jax
+  import numpy as np
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from okdph_jax import views
+  from okdph_jax.core import Batch
+
+  method, tx = okdph(args.network, args.students)
+  specs = [VIEWS[v % len(VIEWS)] for v in range(method.views)]
+  augment = views.make(specs, (0.5,) * 3, (0.25,) * 3)
+  mesh = host.mesh()
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
+  label = rng.integers(0, 10, args.batch, np.int32)
+  batch = jax.device_put(Batch(image, label), NamedSharding(mesh, PartitionSpec("data")))
+  key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
+  return method, tx, augment, batch, key
 
 
 def prepared(method, tx, augment, batch, key):

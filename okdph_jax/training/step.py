@@ -43,7 +43,8 @@ def train_step(
   another through the networks, see `mean_over_parts`.
   """
   key_views, key_losses, key_after = keys_of(key, state.step)
-  views = Views(augment(key_views, batch.image), batch.label)
+  with jax.named_scope("views"):
+    views = Views(augment(key_views, batch.image), batch.label)
   params = state.learner.params
 
   def gradient(views, key):
@@ -60,9 +61,10 @@ def train_step(
     grads, learner, metrics = mean_over_parts(
       accumulate, gradient, state.learner, views, key_losses
     )
-  updates, opt_state = tx.update(grads, state.opt_state, params)
-  learner = learner.replace(params=optax.apply_updates(params, updates))
-  learner = method.after_step(learner, state.step + 1, key_after)
+  with jax.named_scope("update"):
+    updates, opt_state = tx.update(grads, state.opt_state, params)
+    learner = learner.replace(params=optax.apply_updates(params, updates))
+    learner = method.after_step(learner, state.step + 1, key_after)
   return State(state.step + 1, learner, opt_state, added(state.sums, metrics)), metrics
 
 
