@@ -25,11 +25,11 @@ def located(package, ending):
   return next((Path(f.locate()).resolve() for f in files if str(f).endswith(ending)), None)
 
 
-def extension(name, source, **options):
-  """A library built from `source`; not a Python module: the loader or `ctypes` loads it."""
+def extension(name, *sources, **options):
+  """A library built from `sources`; not a Python module: the loader or `ctypes` loads it."""
   return Extension(
     name,
-    [source],
+    list(sources),
     py_limited_api=True,  # it uses nothing of Python's, so that one wheel serves all versions
     optional=True,  # a compiler that fails does not stop the installation
     **options,
@@ -51,6 +51,7 @@ def extensions():
     onednn = extension(
       "okdph_jax.nn._onednn",
       "okdph_jax/nn/onednn.cc",
+      "okdph_jax/nn/channel_sums.cc",
       extra_compile_args=["-std=c++17", "-fopenmp", "-g0", *folders],
       extra_link_args=["-fopenmp", str(library)],
       language="c++",

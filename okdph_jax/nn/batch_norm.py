@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from okdph_jax.nn import execution
+from okdph_jax.nn.channel_sums import spread, sums
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -25,10 +26,9 @@ def normalize(
   arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax. All of it is
   computed in the type of the scale, and y has that of x.
   """
-  axes, dtype = tuple(range(x.ndim - 1)), x.dtype
-  x = x.astype(scale.dtype)
-  mean = x.mean(axes)
-  variance = jnp.maximum(0, (x * x).mean(axes) - mean * mean)
+  dtype, x = x.dtype, x.astype(scale.dtype)
+  mean, square = sums(x, x, jnp.zeros_like(scale)) / count(x)
+  variance = jnp.maximum(0, square - mean * mean)
   y = (x - mean) * (scale * lax.rsqrt(variance + epsilon)) + bias
   return y.astype(dtype), mean, variance
 
@@ -40,16 +40,22 @@ def _derivative(epsilon, primals, tangents):
   return (y, mean, variance), _tangent(x, scale, mean, variance + epsilon, *tangents)
 
 
-@jax.checkpoint  # else x and the normalised x are both kept for the backward pass
+@jax.checkpoint  # else x of another type is kept in that of the scale
 def _tangent(x, scale, mean, variance, dx, dscale, dbias):
   """Linear in dx, dscale and dbias, with two sums; so is its transpose, the gradient."""
-  axes, dtype = tuple(range(x.ndim - 1)), x.dtype
+  dtype = x.dtype
   x, dx = x.astype(scale.dtype), dx.astype(scale.dtype)
-  unit = (x - mean) * lax.rsqrt(variance)
-  slope = scale * lax.rsqrt(variance)
-  dmean, along = dx.mean(axes), (dx * unit).mean(axes)
-  dy = slope * dx + (dbias - slope * dmean) + unit * (dscale - slope * along)
-  return dy.astype(dtype), dmean, 2 * jnp.sqrt(variance) * along
+  inverse = lax.rsqrt(variance)
+  slope = scale * inverse
+  dmean, along = sums(dx, x, mean) / count(x)
+  steepness = inverse * (dscale - slope * inverse * along)
+  dy = slope * dx + spread(jnp.stack([dbias - slope * dmean, steepness]), x, mean)
+  return dy.astype(dtype), dmean, 2 * along
+
+
+def count(x: Float[Array, "*B C"]) -> int:
+  """How many numbers a channel has."""
+  return x.size // x.shape[-1]
 
 
 def is_plain(

@@ -36,7 +36,10 @@ except ImportError:
   _DEVICES_AT_LOWERING = None
 
 VARIABLE = "OKDPH_CONVOLUTION"
-HANDLER = "okdph_convolution"
+HANDLER, SUMS = (
+  "okdph_convolution",
+  "okdph_channel_sums",
+)  # of the extension; see `channel_sums`
 TENSORS = ("lhs", "rhs", "out")  # in the order of the handler's `target`
 
 
@@ -93,10 +96,15 @@ def _load():
   for file in packaged:  # what is loaded already, the extension need not search
     ctypes.CDLL(str(file.locate()))
   library = ctypes.CDLL(spec.origin)
-  handler = jax.ffi.pycapsule(getattr(library, HANDLER))
   jax.local_devices(backend="cpu")  # before it runs, a refusal would come too late to be caught
   try:
-    jax.ffi.register_ffi_target(HANDLER, handler, platform="cpu")
+    for name in (HANDLER, SUMS):
+      handler = jax.ffi.pycapsule(getattr(library, name))
+      jax.ffi.register_ffi_target(name, handler, platform="cpu")
+  except AttributeError:
+    raise ImportError(
+      "the extension for oneDNN is that of an older okdph_jax; reinstall okdph_jax"
+    ) from None
   except RuntimeError:  # an FFI version that this jaxlib does not accept
     raise ImportError(
       "the extension for oneDNN was built for another jaxlib; reinstall okdph_jax "
