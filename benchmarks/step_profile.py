@@ -22,26 +22,22 @@ from okdph_jax.runtime import host, memory
 STEPS = 3
 WAITING = "adding over the devices, and waiting for each other"
 CONTAINERS = {"call", "while", "conditional"}  # whose operations have rows of their own
+SUMS = r"BatchNorm_\d+/(\S*/)?(custom_partitioning|onednn_channel_sums|reduce_sum)"
+PRODUCTS = r"(Conv|Dense)_\d+/(\S*/)?dot_general"
 KINDS = [  # (name, what is found in the operation's line in the compiled program)
   ("convolutions: output", r"convolution=\"\(\\'out\\'"),
   ("convolutions: gradient of the image", r"convolution=\"\(\\'lhs\\'"),
   ("convolutions: gradient of the kernel", r"convolution=\"\(\\'rhs\\'"),
-  (WAITING, r"all-reduce"),
-  (
-    "batch normalisation: sums of the forward pass",
-    r"jvp.*/BatchNorm_\d+/(custom_part|reduce)",
-  ),
-  ("batch normalisation: sums of the gradient", r"transpose.*BatchNorm.*(custom_part|reduce)"),
-  ("batch normalisation: gradient", r"transpose.*BatchNorm"),
-  (
-    "convolutions that are XLA's, other layers' gradients",
-    r"transpose.*(Conv|Dense)_\d+.*dot_general",
-  ),
-  ("ReLU, residual sums, concatenations: gradient", r"transpose\(jvp\((vmap\()?Net"),
+  (WAITING, "all-reduce"),
+  ("batch normalisation: sums of the gradient", rf"transpose\(jvp.*{SUMS}"),
+  ("batch normalisation: sums", SUMS),
+  ("batch normalisation: gradient", r"transpose\(jvp.*BatchNorm_\d+"),
+  ("dense layers, convolutions that XLA computes", PRODUCTS),
+  ("gradient of ReLU, residual sums, concatenations", r"transpose\(jvp\((vmap\()?Net"),
   ("normalising, ReLU, residual sums, concatenations", r"jvp\((vmap\()?Net"),
   ("views", r"jit\(steps\)/views"),
-  ("update of the parameters, fusion of students", r"jit\(steps\)/update"),
-  ("losses, hybrid, and the rest", r""),
+  ("update of the parameters, fusion", r"jit\(steps\)/update"),
+  ("losses, hybrid, and the rest", ""),
 ]
 
 
