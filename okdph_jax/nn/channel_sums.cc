@@ -1,6 +1,6 @@
 // The two sums of each channel that batch normalisation needs, as an XLA FFI handler: from float32
 // a and x [*S, *B, C] and center [*S, C], the sums over B of a and of a (x - center), [*S, 2, C].
-// One pass reads both tensors, on the calling thread.
+// One pass reads both tensors.
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -27,7 +27,7 @@ typedef float Vector __attribute__((vector_size(64), aligned(4)));  // 16 floats
 
 // Adds `rows` rows of kLanes numbers.
 FOR_EACH_CPU void add_narrow(const float* a, const float* x, const float* center, int64_t rows,
-                             float* first, float* second) {
+                             int64_t, float* first, float* second) {
   const Vector* va = reinterpret_cast<const Vector*>(a);
   const Vector* vx = reinterpret_cast<const Vector*>(x);
   const Vector* vc = reinterpret_cast<const Vector*>(center);
@@ -63,46 +63,53 @@ FOR_EACH_CPU void add_wide(const float* a, const float* x, const float* center, 
   }
 }
 
-void sum(const float* a, const float* x, const float* center, int64_t count, int64_t channels,
-         float* sums) {
-  // Few channels: several rows side by side, until they fill registers.
+// Adds the sums of `count` pixels to `total`, [2, C].
+void add(const float* a, const float* x, const float* center, int64_t count, int64_t channels,
+         double* total) {
+  // Few channels: several pixels side by side, until they fill registers.
   int64_t abreast = kLanes / std::gcd(channels, kLanes);
   if (abreast * channels > kMost) abreast = 1;
   const int64_t width = abreast * channels;
   std::vector<float> centers(width), first(width), second(width);
   for (int64_t i = 0; i < width; ++i) centers[i] = center[i % channels];
-  std::vector<double> total(2 * channels);
-  for (int64_t done = 0; done < count;) {
-    const int64_t rows = std::min((count - done) / abreast, kRows);
-    const int64_t taken = rows ? rows * abreast : 1;  // the last ones one by one
-    const float *from_a = a + done * channels, *from_x = x + done * channels;
-    const int64_t lanes = rows ? width : channels;
-    if (lanes == kLanes) {
-      add_narrow(from_a, from_x, centers.data(), std::max<int64_t>(rows, 1), first.data(),
-                 second.data());
-    } else {
-      add_wide(from_a, from_x, centers.data(), std::max<int64_t>(rows, 1), lanes, first.data(),
-               second.data());
-    }
+  while (count > 0) {
+    const bool full = count >= abreast;  // the last pixels are added one by one
+    const int64_t rows = full ? std::min(count / abreast, kRows) : 1;
+    const int64_t lanes = full ? width : channels;
+    const auto add_rows = lanes == kLanes ? add_narrow : add_wide;
+    add_rows(a, x, centers.data(), rows, lanes, first.data(), second.data());
     for (int64_t i = 0; i < lanes; i += channels) {
       for (int64_t c = 0; c < channels; ++c) {
         total[c] += first[i + c];
         total[channels + c] += second[i + c];
       }
     }
-    done += taken;
+    a += rows * lanes;
+    x += rows * lanes;
+    count -= rows * lanes / channels;
   }
-  std::copy(total.begin(), total.end(), sums);
 }
 
-ffi::Error channel_sums(Buffer a, Buffer x, Buffer center, ffi::Result<Buffer> sums) try {
+ffi::Error channel_sums(Buffer a, Buffer x, Buffer center, ffi::Result<Buffer> sums,
+                        int64_t threads) try {
   const int64_t channels = center.dimensions().back();
   const int64_t stack = center.element_count() / channels;
-  const int64_t size = x.element_count() / stack;
+  const int64_t count = x.element_count() / stack / channels;
   for (int64_t n = 0; n < stack; ++n) {
-    sum(a.typed_data() + n * size, x.typed_data() + n * size,
-        center.typed_data() + n * channels, size / channels, channels,
-        sums->typed_data() + n * 2 * channels);
+    std::vector<double> parts(threads * 2 * channels);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t t = 0; t < threads; ++t) {
+      const int64_t from = count * t / threads, to = count * (t + 1) / threads;
+      const int64_t at = (n * count + from) * channels;
+      add(a.typed_data() + at, x.typed_data() + at, center.typed_data() + n * channels, to - from,
+          channels, parts.data() + t * 2 * channels);
+    }
+    float* const out = sums->typed_data() + n * 2 * channels;
+    for (int64_t i = 0; i < 2 * channels; ++i) {
+      double total = 0;
+      for (int64_t t = 0; t < threads; ++t) total += parts[t * 2 * channels + i];
+      out[i] = static_cast<float>(total);
+    }
   }
   return ffi::Error::Success();
 } catch (const std::exception& error) {
@@ -112,4 +119,9 @@ ffi::Error channel_sums(Buffer a, Buffer x, Buffer center, ffi::Result<Buffer> s
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(okdph_channel_sums, channel_sums,
-                              ffi::Ffi::Bind().Arg<Buffer>().Arg<Buffer>().Arg<Buffer>().Ret<Buffer>());
+                              ffi::Ffi::Bind()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
+                                  .Attr<int64_t>("threads"));

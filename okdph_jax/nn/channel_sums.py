@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -67,7 +68,7 @@ def _sums_on_cpu(a, x, center, *, stacked):
   if onednn.choice().onednn is None or x.dtype != jnp.float32 or not x.size:
     return _sums_by_xla(a, x, center, stacked=stacked)
   # The compilation cache knows a custom partitioning by this text and its shapes alone.
-  with set_xla_metadata(channel_sums=repr((stacked, onednn.choice()))):
+  with set_xla_metadata(channel_sums=repr((stacked, onednn.choice(), onednn.threads()))):
     return _partitioned(a, x, center, stacked)
 
 
@@ -118,7 +119,14 @@ _partitioned.def_partition(_partition, sharding_rule=_sharding_rule)
 
 _call = Primitive("onednn_channel_sums")  # `jax.ffi.ffi_call` does not know shard_map's types
 _call.def_abstract_eval(lambda a, x, center: _abstract_sums(a, x, center, center.ndim - 1))
-mlir.register_lowering(_call, jax.ffi.ffi_lowering(onednn.SUMS), platform="cpu")
+
+
+def _lower(context, *operands):
+  lower = jax.ffi.ffi_lowering(onednn.SUMS)
+  return lower(context, *operands, threads=np.int64(onednn.threads()))
+
+
+mlir.register_lowering(_call, _lower, platform="cpu")
 
 
 def _abstract_sums(a, x, center, stacked):

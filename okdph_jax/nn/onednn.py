@@ -148,11 +148,11 @@ def _slower(target, geometry, lhs, rhs):
 def convolve(a, b, *, target, shape, geometry, stacked):
   """The tensor `target` from the two others; arguments as `convolution` binds them."""
   # The compilation cache knows a custom partitioning by this text and its shapes alone.
-  with set_xla_metadata(convolution=repr((target, geometry, stacked, choice(), _threads()))):
+  with set_xla_metadata(convolution=repr((target, geometry, stacked, choice(), threads()))):
     return _partitioned(a, b, target, shape, geometry, stacked)
 
 
-def _threads():
+def threads():
   """OpenMP threads per call: each host device has a thread of its own already.
 
   Their number changes bits, so the devices of a pod's other processes count too: a pod computes
@@ -191,7 +191,7 @@ def _lower(context, a, b, *, target, shape, geometry, stacked):
     stacked=bool(stacked),
     bfloat16=geometry.precision == "bfloat16" and host.has_bfloat16(),
     groups=np.int64(geometry.feature_group_count),
-    threads=np.int64(_threads()),
+    threads=np.int64(threads()),
     **{name: np.asarray(span, np.int64) for name, span in spans.items()},
   )
 

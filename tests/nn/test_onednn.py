@@ -134,7 +134,7 @@ def test_the_rest_stays_with_xla(monkeypatch):
 @built
 @pytest.mark.parametrize("openmp", [1, 2])
 def test_bits_repeat_also_in_threads(openmp, monkeypatch):
-  monkeypatch.setattr(onednn, "_threads", lambda: openmp)
+  monkeypatch.setattr(onednn, "threads", lambda: openmp)
   geometry, shapes = GEOMETRIES["stride"]
   tensors = {role: jnp.asarray(x, jnp.float32) for role, x in random_tensors(shapes).items()}
   programs = {}
