@@ -387,7 +387,7 @@ def test_statistics_of_a_layer_that_is_called_with_keywords():
 
   x = np.random.default_rng(0).normal(2, 3, (4, 5)).astype(np.float32)
   variables = Outer().init(KEY, x, False)
-  forward = lambda: Outer().apply(variables, x, True, mutable=["batch_stats"])[1]  # noqa: E731
+  forward = lambda: Outer().apply(variables, x, train=True, mutable="batch_stats")[1]  # noqa: E731
   stats = with_mean_statistics(forward, jnp.int32(0), 4)["batch_stats"]["BatchNorm_0"]
   close(stats, {"mean": x.mean(0), "var": x.var(0)}, 1e-4)
 
