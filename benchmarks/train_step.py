@@ -1,6 +1,6 @@
 """Time and memory of the OKDPH step, beside PyTorch eager where torch is installed.
 
-    python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128]
+    python -m benchmarks.train_step [--network=resnet32 --students=2 --batch=128 --seeds=5]
 
 One worker process each for JAX, JAX in bfloat16 and JAX with XLA's own convolutions where
 oneDNN's are in use, PyTorch (NCHW, the release's layout) and PyTorch channels-last; they
@@ -8,8 +8,9 @@ take turns, so that a machine that drifts drifts for all. One process could not 
 peaks of memory, and our huge pages would change PyTorch's. PyTorch's step is given its views;
 ours is timed with its views given and with the views included, step by step in turn. Times are
 the best of all rounds, in wall time and in CPU time of all threads, which other processes
-disturb less; peaks are of a process that has compiled the step and made three. The last line is
-JSON. Run it while nothing else does.
+disturb less; peaks are of a process that has compiled the step and made three. With --seeds=N
+the same step is also timed for N runs of other seeds in one program; "seeds_gain" is the time
+of N single steps over its own. The last line is JSON. Run it while nothing else does.
 """
 
 import argparse
@@ -30,6 +31,7 @@ VIEWS = ("hflip", "hflip+rot", "cutout", "augment", "auto_aug")
 BFLOAT16, XLA = "okdph_jax_bfloat16", "okdph_jax_xla"
 WORKERS = ("okdph_jax", BFLOAT16, XLA, "torch", "torch_channels_last")
 STEP, WITH_VIEWS = "step, views given", "step"
+OF_SEEDS = "step of all seeds, views given"
 
 
 def main():
@@ -37,6 +39,7 @@ def main():
   parser.add_argument("--network", default="resnet32")
   parser.add_argument("--students", type=int, default=2)
   parser.add_argument("--batch", type=int, default=128, help="images per step")
+  parser.add_argument("--seeds", type=int, default=1, help="runs that are one program")
   parser.add_argument("--rounds", type=int, default=4, help="turns of each worker")
   parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
   parser.add_argument("--size", type=int, default=32, help="pixels along a side of an image")
@@ -75,7 +78,7 @@ def compare(args):
       name,
       part,
       *(f"{1e3 * seconds:.0f}" for seconds in times),
-      f"{args.batch / times[0]:.0f}",
+      f"{args.batch * (args.seeds if part == OF_SEEDS else 1) / times[0]:.0f}",
       *((about[name]["peak_mb"], about[name].get("compile_s")) if part == STEP else ("", "")),
     )
     for name, parts in zip(workers, best, strict=True)
@@ -89,6 +92,10 @@ def compare(args):
     result |= {f"{name}_ms": wall, f"{name}_cpu_ms": cpu}
     result[f"{name}_peak_mb"] = about[name]["peak_mb"]
   result["okdph_jax_with_views_ms"] = round(1e3 * best[0][WITH_VIEWS][0], 1)
+  if OF_SEEDS in best[0]:
+    wall, cpu = best[0][OF_SEEDS]
+    result |= {"seeds_ms": round(1e3 * wall, 1), "seeds_cpu_ms": round(1e3 * cpu, 1)}
+    result["seeds_gain"] = round(args.seeds * best[0][STEP][0] / wall, 2)
   if "torch" in workers:
     result["ratio"] = round(result["okdph_jax_ms"] / result["torch_ms"], 3)
     last = result["torch_channels_last_ms"]
@@ -133,7 +140,7 @@ def start(args):
   """{name: worker}, begun one after another: each builds, compiles and warms up alone."""
   names = "network", "students", "batch", "steps", "size"
   options = {name: getattr(args, name) for name in names}
-  workers = {"okdph_jax": Worker("okdph_jax", **options)}
+  workers = {"okdph_jax": Worker("okdph_jax", **options, seeds=args.seeds)}
   onednn = workers["okdph_jax"].about["convolutions"].startswith("oneDNN")
   names = [BFLOAT16] * (onednn and host.has_bfloat16()) + [XLA] * onednn
   if has_torch(args.network) and args.size == 32:
@@ -230,6 +237,9 @@ def jax_parts(args):
     ahead = jax.jit(forward, **options).lower(learner, seen, key).compile()
     parts["views"] = lambda: jax.block_until_ready(look(key, batch.image))
     parts["forward"] = lambda: jax.block_until_ready(ahead(learner, seen, key))
+  if args.seeds > 1:
+    keys = jax.device_put(jax.random.split(key, args.seeds), key.sharding)
+    parts[OF_SEEDS], *_ = prepared(method, tx, as_they_are, seen, keys)
   peak, seconds = whole or given_views
   about = {
     "compile_s": seconds,
@@ -265,7 +275,7 @@ def problem(args):
 def prepared(method, tx, augment, batch, key):
   """(a function that makes one step, peak MB after three, seconds to compile)."""
   built = compiled(method, tx, augment, batch, key)
-  run = stepping(built.state, built.advance, batch, key)
+  run = stepping(built.state, built.advance, (batch,) * key.size if key.ndim else batch, key)
   return run, peak_mb(run), round(built.seconds, 1)
 
 

@@ -283,6 +283,11 @@ class Run:
     return Checkpoints(self.path)
 
   @property
+  def checkpoint_steps(self) -> set[int]:
+    """The steps of the checkpoints that there are."""
+    return {int(f.name) for f in (self.path / "checkpoints").glob("*") if f.name.isdigit()}
+
+  @property
   def snapshots(self) -> dict[int, Path]:
     """{step: folder} of the saved copies of the learner, in order."""
     folders = list((self.path / "snapshots").glob("*"))

@@ -16,6 +16,9 @@ The same command resumes the runs that were stopped and skips those that are fin
 """
 
 
+MANY = 1000  # more than there are seeds
+
+
 def parser() -> Parser:
   parser = Parser("sweep", DESCRIPTION)
   parser.add_argument("sweep", help="a sweep file, or the name of one in configs/sweeps")
@@ -32,6 +35,15 @@ def parser() -> Parser:
     default=1,
     metavar="N",
     help="runs at a time, sharing the cores (%(default)s)",
+  )
+  parser.add_argument(
+    "--stack-seeds",
+    nargs="?",
+    type=int,
+    const=MANY,
+    default=1,
+    metavar="N",
+    help="train the seeds of a config, at most N, in one program (for accelerators)",
   )
   parser.add_argument(
     "--print", action="store_true", help="print the commands of the unfinished runs and exit"
@@ -61,7 +73,8 @@ def main(arguments: list[str]) -> int:
       "with --config.OPTION=VALUE"
     )
   flags = parser().parse(rest)
-  for name, number in (("seeds", flags.seeds), ("jobs", flags.jobs)):
+  counts = ("seeds", flags.seeds), ("jobs", flags.jobs), ("stack-seeds", flags.stack_seeds)
+  for name, number in counts:
     if number is not None and number < 1:
       raise ValueError(f"--{name}={number}: at least 1 is needed")
   root = Path(flags.root or f"runs/{Path(flags.sweep).stem}")
@@ -72,8 +85,8 @@ def main(arguments: list[str]) -> int:
   if flags.only:
     found = cells.select(found, flags.only)
   if flags.print:
-    for cell in runner.unfinished(found):
-      print(shlex.join(["okdph", "train", *cell.options]))
+    for group in cells.stacked(runner.unfinished(found), flags.stack_seeds):
+      print(shlex.join(["okdph", "train", *cells.arguments(group)]))
     return 0
   if flags.dry_run:
     from okdph_jax.sweep import forecast
@@ -83,7 +96,7 @@ def main(arguments: list[str]) -> int:
   if flags.slurm is not None:
     from okdph_jax.sweep import slurm
 
-    for name, job in slurm.submit(found, root, flags.slurm).items():
+    for name, job in slurm.submit(found, root, flags.slurm, flags.stack_seeds).items():
       print(f"{name}: job {job}")
     return 0
-  return runner.Runner(found, flags.jobs).run()
+  return runner.Runner(found, flags.jobs, flags.stack_seeds).run()

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -21,9 +22,11 @@ the result has the same bits as that of a run that was never stopped.
 
   okdph train --config=digits
   okdph train --config=cifar10:dml,resnet32 --config.epochs=60 --workdir=runs/dml
+  okdph train --config=cifar10:okdph,resnet32 --seeds=42,43 '--workdir=runs/okdph-seed{seed}'
 
 okdph train --config=NAME --help shows the values of that config.
 """
+SEED = "{seed}"  # stands for the seed of each run of --seeds
 
 
 def parser() -> Parser:
@@ -36,6 +39,12 @@ def parser() -> Parser:
   parser.add_argument(
     "--workdir", metavar="DIR", help="run directory (default: runs/, named after the config)"
   )
+  parser.add_argument(
+    "--seeds",
+    metavar="N,N,...",
+    help=f"one run for each seed, all in one program; {SEED} in --workdir and options stands "
+    "for the seed",
+  )
   parser.add_argument("--pod", action="store_true", help="this is one of several processes")
   parser.add_argument("--print-config", action="store_true", help="print the config and exit")
   return parser
@@ -43,6 +52,8 @@ def parser() -> Parser:
 
 def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
   """(config, flags); flags.workdir is the default folder where none is given.
+
+  flags.runs are all (config, folder): one, or with --seeds several, the first of them this one.
 
   Raises:
     ValueError: in one line, for anything that is wrong.
@@ -53,15 +64,45 @@ def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
     raise ValueError("--config=NAME[:ARGUMENT] is needed, e.g. --config=cifar10:okdph,resnet32")
   from okdph_jax.experiment.config import check, load_config, run_name
 
-  config = load_config(spec, overrides)
-  check(config)
   flags.command = shlex.join(["okdph", "train", *arguments])
   flags.named = not flags.workdir
-  if flags.named:
-    if flags.pod:
-      raise ValueError("--pod needs --workdir=DIR, a directory that all processes see")
-    flags.workdir = f"runs/{run_name(spec, overrides)}"
+  if flags.named and flags.pod:
+    raise ValueError("--pod needs --workdir=DIR, a directory that all processes see")
+  flags.runs = []
+  for options, workdir in of_each_seed(overrides, flags):
+    config = load_config(spec, options)
+    check(config)
+    flags.runs.append((config, workdir or f"runs/{run_name(spec, options)}"))
+  config, flags.workdir = flags.runs[0]
   return config, flags
+
+
+def of_each_seed(
+  overrides: list[tuple[str, str]], flags: argparse.Namespace
+) -> list[tuple[list[tuple[str, str]], str | None]]:
+  """(options, --workdir) of each run: those given, or for each of --seeds."""
+  if flags.seeds is None:
+    return [(overrides, flags.workdir)]
+  seeds = flags.seeds.split(",")
+  if not all(re.fullmatch(r"\d+", seed) for seed in seeds) or len({*map(int, seeds)}) < len(
+    seeds
+  ):
+    raise ValueError(f"--seeds={flags.seeds}: different whole numbers are needed, 42,43,44")
+  if "seed" in dict(overrides):
+    raise ValueError("--config.seed and --seeds: leave one of them out")
+  if flags.pod:
+    raise ValueError("--pod and --seeds: a pod trains one run at a time; leave one of them out")
+  if flags.workdir and SEED not in flags.workdir:
+    raise ValueError(
+      f"--workdir={flags.workdir} is one folder; --seeds needs one for each, such as "
+      f"'--workdir={flags.workdir}-seed{SEED}'"
+    )
+
+  def of(seed):
+    own = [(name, text.replace(SEED, seed)) for name, text in overrides]
+    return [*own, ("seed", seed)], flags.workdir and flags.workdir.replace(SEED, seed)
+
+  return [of(seed) for seed in seeds]
 
 
 def show_help(arguments: list[str]) -> None:
@@ -96,18 +137,23 @@ def main(arguments: list[str]) -> int:
     print(config, end="")
     return 0
   if flags.named:
-    print(f"workdir {flags.workdir}", flush=True)
-  return train(config, flags)
+    for _, workdir in flags.runs:
+      print(f"workdir {workdir}", flush=True)
+  return train(flags)
 
 
-def train(config: "ConfigDict", flags: argparse.Namespace) -> int:
-  from okdph_jax.experiment.fit import fit  # JAX comes with it: a misspelt flag needs no JAX
+def train(flags: argparse.Namespace) -> int:
+  # JAX comes with it: a misspelt flag needs no JAX
+  from okdph_jax.experiment.fit import fit, fit_seeds
   from okdph_jax.runtime import distributed
 
   try:
     if flags.pod:
       distributed.join()
-    fit(config, flags.workdir, command=flags.command)
+    if flags.seeds is None:
+      fit(*flags.runs[0], command=flags.command)
+    else:
+      fit_seeds(*zip(*flags.runs, strict=True), command=flags.command)
     return 0
   except signals.Interrupted as stopped:
     if distributed.is_leader():

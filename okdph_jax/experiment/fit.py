@@ -3,7 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from okdph_jax import data
 from okdph_jax.errors import one_line
-from okdph_jax.experiment.build import build
-from okdph_jax.experiment.config import check, load_config
+from okdph_jax.experiment.build import Experiment, build, check_views
+from okdph_jax.experiment.config import check, flat, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
 from okdph_jax.run import LAST_BITS, Result, Run, completed, differing
 from okdph_jax.runtime import distributed, host
@@ -24,7 +24,7 @@ from okdph_jax.runtime.signals import (
   stop_before_the_first_step,
 )
 from okdph_jax.training import logbook
-from okdph_jax.training.loop import train
+from okdph_jax.training.loop import Diverged, Job, train
 
 
 def fit(
@@ -46,17 +46,77 @@ def fit(
     FloatingPointError: the loss became NaN or infinite.
     Interrupted: SIGTERM or SIGINT stopped it; the same call resumes the run.
   """
+  with prepared([config]) as ([config], interrupted):
+    for one, folder in generations(config, workdir):
+      [result] = run_together([one], [Run(folder)], interrupted, command)
+  return result
+
+
+def fit_seeds(
+  configs: Sequence[ConfigDict | str],
+  workdirs: Sequence[str | os.PathLike[str]],
+  *,
+  command: str | None = None,
+) -> list[Result]:
+  """`fit` of several runs that differ in their seeds alone, as one program.
+
+  Each run is in a folder of its own, as if it had been trained alone: the same draws of its
+  seed, the same numbers up to the order of sums, the same files. Any of them can go on alone,
+  or together with others that are at the same step; what is finished is left out. It pays on
+  accelerators whose kernels are short; on a CPU the runs are as fast one after another.
+
+  configs: equal but for `seed`, and `data.seed` where their draws have as many images.
+
+      seeds = range(42, 47)
+      configs = [load_config("cifar10:okdph,resnet32", [("seed", str(s))]) for s in seeds]
+      results = fit_seeds(configs, [f"runs/okdph-seed{s}" for s in seeds])
+
+  Raises:
+    As `fit`; FloatingPointError says whose loss it is.
+  """
+  with prepared(configs) as (several, interrupted):
+    check_alike(several, workdirs)
+    return run_together(several, [Run(folder) for folder in workdirs], interrupted, command)
+
+
+@contextlib.contextmanager
+def prepared(
+  configs: Sequence[ConfigDict | str],
+) -> Iterator[tuple[list[ConfigDict], Callable[[], bool]]]:
+  """(the checked configs, `interrupted`); within it this process is ready to train."""
   with interruptible() as interrupted:
-    config = load_config(config)
-    check(config)
-    host.configure(config.devices, config.batch_size // config.accumulate)
+    loaded = [load_config(config) for config in configs]
+    for config in loaded:
+      check(config)
+    host.configure(loaded[0].devices, loaded[0].batch_size // loaded[0].accumulate)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
       raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
     with distributed.only_leader_prints():
       stop_before_the_first_step(interrupted)
-      for one, folder in generations(config, workdir):
-        result = run_one(one, Run(folder), interrupted, command)
-  return result
+      yield loaded, interrupted
+
+
+def check_alike(
+  configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike[str]]
+) -> None:
+  """A ValueError, in one line, for runs that cannot be one program."""
+  first = configs[0]
+  if len(configs) != len({os.path.abspath(folder) for folder in workdirs}):
+    raise ValueError(f"{len(configs)} runs need as many folders; there are {workdirs}")
+  for config in configs:
+    for name, value in flat(config).items():
+      if name not in ("seed", "data.seed") and value != flat(first).get(name):
+        raise ValueError(
+          f"runs that are trained together differ in their seeds alone; config.{name} is "
+          f"{flat(first).get(name)} and {value}: train them one by one"
+        )
+  for name in ("generations", "student_groups"):
+    if first[name] > 1:
+      raise ValueError(
+        f"config.{name}={first[name]} is for a run alone: train the seeds one by one"
+      )
+  if jax.process_count() > 1:
+    raise ValueError("a pod trains one run at a time: train the seeds one by one")
 
 
 def generations(
@@ -88,72 +148,142 @@ def generation_seed(seed: int, k: int) -> int:
   return seed if k == 0 else int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
 
 
-def run_one(
-  config: ConfigDict, run: Run, interrupted: Callable[[], bool], command: str | None = None
-) -> Result:
-  """One run, from its beginning or its latest checkpoint: its `Result`."""
-  if finished := already_finished(config, run):
-    print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
-    return finished
-  with run.locked():
+def run_together(
+  configs: Sequence[ConfigDict],
+  runs: Sequence[Run],
+  interrupted: Callable[[], bool],
+  command: str | None = None,
+) -> list[Result]:
+  """One run, or several as one program, to their ends: the `Result` of each.
+
+  Each goes on from its latest checkpoint; what is finished is left out.
+  """
+  left = []
+  for config, run in zip(configs, runs, strict=True):
+    if finished := already_finished(config, run):
+      print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
+    else:
+      left.append((config, run))
+  if left:
+    train_together(left, interrupted, command)
+  results = [run.finished for run in runs]
+  assert all(results)  # they were written just now
+  return [result for result in results if result]
+
+
+def train_together(
+  asked: Sequence[tuple[ConfigDict, Run]],
+  interrupted: Callable[[], bool],
+  command: str | None,
+) -> None:
+  """Trains these runs to their ends and writes their results."""
+  with contextlib.ExitStack() as locks:
+    for _, run in asked:
+      locks.enter_context(run.locked())
     with distributed.leader_first():  # it may have to prepare them
-      dataset = data.load(config)
+      jobs = with_data(asked)
     stop_before_the_first_step(interrupted)
+    config, dataset = jobs[0].config, jobs[0].dataset
     check_devices(config, len(dataset.train))
-    planned = planned_epochs(config, run)
-    experiment = build(config, dataset, planned)
-    resolved = resolve(config, run.path, dataset)
-    same_run(run, resolved, planned)
-    fingerprint = dataset.fingerprint()
-    same_data(run, fingerprint)
+    planned = planned_together(asked)
     extended = {"extended_from_epochs": planned} if planned else {}
-    command = command or (run.record or {}).get("command")
-    names = dataset.class_names
-    run.write_record(
-      resolved,
-      environment(),
-      command=command,
-      class_names=names,
-      fingerprint=fingerprint,
-      **extended,
-    )
-    run.reopen()
+    experiment = build(config, dataset, planned)
+    here = environment(len(jobs))
+    records = [record_of(job, experiment, planned, here) for job in jobs]
+    for job, record in zip(jobs, records, strict=True):
+      job.run.write_record(
+        environment=here,
+        command=command or (job.run.record or {}).get("command"),
+        class_names=dataset.class_names,
+        **record,
+        **extended,
+      )
+      job.run.reopen()
     print(summary(config, dataset, experiment), flush=True)
+    if len(jobs) > 1:
+      folders = ", ".join(str(job.run.path) for job in jobs)
+      print(f"{len(jobs)} runs as one program: {folders}", flush=True)
     if planned:
       print(f"extended from {planned} to {config.epochs} epochs, at the last learning rate")
-    with failures_noted(run):
-      flops = train(config, run, dataset, experiment, interrupted, extended)
+    with failures_noted([job.run for job in jobs]):
+      flops = train(jobs, experiment, interrupted, extended)
     trained, deployed = parameters(experiment, dataset)
-    result = logbook.result(
-      run.lines,
-      resolved,
-      singles=experiment.single,
-      students=config.method.get("students", 1),
-      parameters=trained,
-      parameters_deployed=deployed,
-      flops_per_image=flops,
-      version=importlib.metadata.version("okdph_jax"),
-      **extended,
-    )
+    results = [
+      logbook.result(
+        job.run.lines,
+        record["config"],
+        singles=experiment.single,
+        students=config.method.get("students", 1),
+        parameters=trained,
+        parameters_deployed=deployed,
+        flops_per_image=flops,
+        version=importlib.metadata.version("okdph_jax"),
+        **extended,
+      )
+      for job, record in zip(jobs, records, strict=True)
+    ]
     with distributed.leader_first():  # another generation reads it
-      run.write_result(result)
-  print(f"{closing(result)}\nthe run is in {run.path}")
-  finished = run.finished
-  assert finished  # it was written just now
-  return finished
+      for job, result in zip(jobs, results, strict=True):
+        job.run.write_result(result)
+  for job, result in zip(jobs, results, strict=True):
+    print(f"{closing(result)}\nthe run is in {job.run.path}")
+
+
+def with_data(asked: Sequence[tuple[ConfigDict, Run]]) -> list[Job]:
+  """The runs with their data, which are read once for all that have the same.
+
+  Raises:
+    ValueError: in one line, for data that cannot go through one program.
+  """
+  loaded: dict[str, data.Dataset] = {}
+  for config, _ in asked:
+    if (named := repr(config.data.to_dict())) not in loaded:
+      loaded[named] = data.load(config)
+  first, *others = loaded.values()
+  for other in others:
+    if len(first.train) != len(other.train):
+      raise ValueError(
+        f"the draws of config.data.seed have {len(first.train)} and {len(other.train)} images: "
+        "train the seeds one by one"
+      )
+  return [Job(config, run, loaded[repr(config.data.to_dict())]) for config, run in asked]
+
+
+def planned_together(asked: Sequence[tuple[ConfigDict, Run]]) -> int | None:
+  """`planned_epochs` of runs that have the same."""
+  planned = {planned_epochs(config, run) for config, run in asked}
+  if len(planned) > 1:
+    raise ValueError(
+      f"runs that are trained together are extended together; these were planned for "
+      f"{', '.join(map(str, planned))} epochs: train them one by one"
+    )
+  return planned.pop()
+
+
+def record_of(
+  job: Job, experiment: Experiment, planned: int | None, here: dict[str, Any]
+) -> dict[str, Any]:
+  """What config.json says of the run alone, once it may go on in its folder."""
+  check_views(job.config, experiment.method)
+  resolved = resolve(job.config, job.run.path, job.dataset)
+  same_run(job.run, resolved, planned, here)
+  fingerprint = job.dataset.fingerprint()
+  same_data(job.run, fingerprint)
+  return {"config": resolved, "fingerprint": fingerprint}
 
 
 @contextlib.contextmanager
-def failures_noted(run: Run) -> Iterator[None]:
-  """Whatever ends a run but a signal goes into its error.txt."""
+def failures_noted(runs: Sequence[Run]) -> Iterator[None]:
+  """Whatever ends runs but a signal goes into the error.txt of those that it concerns."""
   try:
     yield
   except Interrupted:
     raise
   except Exception as error:
     if distributed.is_leader():
-      with contextlib.suppress(OSError):  # the disk may be what failed
-        run.write_failure(one_line(error))
+      for run in error.runs if isinstance(error, Diverged) else runs:
+        with contextlib.suppress(OSError):  # the disk may be what failed
+          run.write_failure(one_line(error))
     raise
 
 
@@ -198,7 +328,9 @@ def planned_epochs(config: ConfigDict, run: Run) -> int | None:
   return epochs if config.epochs > epochs else None
 
 
-def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
+def same_run(
+  run: Run, resolved: dict[str, Any], planned: int | None, environment: dict[str, Any]
+) -> None:
   """Refuses a folder that holds a run of another config; nothing in it is touched.
 
   More epochs are no other config where the run has finished: that extends it.
@@ -215,13 +347,13 @@ def same_run(run: Run, resolved: dict[str, Any], planned: int | None) -> None:
       "use that config again, or another --workdir"
     )
   was, here = ({name: config[name] for name in LAST_BITS} for config in (there, resolved))
-  say_what_moved(was | record["environment"], here | environment())
+  say_what_moved(was | record["environment"], here | environment)
 
 
 def say_what_moved(was: dict[str, Any], here: dict[str, Any]) -> None:
   """One line if a run is resumed on another machine, or with other versions of libraries."""
-  was = {"convolutions": "XLA"} | was
-  names = ("python", "device", "devices", "cores", "convolutions")
+  was = {"convolutions": "XLA", "runs_together": 1} | was
+  names = ("python", "device", "devices", "cores", "convolutions", "runs_together")
   names += tuple(sorted(LAST_BITS - {"devices"}))  # the environment has those that are there
   moved = [f"{n}: {was[n]} -> {here[n]}" for n in names if n in was and was[n] != here[n]]
   for name, version in here["versions"].items():

@@ -33,8 +33,11 @@ def resolve(
   return resolved
 
 
-def environment() -> dict[str, Any]:
-  """Versions and devices, on which the last bits of a run may depend."""
+def environment(runs_together: int = 1) -> dict[str, Any]:
+  """Versions and devices, on which the last bits of a run may depend.
+
+  runs_together: how many runs are trained in one program.
+  """
   names = ("okdph_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
     "versions": {name: importlib.metadata.version(name) for name in names},
@@ -43,6 +46,7 @@ def environment() -> dict[str, Any]:
     "devices": jax.device_count(),
     "cores": host.cores(),
     "convolutions": onednn.choice().name,
+    "runs_together": runs_together,
   }
 
 

@@ -20,7 +20,7 @@ runs first. An entry whose `seeds` is 1 has one run, which teaches all seeds of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,7 @@ class Cell(NamedTuple):
   entry: str  # "resnet32-dml", which it shares with its other seeds
   config: ConfigDict  # checked
   options: tuple[str, ...]  # the arguments of `okdph train`
+  of_seeds: tuple[str, ...]  # likewise, with {seed} for the seed; () where it runs alone
   run: Run
   teacher: Run | None  # that of another cell, which has to be finished first
   facets: dict[str, set[str]]  # what --only selects by: {"method": {"dml"}, ...}
@@ -106,17 +107,26 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
       taught_by = Run(root / f"{teacher}-seed{SEED if one else seed}")
       changed["teacher"] = str(taught_by.path) + asked.removeprefix(teacher)
     name = f"{entry}-seed{seed}"
-    arguments = [f"--config={spec}", *(f"--config.{k}={v}" for k, v in changed.items())]
+    of_seeds = changed | dict.fromkeys(replicate, "{seed}")
+    alone = (
+      of_seeds.pop("seed", None) is None or max(config.generations, config.student_groups) > 1
+    )
     own = load_config(config, [*numbers.items(), ("teacher", changed.get("teacher", ""))])
     yield Cell(
       name,
       entry,
       own,
-      (*arguments, f"--workdir={root / name}"),
+      _arguments(spec, changed, root / name),
+      () if alone else _arguments(spec, of_seeds, f"{root / entry}-seed{{seed}}"),
       Run(root / name),
       taught_by,
       facets | {"seed": {str(seed)}, "run": {name}},
     )
+
+
+def _arguments(spec, options, workdir):
+  named = (f"--config.{name}={value}" for name, value in options.items())
+  return f"--config={spec}", *named, f"--workdir={workdir}"
 
 
 def _facets(entry, spec, config):
@@ -130,6 +140,33 @@ def _facets(entry, spec, config):
   facets["method"] = {config.method.name} | wrappers | facets.get("method", set())
   facets["students"] = {str(config.method.get("students", 1))}
   return facets | {"dataset": {config.data.name}, "entry": {entry}}
+
+
+def stacked(cells: Iterable[Cell], most: int) -> list[list[Cell]]:
+  """The cells in groups of at most `most`, each of which one program can train.
+
+  They differ in their seeds alone, and are at one step: they have a checkpoint in common, or
+  none has any.
+  """
+  groups: list[tuple[list[Cell], set[int]]] = []
+  for cell in cells:
+    steps = cell.run.checkpoint_steps or {0}
+    for group, common in groups:
+      fits = cell.of_seeds and cell.of_seeds == group[0].of_seeds and common & steps
+      if len(group) < most and fits:
+        group.append(cell)
+        common &= steps
+        break
+    else:
+      groups.append(([cell], steps))
+  return [group for group, _ in groups]
+
+
+def arguments(cells: Sequence[Cell]) -> tuple[str, ...]:
+  """Those of `okdph train` for one cell, or for several as one program."""
+  if len(cells) == 1:
+    return cells[0].options
+  return *cells[0].of_seeds, f"--seeds={','.join(str(cell.config.seed) for cell in cells)}"
 
 
 def select(cells: Iterable[Cell], only: str) -> list[Cell]:

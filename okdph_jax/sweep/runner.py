@@ -22,7 +22,7 @@ from okdph_jax.experiment.fit import already_finished
 from okdph_jax.run import LOG
 from okdph_jax.runtime import signals
 from okdph_jax.status import RUNNING, Status, status
-from okdph_jax.sweep.cells import Cell
+from okdph_jax.sweep.cells import Cell, arguments, stacked
 from okdph_jax.sweep.prepare import INTERRUPTED, prepared
 
 PROGRAM = (sys.executable, "-m", "okdph_jax.main")
@@ -45,12 +45,15 @@ def is_finished(cell: Cell) -> bool:
 
 
 class Runner:
-  """Runs cells, at most `jobs` at a time, each once; one line says how far they are."""
+  """Runs cells, at most `jobs` at a time, each once; one line says how far they are.
 
-  def __init__(self, cells: Sequence[Cell], jobs: int):
+  stack: how many of them, that differ in their seeds alone, one process trains at most.
+  """
+
+  def __init__(self, cells: Sequence[Cell], jobs: int, stack: int = 1):
     self.cells = cells
     self.slots = slots(jobs)
-    self.pending = unfinished(cells)
+    self.pending = stacked(unfinished(cells), stack)  # a process each
     self.failed: list[str] = []  # names
     self._signals: list[int] = []
     self._there: dict[str, Status] = {}  # by name, as last looked at
@@ -90,58 +93,76 @@ class Runner:
   def busy(self) -> list[Slot]:
     return [slot for slot in self.slots if slot.process]
 
+  @property
+  def running(self) -> list[Cell]:
+    return [cell for slot in self.busy for cell in slot.cells]
+
+  @property
+  def waiting(self) -> list[Cell]:
+    return list(itertools.chain(*self.pending))
+
   def start(self) -> None:
     """Fills the free slots with the first cells that can run."""
     free = [slot for slot in self.slots if not slot.process]
-    for cell in list(self.pending):
+    for group in list(self.pending):
       if not free:
         return
-      if is_finished(cell):  # by another machine
-        self.pending.remove(cell)
-      elif not cell.run.holder and self.is_taught(cell):
-        self.pending.remove(cell)
-        try:
-          free[-1].launch(cell)
-          free.pop()
-        except OSError as error:  # the folder cannot be written, ...
-          self.fail(cell, one_line(error))
+      left = unfinished(group)  # another machine may have finished some
+      if left and (any(cell.run.holder for cell in left) or not self.is_taught(group)):
+        continue
+      self.pending.remove(group)
+      if not left:
+        continue
+      try:
+        free[-1].launch(left)
+        free.pop()
+      except OSError as error:  # the folder cannot be written, ...
+        self.fail(left, one_line(error))
 
-  def is_taught(self, cell: Cell) -> bool:
-    """Whether the cell's teacher is finished, if it has one; fails it if that never will be."""
+  def is_taught(self, group: list[Cell]) -> bool:
+    """Whether the teacher is finished, if there is one; fails the cells if it never will be."""
+    teacher = group[0].teacher
     with contextlib.suppress(ValueError):  # a damaged file
-      if not cell.teacher or cell.teacher.result:
+      if not teacher or teacher.result:
         return True
-    assert cell.teacher
-    under_way = [*self.pending, *(slot.cell for slot in self.busy if slot.cell)]
-    if all(other.run.path != cell.teacher.path for other in under_way):
-      self.pending.remove(cell)
-      self.fail(cell, f"its teacher, {cell.teacher.path}, is neither finished nor to be run")
+    assert teacher
+    if all(other.run.path != teacher.path for other in [*self.running, *self.waiting]):
+      self.pending.remove(group)
+      self.fail(group, f"its teacher, {teacher.path}, is neither finished nor to be run")
     return False
 
   def collect(self, slot: Slot) -> bool:
     """Takes note of a process that has ended; whether it has."""
-    code, cell = slot.poll(), slot.cell
-    if code is None or cell is None:
+    code, cells = slot.poll(), slot.cells
+    if code is None:
       return False
+    slot.share_log()
     if code == 0:
-      with contextlib.suppress(ValueError):  # a damaged file
-        self._say(f"finished: {cell.name}{outcome(cell)}")
-    elif code == INTERRUPTED or cell.run.holder or is_finished(cell):
-      self.pending.append(cell)  # it can go on, or another machine was faster
+      for cell in cells:
+        with contextlib.suppress(ValueError):  # a damaged file
+          self._say(f"finished: {cell.name}{outcome(cell)}")
+    elif code == INTERRUPTED or any(c.run.holder or is_finished(c) for c in cells):
+      self.pending.append(cells)  # they can go on, or another machine was faster
     else:
-      self.fail(cell, slot.reason(code))
-    slot.process = slot.cell = None
+      failed = [cell for cell in cells if cell.run.failure] or cells
+      self.fail(failed, slot.reason(code, failed))
+      if left := [cell for cell in cells if cell not in failed]:
+        self.pending.append(left)
+    slot.process, slot.cells = None, []
     return True
 
-  def fail(self, cell: Cell, reason: str) -> None:
-    self.failed.append(cell.name)
-    self._say(f"failed: {cell.name}: {reason}")
+  def fail(self, cells: Sequence[Cell], reason: str) -> None:
+    for cell in cells:
+      self.failed.append(cell.name)
+      self._say(f"failed: {cell.name}: {reason}")
 
   def stop(self) -> None:
     """Ends all processes: SIGTERM, after which they leave a checkpoint; then SIGKILL."""
     busy = self.busy
-    self.pending = [*(slot.cell for slot in busy if slot.cell), *self.pending]
-    self._say(f"stopping {len(busy)} runs, each with a checkpoint; once more kills them")
+    self.pending = [*(slot.cells for slot in busy), *self.pending]
+    self._say(
+      f"stopping {len(self.running)} runs, each with a checkpoint; once more kills them"
+    )
     asked = len(self._signals)
     for slot in busy:
       slot.send(signal.SIGTERM)
@@ -151,27 +172,28 @@ class Runner:
           slot.send(signal.SIGKILL)
       time.sleep(POLL_SECONDS)
     for slot in busy:
-      slot.process = slot.cell = None
-    self.pending = unfinished(self.pending)
+      slot.share_log()
+      slot.process, slot.cells = None, []
+    self.pending = [left for group in self.pending if (left := unfinished(group))]
 
   def line(self) -> str:
     """How far all is: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
-    running = [slot.cell for slot in self.busy if slot.cell]
-    for cell in self.cells if not self._there else [*running, *self.pending]:
+    running, waiting = self.running, self.waiting
+    for cell in self.cells if not self._there else [*running, *waiting]:
       with contextlib.suppress(ValueError):  # a damaged file
         self._there[cell.name] = status(cell.run)
-    there = (self._there.get(cell.name) for cell in self.pending)
+    there = (self._there.get(cell.name) for cell in waiting)
     elsewhere = sum(one is not None and one.state == RUNNING for one in there)
-    done = len(self.cells) - len(running) - len(self.pending) - len(self.failed)
+    done = len(self.cells) - len(running) - len(waiting) - len(self.failed)
     parts = [f"{done} of {len(self.cells)} runs done", f"{len(running)} running"]
     parts += [f"{elsewhere} running elsewhere"] * bool(elsewhere)
     parts += [f"{len(self.failed)} failed"]
-    if left := self.seconds_left([*running, *self.pending]):
+    if left := self.seconds_left([*(slot.cells for slot in self.busy), *self.pending]):
       parts.append(f"about {clock(left)} left")
     return ", ".join(parts)
 
-  def seconds_left(self, cells: list[Cell]) -> float | None:
-    """Of these cells: at their own pace, else as others of their entry took, or of all."""
+  def seconds_left(self, groups: list[list[Cell]]) -> float | None:
+    """Of these processes: at their own pace, else as others of their entry took, or of all."""
     took = defaultdict(list)
     for cell in self.cells:
       if (there := self._there.get(cell.name)) and there.whole:
@@ -180,10 +202,10 @@ class Runner:
       return None
     mean = statistics.mean(itertools.chain(*took.values()))
     total = 0.0
-    for cell in cells:
+    for cell, *_ in groups:
       left = there.left if (there := self._there.get(cell.name)) else None
       total += statistics.mean(took.get(cell.entry, [mean])) if left is None else left
-    return total / min(len(self.slots), max(len(cells), 1))
+    return total / min(len(self.slots), max(len(groups), 1))
 
 
 def outcome(cell: Cell) -> str:
@@ -204,25 +226,26 @@ class Slot:
   """A place for one process at a time, with its part of the cores and of the GPUs."""
 
   def __init__(self, cores: list[int] | None, environment: dict[str, str]):
-    self.cell: Cell | None = None
+    self.cells: list[Cell] = []
     self.process: subprocess.Popen[bytes] | None = None
     self.cores, self._environment = cores, environment
     self._log_began = 0
 
-  def launch(self, cell: Cell) -> None:
-    """Starts `okdph train` for the cell; what it prints is added to log.txt in its folder."""
-    cell.run.path.mkdir(parents=True, exist_ok=True)
-    with open(cell.run.path / LOG, "ab") as log:
+  def launch(self, cells: list[Cell]) -> None:
+    """Starts `okdph train` for cells; what it prints is added to the first one's log.txt."""
+    for cell in cells:
+      cell.run.path.mkdir(parents=True, exist_ok=True)
+    with open(cells[0].run.path / LOG, "ab") as log:
       self._log_began = log.tell()
       self.process = subprocess.Popen(
-        prepared([*PROGRAM, *cell.options], self.cores),
+        prepared([*PROGRAM, *arguments(cells)], self.cores),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | self._environment,
         start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on
       )
-    self.cell = cell
+    self.cells = cells
 
   def poll(self) -> int | None:
     """The exit code of a process that has ended."""
@@ -232,20 +255,29 @@ class Slot:
     if self.process:
       self.process.send_signal(number)
 
-  def reason(self, code: int) -> str:
-    """Why the process failed, in one line, which goes into error.txt too."""
-    assert self.cell
-    run = self.cell.run
-    with open(run.path / LOG, "rb") as log:
+  def printed(self) -> bytes:
+    """What the process has printed so far; the log is in the first cell's folder."""
+    with open(self.cells[0].run.path / LOG, "rb") as log:
       log.seek(self._log_began)
-      lines = [
-        line for line in log.read().decode(errors="replace").splitlines() if line.strip()
-      ]
+      return log.read()
+
+  def share_log(self) -> None:
+    """Adds what the process has printed to the logs of its other cells."""
+    for cell in self.cells[1:]:
+      with contextlib.suppress(OSError), open(cell.run.path / LOG, "ab") as log:
+        log.write(self.printed())
+
+  def reason(self, code: int, failed: Sequence[Cell]) -> str:
+    """Why the process failed, in one line, which goes into the error.txt of these cells too."""
+    lines = [
+      line for line in self.printed().decode(errors="replace").splitlines() if line.strip()
+    ]
     last = lines[-1].removeprefix("okdph_jax: ") if lines else "it printed nothing"
     if code < 0:
       last = f"ended by {signal.Signals(-code).name}; its last line: {last}"
-    if not run.failure:
-      run.write_failure(last)
+    for cell in failed:
+      if not cell.run.failure:
+        cell.run.write_failure(last)
     return last
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from okdph_jax.errors import one_line
-from okdph_jax.sweep.cells import Cell
+from okdph_jax.sweep.cells import Cell, arguments, stacked
 from okdph_jax.sweep.prepare import prepared
 from okdph_jax.sweep.runner import PROGRAM, unfinished
 
 
 class Train:
-  """One cell as a job: `okdph train`, which is submitted again when its time is up."""
+  """What one process trains, as a job, which is submitted again when its time is up."""
 
   def __init__(self, command: Sequence[str]):
     self.command = command
@@ -33,11 +33,12 @@ class Train:
     return DelayedSubmission(Train(self.command))
 
 
-def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
+def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> dict[str, str]:
   """Submits what is neither finished nor running, as an array: {name: job}.
 
   options: of submitit, "timeout_min=600,gpus_per_node=1,slurm_partition=gpu"; "cluster=local"
   makes processes on this machine. Cells with a teacher follow in an array that waits for it.
+  stack: seeds of a config that one job trains, at most.
 
   Raises:
     ValueError: in one line, where there is no submitit, no Slurm, or no such option.
@@ -48,23 +49,24 @@ def submit(cells: Sequence[Cell], root: Path, options: str) -> dict[str, str]:
     raise ValueError("--slurm needs submitit: pip install 'okdph_jax[slurm]'") from None
   given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
-  left = [cell for cell in unfinished(cells) if not cell.run.holder]
+  left = stacked([cell for cell in unfinished(cells) if not cell.run.holder], stack)
   jobs: dict[str, Any] = {}
   try:
     executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)
     executor.update_parameters(name=root.name, **given)
     while left:
-      to_come = {cell.run.path for cell in left}
-      wave = [cell for cell in left if not cell.teacher or cell.teacher.path not in to_come]
-      left = [cell for cell in left if cell not in wave]
+      to_come = {cell.run.path for group in left for cell in group}
+      wave = [g for g in left if not g[0].teacher or g[0].teacher.path not in to_come]
+      left = [group for group in left if group not in wave]
       if jobs and cluster == "slurm":
-        dependency = "afterok:" + ":".join(job.job_id for job in jobs.values())
+        dependency = "afterok:" + ":".join(dict.fromkeys(job.job_id for job in jobs.values()))
         executor.update_parameters(slurm_additional_parameters={"dependency": dependency})
       elif jobs:
         for job in jobs.values():
           job.wait()
-      submitted = executor.submit_array([Train([*PROGRAM, *cell.options]) for cell in wave])
-      jobs |= {cell.name: job for cell, job in zip(wave, submitted, strict=True)}
+      submitted = executor.submit_array([Train([*PROGRAM, *arguments(g)]) for g in wave])
+      for group, job in zip(wave, submitted, strict=True):
+        jobs |= {cell.name: job for cell in group}
   except Exception as error:  # submitit raises what it likes
     raise ValueError(f"--slurm={options}: {one_line(error)}") from error
   return {name: job.job_id for name, job in jobs.items()}

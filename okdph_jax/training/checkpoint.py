@@ -80,8 +80,8 @@ class Checkpoints(AbstractContextManager):
     if accuracy is not None:
       self._wait()
 
-  def restore(self, state: Any) -> Any:
-    """The latest whole state on disk, or None where there is none.
+  def restore(self, state: Any, until: int | None = None) -> Any:
+    """The latest whole state on disk, or None where there is none; none after step `until`.
 
     `state` gives structure, dtypes and shardings; its values do not matter. Later
     checkpoints, which are damaged, are deleted once it has been read.
@@ -91,7 +91,9 @@ class Checkpoints(AbstractContextManager):
     """
     self._wait()
     damaged = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in sorted(self.steps, reverse=True):
+      if until is not None and step > until:
+        continue
       try:
         restored = self._read(step, state)
       except Exception as error:  # Orbax, tensorstore and zlib each raise their own
@@ -111,11 +113,22 @@ class Checkpoints(AbstractContextManager):
       )
     return None
 
+  def discard_after(self, step: int) -> None:
+    """Deletes the checkpoints of later steps."""
+    for later in self.steps:
+      if later > step:
+        self._manager.delete(later)
+
   def best(self, state: Any) -> Any:
     """The state of the highest accuracy (see `restore`), or None before any evaluation."""
     self._wait()
     step = self.best_step
     return None if step is None else self._read(step, state)
+
+  @property
+  def steps(self) -> set[int]:
+    """The steps of all checkpoints."""
+    return set(self._manager.all_steps())
 
   @property
   def latest_step(self) -> int | None:

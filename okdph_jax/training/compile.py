@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
 from okdph_jax.core import Batch
 from okdph_jax.methods.protocol import Method, Metrics
 from okdph_jax.runtime import host, memory
+from okdph_jax.training import stack
 from okdph_jax.training.step import (
   Augment,
   State,
@@ -25,7 +27,7 @@ from okdph_jax.training.step import (
 )
 
 Parts = Callable[[Any], tuple[Method, optax.GradientTransformation]]
-Batches = tuple[Batch, ...]  # of the steps to make
+Batches = tuple[Any, ...]  # of the steps to make: a `Batch`, or one for each of several runs
 Advanced = tuple[State, tuple[Metrics, ...]]  # the state after them, the metrics of each
 Advance = Callable[[State, Batches, Key[Array, ""]], Advanced]
 
@@ -62,9 +64,10 @@ class Ahead:
       traced = self._jitted.trace(*arguments)
       return traced, traced.lower().compile()
 
-    future = thread.submit(work)
-    self._programs[self._size_of(*arguments)] = future
-    return future
+    size = self._size_of(*arguments)
+    if size not in self._programs:
+      self._programs[size] = thread.submit(work)
+    return self._programs[size]
 
   def program(self, *arguments: Any) -> Any:
     """What runs for arguments of these sizes, a `jax.stages.Compiled`."""
@@ -93,42 +96,51 @@ def compile_steps(
   of the compiled step, so that a run with others finds it in the compilation cache. shapes:
   {size: Batch} of shapes with shardings, the full batch first. The state lies on the devices of
   `key`, see `host.layout`. options: of `train_step`.
+
+  Where keys are [S], S runs are one program: their state is stacked, but for its step, and
+  `advance` takes a tuple of S batches for each step and gives metrics [S]; see `stack`.
   """
   began = time.monotonic()
   full, *short = shapes
-  place: Any = key.sharding
+  lies: Any = key.sharding
+  mesh = lies.mesh
+  place = NamedSharding(mesh, PartitionSpec())
   given, step = with_arguments(parts, numbers, augment, **options)
   given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
+  batches: dict[int, Any] = dict(shapes)  # of all runs
 
   def initial(key):
     return without_sums(*parts(numbers), augment=augment, batch=shapes[full], key=key)
 
+  if key.ndim:
+    initial, step = jax.vmap(initial, out_axes=stack.AXES), stack.over_runs(step)
+    batches = {size: (batch,) * key.size for size, batch in shapes.items()}
   state = jax.jit(
     initial,
-    out_shardings=host.layout(lambda: jax.eval_shape(initial, key), place.mesh),
+    out_shardings=host.layout(lambda: jax.eval_shape(initial, key), mesh),
     compiler_options=host.fast_compile_options(),
   )(key)
-  zeros = zero_sums(functools.partial(step, given), state, shapes[full], key)
+  zeros = zero_sums(functools.partial(step, given), state, batches[full], key)
   state = state.replace(sums=jax.jit(lambda: zeros, out_shardings=place)())
   jitted = jax.jit(
     in_turn(step),
     donate_argnums=1,
-    out_shardings=(host.layout(lambda: state, place.mesh), place),
+    out_shardings=(host.layout(lambda: state, mesh), place),
     compiler_options=host.compiler_options(),
   )
   steps = Ahead(jitted, size_of=lambda given, state, batches, key: shape_of(batches))
-  compiled = steps.compile(thread, given, state, (shapes[full],) * per_dispatch, key)
+  compiled = steps.compile(thread, given, state, (batches[full],) * per_dispatch, key)
   compiled.result()
   memory.return_freed()
   seconds = time.monotonic() - began
   like = abstract(state)
   if per_dispatch > 1:
-    compiled = steps.compile(thread, given, like, (shapes[full],), key)
+    compiled = steps.compile(thread, given, like, (batches[full],), key)
   for size in short:
-    steps.compile(thread, given, like, (shapes[size],), key)
-  arguments = given, like, shapes[full], key
+    steps.compile(thread, given, like, (batches[size],), key)
+  arguments = given, like, batches[full], key
   flops = thread.submit(
-    lambda: per_image(flops_of(compiled.result()[0], step, *arguments), full)
+    lambda: per_image(flops_of(compiled.result()[0], step, *arguments), full * key.size)
   )
   return Compiled(state, functools.partial(steps, given), flops, seconds)
 
@@ -174,7 +186,12 @@ def in_turn(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Advance
 
 def shape_of(batches: Batches) -> tuple[int, int]:
   """(how many, images in each)."""
-  return len(batches), len(batches[0].label)
+  return len(batches), images(batches[0])
+
+
+def images(batch: Batch | tuple[Batch, ...]) -> int:
+  """How many there are in the batch of a run; where it is one for each of several, in one."""
+  return len((batch if isinstance(batch, Batch) else batch[0]).label)
 
 
 def abstract(tree: PyTree) -> PyTree:

@@ -24,7 +24,16 @@ Measured = dict[str, dict[str, float]]  # {split: {reader: number}}
 Count = Callable[[Learner, Batch, Bool[Array, " B"], Key[Array, ""]], dict[str, Any]]
 
 
+def counted_ahead(experiment: Any) -> Ahead:
+  """The `counter` of an experiment, compiled for each size before it is needed."""
+  return Ahead(
+    counter(experiment.method, experiment.test_view),
+    size_of=lambda learner, batch, mask, key: len(mask),
+  )
+
+
 def evaluator(
+  count: Ahead,
   dataset: Dataset,
   experiment: Any,
   batch: Callable[[int], Batch],
@@ -35,15 +44,12 @@ def evaluator(
 ) -> Callable[[Learner], tuple[Measured, Measured, Learner]]:
   """Builds `measure(learner) -> (accuracy, cross-entropy, what was evaluated)`.
 
-  batch: of a training step, for methods that use training data before an evaluation.
+  count: see `counted_ahead`. batch: of a training step, for methods that use training data
+  before an evaluation.
   `learner` gives shapes and shardings, for which `thread` compiles. `measure` raises
   `Interrupted` once `interrupted()` holds.
   """
   place: Any = key.sharding
-  count = Ahead(
-    counter(experiment.method, experiment.test_view),
-    size_of=lambda learner, batch, mask, key: len(mask),
-  )
   augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
   splits = {"test": dataset.test}
   if dataset.validation:
@@ -53,9 +59,8 @@ def evaluator(
   sizes = {}
   for name, split in splits.items():
     size = -(-min(EVALUATION_BATCH, len(split)) // place.mesh.size) * place.mesh.size
-    if size not in sizes.values():
-      shapes = split.padded_shapes(size, mesh=place.mesh)
-      count.compile(thread, abstract(learner), *shapes, jax.random.fold_in(key_test, 0))
+    shapes = split.padded_shapes(size, mesh=place.mesh)
+    count.compile(thread, abstract(learner), *shapes, jax.random.fold_in(key_test, 0))
     sizes[name] = size
 
   def until_interrupted(batches):

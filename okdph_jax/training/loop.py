@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
@@ -19,10 +22,11 @@ from okdph_jax.runtime import distributed, host, memory
 from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
-from okdph_jax.training.compile import Advance, background, compile_steps
-from okdph_jax.training.evaluate import Measured, evaluator
+from okdph_jax.training.compile import Advance, background, compile_steps, images
+from okdph_jax.training.evaluate import Measured, counted_ahead, evaluator
 from okdph_jax.training.feed import feed
 from okdph_jax.training.progress import Progress
+from okdph_jax.training.stack import Stack
 from okdph_jax.training.step import State
 from okdph_jax.training.timer import StepTimer
 
@@ -32,33 +36,55 @@ if TYPE_CHECKING:  # plain training needs no ml_collections
 PREDICT_AFTER = 20  # steps, once nothing compiles beside them, that tell how long the run takes
 
 
+class Job(NamedTuple):
+  """A run to be trained."""
+
+  config: ConfigDict
+  run: Any  # an `okdph_jax.Run`
+  dataset: Dataset
+
+
+class Diverged(FloatingPointError):
+  """The loss became NaN or infinite."""
+
+  def __init__(self, message: str, runs: Sequence[Any]):
+    super().__init__(message)
+    self.runs = runs  # whose loss it is
+
+
 def train(
-  config: ConfigDict,
-  run: Any,
-  dataset: Dataset,
+  jobs: Sequence[Job],
   experiment: Any,
   interrupted: Callable[[], bool],
   extended: dict[str, Any],
 ) -> float | None:
   """Trains to the end, from the latest checkpoint or the start: FLOPs of a step per image.
 
-  run: an `okdph_jax.Run`. experiment: what `experiment.build` makes of the config.
+  jobs: one run, or several that differ in their seeds alone, which become one program.
+  experiment: what `experiment.build` makes of the config.
   interrupted: whether to stop as soon as possible, with a checkpoint and `Interrupted`.
   extended: entries for the lines of a run that is extended.
   """
+  config, views = jobs[0].config, experiment.method.views
   mesh = host.mesh(config.devices, config.student_groups)
   place = NamedSharding(mesh, PartitionSpec())
-  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=place)()
-  fed = feed(config, dataset, experiment.augment, experiment.method.views, mesh)
-  with (
-    background() as thread,
-    run.checkpoints() as checkpoints,
-    logbook.Logbook(run) as book,
-  ):
-    program = experiment.parts, experiment.numbers, fed.augment
+  seeds = [job.config.seed for job in jobs]
+  keys = [jax.jit(lambda s=s: jax.random.key(s), out_shardings=place)() for s in seeds]
+  feeds = [feed(job.config, job.dataset, experiment.augment, views, mesh) for job in jobs]
+  if len(jobs) == 1:
+    key, batch = keys[0], feeds[0].batch
+  else:
+    key = jax.jit(lambda *keys: jnp.stack(keys), out_shardings=place)(*keys)
+    batch = lambda step: tuple(fed.batch(step) for fed in feeds)  # noqa: E731
+  stack = Stack.of(len(jobs), place)
+  with background() as thread, contextlib.ExitStack() as opened:
+    checkpoints = [opened.enter_context(job.run.checkpoints()) for job in jobs]
+    books = [opened.enter_context(logbook.Logbook(job.run)) for job in jobs]
+    common = common_step(jobs, checkpoints)
+    program = experiment.parts, experiment.numbers, feeds[0].augment
     compiled = compile_steps(
       *program,
-      fed.shapes,
+      feeds[0].shapes,
       key,
       thread,
       per_dispatch=config.steps_per_dispatch,
@@ -66,25 +92,34 @@ def train(
     )
     print(f"compiled in {compiled.seconds:.1f} s", flush=True)
     stop_before_the_first_step(interrupted)
-    state = checkpoints.restore(compiled.state) or compiled.state
+    one = stack.split(compiled.state)[0]
+    states = restored(jobs, checkpoints, one, common)
+    state = compiled.state if states is None else stack.join(states)
+    count = counted_ahead(experiment)
+    members = [
+      Member(
+        run=job.run,
+        measure=evaluator(
+          count, job.dataset, experiment, fed.images, key, one.learner, interrupted, thread
+        ),
+        checkpoints=saved,
+        book=book,
+      )
+      for job, fed, key, saved, book in zip(jobs, feeds, keys, checkpoints, books, strict=True)
+    ]
     step = int(state.step)
     with Progress(step, experiment.steps) as progress:
-      measure = evaluator(
-        dataset, experiment, fed.images, key, state.learner, interrupted, thread
-      )
       session = Session(
         config=config,
-        run=run,
+        members=members,
+        stack=stack,
         experiment=experiment,
         extended=extended,
         key=key,
-        batch=fed.batch,
+        batch=batch,
         advance=compiled.advance,
-        measure=measure,
         all_compiled=thread.submit(memory.return_freed).done,  # the last thing that it does
         interrupted=interrupted,
-        checkpoints=checkpoints,
-        book=book,
         progress=progress,
         state=state,
         step=step,
@@ -105,22 +140,63 @@ def train(
     return compiled.flops.result()
 
 
+def common_step(jobs: Sequence[Job], checkpoints: Sequence[Checkpoints]) -> int | None:
+  """The latest step of which all runs have a checkpoint; None where none has any."""
+  steps = [saved.steps for saved in checkpoints]
+  common = set.intersection(*steps)
+  if any(steps) and not common:
+    raise apart(jobs, [max(own, default=0) for own in steps])
+  return max(common, default=None)
+
+
+def restored(
+  jobs: Sequence[Job], checkpoints: Sequence[Checkpoints], state: State, until: int | None
+) -> list[State] | None:
+  """The states on disk, at one step, see `Checkpoints.restore`; None where there is none."""
+  states = [saved.restore(state, until) for saved in checkpoints]
+  found = [state for state in states if state is not None]
+  if not found:
+    return None
+  steps = [0 if state is None else int(state.step) for state in states]
+  if len(set(steps)) > 1:  # some were damaged
+    raise apart(jobs, steps)
+  for saved in checkpoints:
+    saved.discard_after(steps[0])
+  return found
+
+
+def apart(jobs: Sequence[Job], steps: Sequence[int]) -> ValueError:
+  """What to do with runs whose latest checkpoints are of different steps."""
+  where = (f"{job.run.path} at {step}" for job, step in zip(jobs, steps, strict=True))
+  return ValueError(
+    "runs that are trained together have to be at one step, and these are not: "
+    f"{', '.join(where)}; train them one by one"
+  )
+
+
+class Member(NamedTuple):
+  """A run of those that a session trains."""
+
+  run: Any
+  measure: Callable[[Learner], tuple[Measured, Measured, Learner]]  # see `evaluator`
+  checkpoints: Checkpoints
+  book: logbook.Logbook
+
+
 @dataclasses.dataclass
 class Session:
   """What the loop does at its stops; `state` and `step` are where it is."""
 
   config: ConfigDict
-  run: Any
+  members: Sequence[Member]  # one run, or several as one program
+  stack: Stack
   experiment: Any
   extended: dict[str, Any]
-  key: Key[Array, ""]
-  batch: Callable[[int], Batch]  # of a step
+  key: Key[Array, " *runs"]
+  batch: Callable[[int], Batch | tuple[Batch, ...]]  # of a step
   advance: Advance
-  measure: Callable[[Learner], tuple[Measured, Measured, Learner]]  # see `evaluator`
   all_compiled: Callable[[], bool]  # whether the steps have the machine to themselves
   interrupted: Callable[[], bool]
-  checkpoints: Checkpoints
-  book: logbook.Logbook
   progress: Progress
   state: State
   step: int
@@ -133,28 +209,42 @@ class Session:
     self._forecast_at = None  # the step; unknown while programs compile beside the steps
     self._logged = []  # (step, metrics on the device) since the last look
     self._stride = 1  # steps to the next look
+    self._seconds = [0.0] * len(self.members)  # of each run before this session
 
   def begin(self) -> None:
     """Brings the files to the step of the checkpoint; evaluates it where that is missing."""
-    missing = self.step and self.due() and int(self.state.sums["steps"])
-    with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
-      self.run.cut_after(self.step, evaluated=not missing)
-    lines = self.run.lines
-    lost = {*range(0, self.step + 1, self._evaluate_every)} - {0, *(x["step"] for x in lines)}
-    missing = missing or self.step in lost
-    if earlier := sorted(lost - {self.step}):
-      self.progress.say(
-        f"metrics.jsonl has lost {len(earlier)} evaluations, of steps {earlier[0]} to "
-        f"{earlier[-1]}: the result is made of the others"
-      )
-    self.timer = StepTimer(lines[-1]["seconds"] if lines else 0.0)
+    states = self.stack.split(self.state)
+    missing = [i for i, state in enumerate(states) if self.resume(i, state)]
+    self.timer = StepTimer()
     if self.step:
       self.progress.say(f"going on from step {self.step}")
     else:
       self.keep_snapshot()
     if missing:
-      self.evaluate()
+      self.evaluate(missing)
     self.timer.start()
+
+  def resume(self, i: int, state: State) -> bool:
+    """Brings the files of a run to this state; whether its evaluation is missing."""
+    run = self.members[i].run
+    missing = bool(self.step and self.due() and int(state.sums["steps"]))
+    with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
+      run.cut_after(self.step, evaluated=not missing)
+    lines = run.lines
+    lost = {*range(0, self.step + 1, self._evaluate_every)} - {0, *(x["step"] for x in lines)}
+    if earlier := sorted(lost - {self.step}):
+      self.say(
+        i,
+        f"metrics.jsonl has lost {len(earlier)} evaluations, of steps {earlier[0]} to "
+        f"{earlier[-1]}: the result is made of the others",
+      )
+    self._seconds[i] = lines[-1]["seconds"] if lines else 0.0
+    return missing or self.step in lost
+
+  def say(self, i: int, line: str) -> None:
+    """A line about a run, which is named where there are others."""
+    name = f"{self.members[i].run.path.name}: " if len(self.members) > 1 else ""
+    self.progress.say(name + line)
 
   def due(self) -> bool:
     """Whether this is a step to evaluate."""
@@ -177,18 +267,18 @@ class Session:
       self.state, metrics = self.advance(self.state, batches, self.key)
       for batch, own in zip(batches, metrics, strict=True):
         self.step += 1
-        self.timer.count(len(batch.label))
+        self.timer.count(images(batch))
         if self.config.log_every_steps and self.step % self.config.log_every_steps == 0:
           self._logged.append((self.step, own))
 
   def look(self) -> None:
-    """Waits for the steps so far and shows the loss; FloatingPointError if it is not finite."""
+    """Waits for the steps so far and shows the loss; `Diverged` if it is not finite."""
     self.log_training()
     means = self.mean_metrics()
     self._looked = self.step
     self.timer.tick()
     self._stride = distributed.broadcast_from_leader(self.timer.look_every())
-    speed = self.timer.images_per_second()
+    speed = len(self.members) * self.timer.images_per_second()
     self.progress.update(self.step, **means, images_per_second=speed)
     self.forecast()
     if self._snapshot_every and self.step % self._snapshot_every == 0:
@@ -198,26 +288,35 @@ class Session:
     """Writes what `config.log_every_steps` asks for, before a checkpoint of the same step."""
     if self._logged:
       epoch, steps = self.experiment.epoch_steps, jax.device_get(self._logged)
-      self.book.append_training((step, step / epoch, losses(sums)) for step, sums in steps)
+      for i, member in enumerate(self.members):
+        own = (
+          (step, {n: np.atleast_1d(x)[i] for n, x in sums.items()}) for step, sums in steps
+        )
+        member.book.append_training((step, step / epoch, losses(sums)) for step, sums in own)
       self._logged.clear()
 
   def mean_metrics(self) -> dict[str, float]:
-    """Loss and accuracy, means since the last evaluation, or FloatingPointError."""
-    sums, step = self.state.sums, self.step
-    loss, accuracy, steps = (float(sums[name]) for name in ("loss", "accuracy", "steps"))
-    if math.isfinite(loss):
-      return {"loss": loss / max(steps, 1), "accuracy": accuracy / max(steps, 1)}
-    kept = self.checkpoints.latest_step
-    rate = float(self.experiment.schedule(step - 1))
-    raise FloatingPointError(
-      f"the loss became NaN or infinite between steps {self._looked} and {step}, at learning "
-      f"rate {rate:g}; lower config.learning_rate (or omega and beta) and start in another "
-      "--workdir; "
+    """Loss and accuracy, means since the last evaluation and over the runs, or `Diverged`."""
+    names = ("loss", "accuracy", "steps")
+    loss, accuracy, steps = (
+      np.atleast_1d(self.state.sums[name]).astype(float) for name in names
+    )
+    if np.isfinite(loss).all():
+      means = {"loss": loss / np.maximum(steps, 1), "accuracy": accuracy / np.maximum(steps, 1)}
+      return {name: float(mean.mean()) for name, mean in means.items()}
+    lost = [m for m, x in zip(self.members, loss, strict=True) if not math.isfinite(x)]
+    kept, rate = lost[0].checkpoints.latest_step, float(self.experiment.schedule(self.step - 1))
+    whose = f" of {', '.join(m.run.path.name for m in lost)}" if len(self.members) > 1 else ""
+    raise Diverged(
+      f"the loss{whose} became NaN or infinite between steps {self._looked} and {self.step}, "
+      f"at learning rate {rate:g}; lower config.learning_rate (or omega and beta) and start in "
+      "another --workdir; "
       + (
         f"the last good checkpoint, of step {kept}, is kept"
         if kept
         else "there is no checkpoint"
-      )
+      ),
+      [m.run for m in lost],
     )
 
   def forecast(self) -> None:
@@ -237,31 +336,43 @@ class Session:
 
   def stop_if_interrupted(self) -> None:
     if self.interrupted():
+      paths = [str(member.run.path) for member in self.members]
+      several = len(paths) > 1
+      have = "have a checkpoint each" if several else "has a checkpoint"
       raise Interrupted(
-        f"interrupted: {self.run.path} has a checkpoint; the same command resumes the run"
+        f"interrupted: {', '.join(paths)} {have}; the same command resumes the run"
+        + "s" * several
       )
 
-  def evaluate(self) -> None:
-    """Measures, writes the line and its checkpoint, and resets the sums."""
-    accuracy, nll, evaluated = self.measure(self.state.learner)
-    line = self.book.append(
-      step=self.step,
-      epoch=self.step / self.experiment.epoch_steps,
-      learning_rate=float(self.experiment.schedule(self.step - 1)),
-      losses=losses(self.state.sums),
-      accuracy=accuracy,
-      cross_entropy=nll,
-      seconds=self.timer.seconds(),
-      images_per_second=self.timer.images_per_second(),
-      **self.extended,
-    )
-    self.state = self.state.replace(
-      sums=jax.tree.map(lambda x: x * 0, self.state.sums),
-      # what was estimated for this evaluation is in the checkpoint, to be loaded
-      learner=self.state.learner.replace(memory=evaluated.memory),
-    )
-    self.save(logbook.best_single(line, self.experiment.single)[0])
-    self.progress.say(readable(line))
+  def evaluate(self, which: Sequence[int] | None = None) -> None:
+    """Measures, writes the lines and their checkpoints, and resets the sums; `which` runs."""
+    states = self.stack.split(self.state)
+    which = range(len(states)) if which is None else which
+    measured = {i: self.members[i].measure(states[i].learner) for i in which}
+    lines = {}
+    for i, (accuracy, nll, evaluated) in measured.items():
+      state = states[i]
+      lines[i] = self.members[i].book.append(
+        step=self.step,
+        epoch=self.step / self.experiment.epoch_steps,
+        learning_rate=float(self.experiment.schedule(self.step - 1)),
+        losses=losses(state.sums),
+        accuracy=accuracy,
+        cross_entropy=nll,
+        seconds=self._seconds[i] + self.timer.seconds(),
+        images_per_second=self.timer.images_per_second(),
+        **self.extended,
+      )
+      states[i] = state.replace(
+        sums=jax.tree.map(lambda x: x * 0, state.sums),
+        # what was estimated for this evaluation is in the checkpoint, to be loaded
+        learner=state.learner.replace(memory=evaluated.memory),
+      )
+    self.state = self.stack.join(states)
+    single = self.experiment.single
+    self.save({i: logbook.best_single(line, single)[0] for i, line in lines.items()})
+    for i, line in lines.items():
+      self.say(i, readable(line))
     self.timer.start()
 
   def save_now_and_then(self) -> None:
@@ -271,12 +382,17 @@ class Session:
       self.save()
       self.timer.saved()
 
-  def save(self, accuracy: float | None = None) -> None:
-    self.checkpoints.save(self.step, self.state, accuracy)
+  def save(self, accuracies: Mapping[int, float] | None = None) -> None:
+    """Saves every run, or those that were evaluated, with their accuracies."""
+    for i, state in enumerate(self.stack.split(self.state)):
+      if accuracies is None or i in accuracies:
+        accuracy = None if accuracies is None else accuracies[i]
+        self.members[i].checkpoints.save(self.step, state, accuracy)
 
   def keep_snapshot(self) -> None:
     if self.config.snapshots:
-      self.run.snapshot(self.step, self.state.learner)
+      for member, state in zip(self.members, self.stack.split(self.state), strict=True):
+        member.run.snapshot(self.step, state.learner)
 
 
 def losses(sums: Metrics) -> dict[str, float]:

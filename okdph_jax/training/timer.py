@@ -9,11 +9,10 @@ RECENT = 20  # looks whose steps tell how long a step takes
 
 
 class StepTimer:
-  """How fast the training steps go, evaluations left out, and how long the run has taken."""
+  """How fast the training steps go, evaluations left out, and how long this has taken."""
 
-  def __init__(self, seconds_before: float):
+  def __init__(self):
     self._began = self._saved = time.monotonic()
-    self._before = seconds_before
     self._uncounted = 0  # steps since the last tick
     self._recent = collections.deque(maxlen=RECENT)  # (steps, seconds) between two ticks
     self.start()
@@ -38,8 +37,8 @@ class StepTimer:
     self._recent.clear()
 
   def seconds(self) -> float:
-    """Since the run began, the sessions before this one included."""
-    return self._before + time.monotonic() - self._began
+    """Since this session began."""
+    return time.monotonic() - self._began
 
   def images_per_second(self) -> float:
     return self._images / self._lap if self._lap else math.nan
