@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from okdph_jax import data, hybridization, methods, models, views
   from okdph_jax.experiment.config import load_config
   from okdph_jax.experiment.evaluation import evaluate
-  from okdph_jax.experiment.fit import fit
+  from okdph_jax.experiment.fit import fit, fit_seeds
   from okdph_jax.run import Run, load
   from okdph_jax.runtime.signals import Interrupted
   from okdph_jax.trained_network import TrainedNetwork
@@ -33,6 +33,7 @@ __all__ = [
   "data",
   "evaluate",
   "fit",
+  "fit_seeds",
   "hybridization",
   "load",
   "load_config",
@@ -43,6 +44,7 @@ __all__ = [
 
 _MODULE = {  # of what is not a module itself
   "fit": "experiment.fit",
+  "fit_seeds": "experiment.fit",
   "load_config": "experiment.config",
   "load": "run",
   "evaluate": "experiment.evaluation",

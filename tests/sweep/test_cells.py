@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from okdph_jax.report import paper
-from okdph_jax.sweep.cells import read, select
+from okdph_jax.sweep.cells import arguments, read, select, stacked
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(file.stem for file in (ROOT / "configs" / "sweeps").glob("[!_]*.py"))
@@ -189,3 +189,21 @@ def test_a_file_that_is_no_sweep(tmp_path, text, says):
 def test_an_unknown_sweep_lists_those_there_are():
   with pytest.raises(ValueError, match="no sweep file tabel1; did you mean 'table1'"):
     read("tabel1", Path("root"))
+
+
+def test_the_seeds_of_a_config_go_together_where_they_are_at_one_step(file, tmp_path):
+  found = {cell.name: cell for cell in read(str(file), tmp_path, seeds=4)}
+  own = [cell for cell in found.values() if cell.entry == "own"]
+  assert [len(group) for group in stacked(own, 3)] == [3, 1]
+  together = arguments(own)
+  assert f"--workdir={tmp_path}/own-seed{{seed}}" in together
+  assert together[-1] == "--seeds=42,43,44,45"
+  assert not any(word.startswith("--config.seed=") for word in together)
+  for cell, steps in zip(own, ((), (2, 4), (1, 2), (6,)), strict=True):
+    for step in steps:
+      (cell.run.path / "checkpoints" / str(step)).mkdir(parents=True)
+  names = [[cell.config.seed for cell in group] for group in stacked(own, 9)]
+  assert names == [[42], [43, 44], [45]]
+  taught = [[c.name for c in g] for g in stacked([c for c in found.values() if c.teacher], 9)]
+  assert ["kd-seed42", "kd-seed43", "kd-seed44", "kd-seed45"] in taught  # by one teacher
+  assert ["self-seed42"] in taught
