@@ -235,7 +235,7 @@ def test_a_kill_between_two_saves_and_a_run_that_diverges_cost_the_others_time_a
   assert [Run(path).checkpoint_steps for path in paths] == [{2, 4}, {2}]
 
   def diverged(session):
-    assert session.step == 4 and set(map(len, (Run(path).lines for path in paths))) == {1}
+    assert session.step > 2 and [len(Run(path).lines) for path in paths] == [1, 1]
     sums = session.state.sums
     session.state = session.state.replace(sums=sums | {"loss": sums["loss"].at[0].set(jnp.nan)})
     look(session)
