@@ -134,7 +134,7 @@ def against(section: Section, style: Style, index: Mapping[Trial, int]) -> Chart
         dot = _dot(found, label, style, [*trials, *base], index, measure)
         dot["hovertemplate"] = "%{x:+.2f} points, " + f"{found.n} pairs<extra></extra>"
         traces.append(dot)
-  layout = _rows_layout(rows, f"difference to {section.baseline} [points]")
+  layout = _rows_layout(rows, "difference to the baseline [points]")
   layout["xaxis"] |= {"zeroline": True, "rangemode": "tozero"}
   return Chart(
     f"Difference to {section.baseline}",
