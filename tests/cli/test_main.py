@@ -183,7 +183,10 @@ ARRAYS = (D, "--config.data.name=arrays", "--config.data.dir=/nowhere/a.npz")
     ([D, "--config.data.fractoin=1"], ["did you mean 'data.fraction'"]),
     ([D, "--config.data={}"], ["config.data is a group of options"]),
     ([D, "--config.method.name=dlm"], ["dlm", "did you mean 'dml'"]),
-    ([D, "--config.method.name=kr", "--config.method.students=2"], ["kr trains one network"]),
+    (
+      [D, "--config.method.name=kr", "--config.method.students=2"],
+      ["kr trains a single network"],
+    ),
     (["--config=cifar10", "--config.method.students=5"], ["2, 3, 4 students", "config.views"]),
     ([D, "--config.data.test=train"], ["config.data.test and config.data.train"]),
     ([D, "--config.views=()"], ["config.views is empty"]),

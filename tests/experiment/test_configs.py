@@ -309,7 +309,7 @@ def test_documented_commands_build(arguments):
     ("cifar10.py:okdph,resnet32,two", "students is 'two'; it must be a whole number"),
     ("cifar10.py:okdph,resnet32,9", "2, 3, 4 students on cifar10, not for 9"),
     ("imagenet.py:okdph,resnet18,3", "2 students on imagenet2012, not for 3"),
-    ("cifar10.py:kr,resnet32,2", "kr trains one network"),
+    ("cifar10.py:kr,resnet32,2", "kr trains a single network"),
     ("cifar10.py:base,resnet32,0", "students is 0"),
     ("cifar10.py:okdhp", "did you mean 'okdph'"),
     ("cifar10.py:okdph,vgg16,2,cifar100", "METHOD,NETWORK,STUDENTS"),

@@ -472,7 +472,7 @@ def test_kr_starts_uniform_or_from_distances():
   table = residual_labels(distances, K)
   assert table.shape == (K, K - 1) and table[0, 0] > table[0, 1] > table[0, 2]
   np.testing.assert_allclose([table.mean(), table.std()], [0, 1], atol=1e-6)
-  with pytest.raises(ValueError, match=r"\(2, 3\); 4 classes"):
+  with pytest.raises(ValueError, match=r"shape \[2, 3\]; it must be \[4, 4\]"):
     METHODS["kr"](context(), distances=np.zeros((2, 3)))
 
 

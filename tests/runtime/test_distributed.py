@@ -203,7 +203,7 @@ def test_what_breaks_at_run_time_is_told_where_it_is_known(monkeypatch, capsys, 
   monkeypatch.setattr("okdph_jax.experiment.fit.fit", greedy)
   assert main(["--config=configs/digits.py", f"--workdir={tmp_path}"]) == 1
   said = capsys.readouterr().err
-  assert "not enough memory" in said and "batch_size" in said and said.count("\n") == 1
+  assert "a device ran out of memory" in said and "batch_size" in said and said.count("\n") == 1
   assert "lost a process" in at_run_time(jax.errors.JaxRuntimeError("Gloo"), True)
   assert at_run_time(jax.errors.JaxRuntimeError("a mistake"), False) is None
   assert at_run_time(RuntimeError("a mistake"), True) is None

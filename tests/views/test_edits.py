@@ -131,5 +131,7 @@ def test_an_unknown_op_is_named():
 
 
 def test_images_of_two_channels_are_refused():
-  with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
+  with pytest.raises(
+    ValueError, match="have 2 channels; RandAugment and AutoAugment need 1 or 3"
+  ):
     edits.apply(np.zeros((4, 4, 2), np.uint8), edits.Edit())
