@@ -25,7 +25,7 @@ def test_a_resume_with_other_convolutions_says_so(tmp_path, monkeypatch, capsys)
   config, written = load_config("digits").to_dict(), environment()
 
   def resume():
-    fit.same_run(Run(tmp_path), config, None)
+    fit.same_run(Run(tmp_path), config, None, environment())
     return capsys.readouterr().out
 
   Run(tmp_path).write_record(config, written)

@@ -20,7 +20,7 @@ def wait(monkeypatch):
 
 
 def test_the_time_of_a_step_is_that_of_recent_ones(wait):
-  clock = timer.StepTimer(seconds_before=7.0)
+  clock = timer.StepTimer()
   assert math.isnan(clock.step_seconds())
 
   def steps(looks, count, seconds):
@@ -39,7 +39,7 @@ def test_the_time_of_a_step_is_that_of_recent_ones(wait):
   steps(1, count=2, seconds=0.25)
   assert clock.step_seconds() == pytest.approx(0.25) and clock.look_every() == 4
   assert clock.images_per_second() == pytest.approx(40)
-  assert clock.seconds() == pytest.approx(7 + 3 + 2 + 50 + 0.5)
+  assert clock.seconds() == pytest.approx(3 + 2 + 50 + 0.5)
   steps(timer.RECENT, count=1, seconds=0.1)
   assert clock.step_seconds() == pytest.approx(0.1)
 
