@@ -8,7 +8,6 @@ Operations that XLA has fused count as the last of them. Threads also wait for e
 they add something over the devices, which is not computing. Run it while nothing else does.
 """
 
-import argparse
 import collections
 import glob
 import re
@@ -16,7 +15,7 @@ import tempfile
 
 from tabulate import tabulate
 
-from benchmarks.train_step import compiled, known, problem, stepping
+from benchmarks.train_step import compiled, known, problem, problem_parser, stepping
 from okdph_jax.runtime import host, memory
 
 STEPS = 3
@@ -42,11 +41,7 @@ KINDS = [  # (name, what is found in the operation's line in the compiled progra
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--network", default="resnet32")
-  parser.add_argument("--students", type=int, default=2)
-  parser.add_argument("--batch", type=int, default=128, help="images per step")
-  parser.add_argument("--size", type=int, default=32, help="pixels along a side of an image")
+  parser = problem_parser(__doc__)
   args = parser.parse_args()
   memory.keep_large_blocks()
   host.configure(batch=args.batch)

@@ -35,14 +35,10 @@ OF_SEEDS = "step of all seeds, views given"
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--network", default="resnet32")
-  parser.add_argument("--students", type=int, default=2)
-  parser.add_argument("--batch", type=int, default=128, help="images per step")
+  parser = problem_parser(__doc__)
   parser.add_argument("--seeds", type=int, default=1, help="runs that are one program")
   parser.add_argument("--rounds", type=int, default=4, help="turns of each worker")
   parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
-  parser.add_argument("--size", type=int, default=32, help="pixels along a side of an image")
   parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
   parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # without parts
   args = parser.parse_args()
@@ -50,6 +46,16 @@ def main():
     return work(args)
   known(parser, args.network)
   compare(args)
+
+
+def problem_parser(text):
+  """A parser of what `problem` needs; the first line of `text` describes the program."""
+  parser = argparse.ArgumentParser(description=text.splitlines()[0])
+  parser.add_argument("--network", default="resnet32")
+  parser.add_argument("--students", type=int, default=2)
+  parser.add_argument("--batch", type=int, default=128, help="images per step")
+  parser.add_argument("--size", type=int, default=32, help="pixels along a side of an image")
+  return parser
 
 
 def known(parser, *networks):
