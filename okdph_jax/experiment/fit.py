@@ -72,7 +72,8 @@ def fit_seeds(
       results = fit_seeds(configs, [f"runs/okdph-seed{s}" for s in seeds])
 
   Raises:
-    As `fit`; FloatingPointError says whose loss it is.
+    ValueError, OSError, Interrupted: as `fit`.
+    FloatingPointError: as `fit`; it says whose loss it is.
   """
   with prepared(configs) as (several, interrupted):
     check_alike(several, workdirs)
