@@ -6,14 +6,13 @@ Reading config, metrics and result needs no JAX: reports use it where JAX is not
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from okdph_jax import files
+from okdph_jax import files, saved_config
 
 if TYPE_CHECKING:  # they import JAX
   from flax import linen as nn
@@ -63,31 +62,6 @@ TRAINING = "training.jsonl"
 
 LAST, BEST_VALIDATION, BEST_TEST = WHICH = ("last", "best-validation", "best-test")
 
-# Options that do not affect results; a run may be resumed with other values.
-MAY_DIFFER = {"data.dir", "checkpoint_every_minutes", "log_every_steps"}
-
-# Options of where and how a run computes, which affect at most the last bits of its results; a
-# run may be resumed with other values, and prints that they changed.
-LAST_BITS = {"devices", "student_groups", "steps_per_dispatch", "views_on"}
-
-# Options that were added to configs later, with the values that all earlier runs had.
-ADDED = {
-  "network_options": {},
-  "init_from": "",
-  "teacher_network": "",
-  "test_view": "plain",
-  "log_every_steps": 0,
-  "accumulate": 1,
-  "batch_norm_images": None,
-  "compute": "float32",
-  "views_on": "device",
-  "nesterov": False,
-  "student_groups": 1,
-  "steps_per_dispatch": 1,
-}
-ADDED_DATA = {"seed": 42, "normalise_as": ""}
-ADDED_METHOD = {"okdph": {"hybrid_teaches": True}}
-
 
 class Result(NamedTuple):
   """A finished run."""
@@ -135,7 +109,7 @@ class Run:
   def config(self) -> dict[str, Any] | None:
     """The resolved config as plain data; None if there is no run."""
     record = self.record
-    return record and completed(record["config"])
+    return record and saved_config.completed(record["config"])
 
   def require_config(self) -> dict[str, Any]:
     """`config`, or ValueError, in one line, if there is no run."""
@@ -457,53 +431,6 @@ def parse_reference(text: str, option: str) -> tuple[Run, str | None, str | None
       "first, or name another run"
     )
   return run, reader, which
-
-
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """["data.fraction: 1.0 -> 0.5", ...]: the options in which two configs differ.
-
-  If there are none, a run of the old config may be resumed with the new one: the options of
-  `MAY_DIFFER` and `LAST_BITS` are ignored. A single view equals a copy of it for each network,
-  and tuples equal lists, because JSON has no tuples.
-  """
-  old, new = flat(completed(old)), flat(completed(new))
-  for config in (old, new):
-    if len(set(config.get("views", ()))) == 1:
-      config["views"] = config["views"][:1]
-  keys = sorted((old.keys() | new.keys()) - MAY_DIFFER - LAST_BITS)
-
-  def show(config, key):
-    return json.dumps(config[key]) if key in config else "absent"
-
-  return [
-    f"{key}: {show(old, key)} -> {show(new, key)}"
-    for key in keys
-    if show(old, key) != show(new, key)
-  ]
-
-
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config with the options that were added to configs after it was written."""
-  method = config.get("method", {})
-  return {
-    **ADDED,
-    **config,
-    "data": ADDED_DATA | config.get("data", {}),
-    "method": ADDED_METHOD.get(method.get("name"), {}) | method,
-  }
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-  """{"data": {"name": x}} -> {"data.name": x}, with values as JSON returns them."""
-  return dict(_items(json.loads(json.dumps(config))))
-
-
-def _items(config, prefix=""):
-  for key, value in config.items():
-    if isinstance(value, dict) and value:
-      yield from _items(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key, value
 
 
 def _is_leader():

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "okdph_jax"
 
 FLOORS = [  # from the lowest up; the rooms of one floor do not import each other
   ["core", "errors", "durations"],
-  ["schedules", "losses", "hybridization", "files", "runtime"],
+  ["schedules", "losses", "hybridization", "files", "saved_config", "runtime"],
   ["optimizers", "nn", "data", "views", "models"],
   ["methods", "trained_network"],
   ["training"],

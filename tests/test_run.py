@@ -16,7 +16,8 @@ from scipy.special import softmax
 from okdph_jax import data
 from okdph_jax.experiment.fit import fit
 from okdph_jax.main import parse
-from okdph_jax.run import Run, differing
+from okdph_jax.run import Run
+from okdph_jax.saved_config import differing
 from tests import runs
 
 OLD = {  # as version 0.1.0 wrote it at first: without the options added since

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from okdph_jax import durations
 from okdph_jax.errors import nearest, one_line, shown
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
-from okdph_jax.run import MAY_DIFFER
+from okdph_jax.saved_config import NO_EFFECT
 
 PACKAGE = Path(__file__).parents[1]
 GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
@@ -276,7 +276,7 @@ def run_name(spec: str, overrides: Overrides = ()) -> str:
   if not template:
     parts += [file.argument] if file.argument else [own["method.name"], own["network"]]
   parts.append(f"seed{config['seed']}")
-  named = MAY_DIFFER | {"seed"} | template.keys() & {"network"}
+  named = NO_EFFECT | {"seed"} | template.keys() & {"network"}
   changed = {k: v for k, v in config.items() if k not in named and own.get(k) != v}
   text = [f"{name.rpartition('.')[2]}{value}" for name, value in sorted(changed.items())]
   if len("-".join(text)) > 48 or not all(re.fullmatch(r"[\w.+-]+", part) for part in text):

@@ -16,13 +16,14 @@ from okdph_jax.errors import one_line
 from okdph_jax.experiment.build import Experiment, build, check_views
 from okdph_jax.experiment.config import check, flat, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
-from okdph_jax.run import LAST_BITS, Result, Run, completed, differing
+from okdph_jax.run import Result, Run
 from okdph_jax.runtime import distributed, host
 from okdph_jax.runtime.signals import (
   Interrupted,
   interruptible,
   stop_before_the_first_step,
 )
+from okdph_jax.saved_config import LAST_BITS, completed, differing
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import Diverged, Job, train
 

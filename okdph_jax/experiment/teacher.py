@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from okdph_jax.data import Dataset
 from okdph_jax.models import torchvision
 from okdph_jax.models.pretrained import Pretrained
-from okdph_jax.run import differing, parse_reference
+from okdph_jax.run import parse_reference
+from okdph_jax.saved_config import differing
 from okdph_jax.trained_network import TrainedNetwork
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from okdph_jax.experiment import paper as settings
-from okdph_jax.run import completed
+from okdph_jax.saved_config import completed
 
 
 class Cell(NamedTuple):

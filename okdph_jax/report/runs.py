@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from okdph_jax import durations
 from okdph_jax.experiment.paper import RELEASE, RELEASED_OTHERWISE
 from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, ERROR, LAST_BITS, MAY_DIFFER, RESULT, Run, completed, flat
+from okdph_jax.run import CONFIG, ERROR, RESULT, Run
+from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed, flat
 
 # Runs that differ in these alone are the same experiment.
-NOT_THE_EXPERIMENT = MAY_DIFFER | LAST_BITS | {"seed", "data.seed", "snapshots"}
+NOT_THE_EXPERIMENT = NO_EFFECT | LAST_BITS | {"seed", "data.seed", "snapshots"}
 # These name a group of rows, or the row itself.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
 ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run without JSON of ours

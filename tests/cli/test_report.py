@@ -13,7 +13,8 @@ from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, statistics, tables
 from okdph_jax.report.runs import Trial
 from okdph_jax.report.statistics import Interval
-from okdph_jax.run import Run, completed
+from okdph_jax.run import Run
+from okdph_jax.saved_config import completed
 from okdph_jax.training import logbook
 from tests.report.made import folder
 

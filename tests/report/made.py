@@ -1,7 +1,8 @@
 """Made-up runs, finished or not: trials in memory, and folders as a run writes them."""
 
 from okdph_jax.report.runs import Trial
-from okdph_jax.run import ADDED, Run
+from okdph_jax.run import Run
+from okdph_jax.saved_config import ADDED
 from okdph_jax.training import logbook
 
 READERS = ("student_0", "student_1", "hybrid", "ensemble")

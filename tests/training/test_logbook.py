@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from okdph_jax.run import Run, differing
+from okdph_jax.run import Run
+from okdph_jax.saved_config import differing
 from okdph_jax.training import logbook
 
 SINGLES = ("student_0", "student_1", "hybrid")
