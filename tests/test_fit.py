@@ -292,7 +292,7 @@ def test_lost_metrics_cost_their_lines_and_not_the_run(trained, tmp_path, lost, 
     metrics.write_text(texts[lost])
   result = fit(asked, run.path)
   said, lines = capsys.readouterr().out, runs.evaluations(run.path)
-  assert ("lost 1 evaluations, of steps 2 to 2" in said) == (lost in ("deleted", "emptied"))
+  assert ("lacks 1 evaluations, of steps 2 to 2" in said) == (lost in ("deleted", "emptied"))
   if lost == "its newline":
     assert lines == runs.evaluations(source.run.path)
   else:  # evaluated again; the losses since the line before are not known

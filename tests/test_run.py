@@ -270,7 +270,7 @@ def test_a_run_of_an_earlier_version_opens_and_goes_on(trained, tmp_path, capsys
   assert fit(config, old.path).numbers["readers"] == result.readers  # finished
   old.reopen()
   assert fit(config, old.path).readers == result.readers  # resumed
-  assert "going on from step" in capsys.readouterr().out
+  assert "resuming from step" in capsys.readouterr().out
   assert (old.path / "latest").exists() and old.class_names == ("ant", "bee", "cat")
 
 

@@ -183,6 +183,7 @@ def _check_source(source):
     labels = split.labels
     if not len(labels):
       raise ValueError(f"{source.place}: the {name} split has no images")
+    split.check_readable()
     if labels.max() == UNKNOWN:
       continue  # the labels are in records that are read later
     if labels.min() < 0 or labels.max() >= classes:

@@ -64,6 +64,9 @@ class Split:
     """(H, W, C)."""
     return self.images.shape[1:]
 
+  def check_readable(self) -> None:
+    """Raises ValueError, in one line, if no image can be decoded."""
+
   def first(self, count: int) -> UInt8[np.ndarray, "N H W C"]:
     """The first `count` images, as in evaluation."""
     return self.images[:count]
@@ -139,6 +142,9 @@ class StreamedSplit(Split):
   images: stream.Pictures
 
   streamed = True
+
+  def check_readable(self):
+    stream.check_readable(self.images)
 
   def first(self, count):
     return stream.sample(self.images, count)

@@ -240,6 +240,18 @@ def padded_stream(
   yield from _ahead(preparer.submit(entries, pad_to=batch_size) for entries in store)
 
 
+def check_readable(pictures: Pictures) -> None:
+  """Raises ValueError, in one line, if all images are corrupt."""
+  reason = None
+  for (entry,) in pictures.store.batches(pictures.chosen, 1):
+    try:
+      pictures.read(entry)
+      return
+    except ValueError as error:
+      reason = reason or error
+  raise ValueError(f"all {len(pictures)} images are corrupt, beginning with {reason}")
+
+
 def peek(pictures: Pictures, count: int, order: tuple[int, int] | None) -> list[Entry]:
   """The first `count` entries in the `order` (seed, epoch), or in canonical order."""
   return next(pictures.store.batches(pictures.chosen, count, order))

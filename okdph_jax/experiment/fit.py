@@ -1,4 +1,4 @@
-"""fit: from a config and a folder to a finished run."""
+"""`fit`: trains the run that a config describes, in a run directory."""
 
 import contextlib
 import importlib.metadata
@@ -34,8 +34,8 @@ def fit(
   """Trains networks as `config` says, or resumes the run in `workdir`; returns the `Result`.
 
   config: a ConfigDict, a file "configs/cifar10.py:okdph,resnet32", or a name
-  "cifar10:okdph,resnet32". Where there are several generations, the result is the last one's.
-  command: what was typed, which config.json keeps for reports.
+    "cifar10:okdph,resnet32". With several generations, the result is that of the last one.
+  command: the command line, recorded in config.json for reports.
 
       >>> result = fit(config, workdir)
       software ...
@@ -43,9 +43,9 @@ def fit(
       True
 
   Raises:
-    ValueError, OSError: in one line, for what cannot be run.
+    ValueError, OSError: in one line, if the run cannot be started.
     FloatingPointError: the loss became NaN or infinite.
-    Interrupted: SIGTERM or SIGINT stopped it; the same call resumes the run.
+    Interrupted: SIGTERM or SIGINT stopped the run; the same call resumes it.
   """
   with prepared([config]) as ([config], interrupted):
     for one, folder in generations(config, workdir):
@@ -59,14 +59,14 @@ def fit_seeds(
   *,
   command: str | None = None,
 ) -> list[Result]:
-  """`fit` of several runs that differ in their seeds alone, as one program.
+  """`fit` for several runs that differ only in their seeds, trained as one program.
 
-  Each run is in a folder of its own, as if it had been trained alone: the same draws of its
-  seed, the same numbers up to the order of sums, the same files. Any of them can go on alone,
-  or together with others that are at the same step; what is finished is left out. It pays on
-  accelerators whose kernels are short; on a CPU the runs are as fast one after another.
+  Each run has its own directory, with the same files and, up to rounding, the same results as
+  if it were trained alone. Each can be resumed alone, or together with others at the same step;
+  finished runs are skipped. This is faster on accelerators if the kernels of one run are short;
+  on a CPU it takes as long as one run after another.
 
-  configs: equal but for `seed`, and `data.seed` where their draws have as many images.
+  configs: equal except for `seed`, and `data.seed` if it draws equally many images.
 
       seeds = range(42, 47)
       configs = [load_config("cifar10:okdph,resnet32", [("seed", str(s))]) for s in seeds]
@@ -74,7 +74,7 @@ def fit_seeds(
 
   Raises:
     ValueError, OSError, Interrupted: as `fit`.
-    FloatingPointError: as `fit`; it says whose loss it is.
+    FloatingPointError: as `fit`; it names the runs.
   """
   with prepared(configs) as (several, interrupted):
     check_alike(several, workdirs)
@@ -85,7 +85,7 @@ def fit_seeds(
 def prepared(
   configs: Sequence[ConfigDict | str],
 ) -> Iterator[tuple[list[ConfigDict], Callable[[], bool]]]:
-  """(the checked configs, `interrupted`); within it this process is ready to train."""
+  """Prepares this process for training: (checked configs, `interrupted`)."""
   with interruptible() as interrupted:
     loaded = [load_config(config) for config in configs]
     for config in loaded:
@@ -101,21 +101,24 @@ def prepared(
 def check_alike(
   configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike[str]]
 ) -> None:
-  """A ValueError, in one line, for runs that cannot be one program."""
+  """Raises ValueError, in one line, for runs that cannot be trained as one program."""
   first = configs[0]
   if len(configs) != len({os.path.abspath(folder) for folder in workdirs}):
-    raise ValueError(f"{len(configs)} runs need as many folders; there are {workdirs}")
+    raise ValueError(
+      f"{len(configs)} runs need {len(configs)} different directories, not {workdirs}"
+    )
   for config in configs:
     for name, value in flat(config).items():
       if name not in ("seed", "data.seed") and value != flat(first).get(name):
         raise ValueError(
-          f"runs that are trained together differ in their seeds alone; config.{name} is "
+          f"runs that are trained together may differ only in their seeds; config.{name} is "
           f"{flat(first).get(name)} and {value}: train them one by one"
         )
   for name in ("generations", "student_groups"):
     if first[name] > 1:
       raise ValueError(
-        f"config.{name}={first[name]} is for a run alone: train the seeds one by one"
+        f"config.{name}={first[name]} does not work with several seeds in one program: train "
+        "the seeds one by one"
       )
   if jax.process_count() > 1:
     raise ValueError("a pod trains one run at a time: train the seeds one by one")
@@ -124,13 +127,11 @@ def check_alike(
 def generations(
   config: ConfigDict, workdir: str | os.PathLike[str]
 ) -> Iterator[tuple[ConfigDict, str | os.PathLike[str]]]:
-  """The runs, (config, folder), of a config: one, or as many as there are generations.
+  """Yields (config, folder) of each run: one, or one per generation of self-distillation.
 
-  Self-distillation (Born-Again Networks, Furlanello et al., ICML 2018, arXiv:1805.04770):
-  generation k starts afresh in workdir/generation_k, from a seed that follows from
-  `config.seed` and k so that no two runs of other seeds share it, and a network of generation
-  k - 1 teaches it. The first learns from `config.teacher`, or where there is none
-  from the labels alone.
+  Born-Again Networks (Furlanello et al., ICML 2018, arXiv:1805.04770): a network of generation
+  k - 1 teaches generation k, in workdir/generation_k. The first one learns from
+  `config.teacher`, or without it from the labels alone.
   """
   if config.generations == 1:
     yield config, workdir
@@ -146,7 +147,10 @@ def generations(
 
 
 def generation_seed(seed: int, k: int) -> int:
-  """The seed of generation k: `seed` itself at first, then a hash of both."""
+  """The seed of generation k: `seed` for the first, then a hash of both.
+
+  With seed + k, the generations of neighbouring seeds would share initial networks.
+  """
   return seed if k == 0 else int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
 
 
@@ -156,9 +160,9 @@ def run_together(
   interrupted: Callable[[], bool],
   command: str | None = None,
 ) -> list[Result]:
-  """One run, or several as one program, to their ends: the `Result` of each.
+  """Trains one run, or several as one program; the `Result` of each.
 
-  Each goes on from its latest checkpoint; what is finished is left out.
+  They are resumed from their latest checkpoints; finished runs are skipped.
   """
   left = []
   for config, run in zip(configs, runs, strict=True):
@@ -169,7 +173,7 @@ def run_together(
   if left:
     train_together(left, interrupted, command)
   results = [run.finished for run in runs]
-  assert all(results)  # they were written just now
+  assert all(results)  # they have just been written
   return [result for result in results if result]
 
 
@@ -178,7 +182,7 @@ def train_together(
   interrupted: Callable[[], bool],
   command: str | None,
 ) -> None:
-  """Trains these runs to their ends and writes their results."""
+  """Trains unfinished runs and writes their results."""
   with contextlib.ExitStack() as locks:
     for _, run in asked:
       locks.enter_context(run.locked())
@@ -232,10 +236,10 @@ def train_together(
 
 
 def with_data(asked: Sequence[tuple[ConfigDict, Run]]) -> list[Job]:
-  """The runs with their data, which are read once for all that have the same.
+  """The runs with their datasets. Runs with equal options share one.
 
   Raises:
-    ValueError: in one line, for data that cannot go through one program.
+    ValueError: in one line, if the datasets differ in size.
   """
   loaded: dict[str, data.Dataset] = {}
   for config, _ in asked:
@@ -245,19 +249,19 @@ def with_data(asked: Sequence[tuple[ConfigDict, Run]]) -> list[Job]:
   for other in others:
     if len(first.train) != len(other.train):
       raise ValueError(
-        f"the draws of config.data.seed have {len(first.train)} and {len(other.train)} images: "
-        "train the seeds one by one"
+        f"the data seeds draw {len(first.train)} and {len(other.train)} training images: train "
+        "the seeds one by one"
       )
   return [Job(config, run, loaded[repr(config.data.to_dict())]) for config, run in asked]
 
 
 def planned_together(asked: Sequence[tuple[ConfigDict, Run]]) -> int | None:
-  """`planned_epochs` of runs that have the same."""
+  """The `planned_epochs` of all runs; ValueError if they differ."""
   planned = {planned_epochs(config, run) for config, run in asked}
   if len(planned) > 1:
     raise ValueError(
-      f"runs that are trained together are extended together; these were planned for "
-      f"{', '.join(map(str, planned))} epochs: train them one by one"
+      "runs that are trained together must be extended from the same number of epochs, not "
+      f"{', '.join(map(str, planned))}: train them one by one"
     )
   return planned.pop()
 
@@ -265,7 +269,7 @@ def planned_together(asked: Sequence[tuple[ConfigDict, Run]]) -> int | None:
 def record_of(
   job: Job, experiment: Experiment, planned: int | None, here: dict[str, Any]
 ) -> dict[str, Any]:
-  """What config.json says of the run alone, once it may go on in its folder."""
+  """The run's own entries of config.json; ValueError if its folder has another run."""
   check_views(job.config, experiment.method)
   resolved = resolve(job.config, job.run.path, job.dataset)
   same_run(job.run, resolved, planned, here)
@@ -276,7 +280,7 @@ def record_of(
 
 @contextlib.contextmanager
 def failures_noted(runs: Sequence[Run]) -> Iterator[None]:
-  """Whatever ends runs but a signal goes into the error.txt of those that it concerns."""
+  """Writes an error, other than an interruption, to the error.txt of the runs that failed."""
   try:
     yield
   except Interrupted:
@@ -290,10 +294,10 @@ def failures_noted(runs: Sequence[Run]) -> Iterator[None]:
 
 
 def check_devices(config: ConfigDict, images: int) -> None:
-  """Refuses a batch that the devices of an accelerator or a pod do not divide.
+  """Raises ValueError if the devices do not divide the batch; warns about a short last one.
 
-  Each would compute the whole of it. A short last batch may be such, which is said. The devices
-  of a CPU in one process were chosen to divide the batch.
+  Each device would compute the whole batch. A CPU in one process needs no check: the number of
+  its devices was chosen to divide the batch.
   """
   devices = host.mesh(config.devices).size
   if devices == 1 or jax.default_backend() == "cpu" and jax.process_count() == 1:
@@ -313,17 +317,17 @@ def check_devices(config: ConfigDict, images: int) -> None:
 
 
 def already_finished(config: ConfigDict, run: Run) -> Result | None:
-  """The `Result` of a run that has finished with this very config, or None; reads no data."""
+  """The `Result` of a run that finished with this config, or None; needs no data."""
   finished = run.finished
   if not finished:
     return None
   there, asked = completed(finished.numbers["config"]), resolve(config, run.path)
-  as_asked = {name: there["data"].get(name) for name in asked["data"]}  # nothing measured
-  return None if differing(there | {"data": as_asked}, asked) else finished
+  options = {name: there["data"].get(name) for name in asked["data"]}  # without measurements
+  return None if differing(there | {"data": options}, asked) else finished
 
 
 def planned_epochs(config: ConfigDict, run: Run) -> int | None:
-  """The epochs that a run was planned for which this config extends or has extended."""
+  """The epochs before the run was, or is now, extended; None if it is not extended."""
   if run.planned_epochs or not run.result:
     return run.planned_epochs
   epochs = run.result["epochs"]
@@ -333,9 +337,9 @@ def planned_epochs(config: ConfigDict, run: Run) -> int | None:
 def same_run(
   run: Run, resolved: dict[str, Any], planned: int | None, environment: dict[str, Any]
 ) -> None:
-  """Refuses a folder that holds a run of another config; nothing in it is touched.
+  """Raises ValueError if the folder has a run of another config; prints what else changed.
 
-  More epochs are no other config where the run has finished: that extends it.
+  A larger `config.epochs` extends a finished run.
   """
   record = run.record
   if record is None:
@@ -349,27 +353,27 @@ def same_run(
       "use that config again, or another --workdir"
     )
   was, here = ({name: config[name] for name in LAST_BITS} for config in (there, resolved))
-  say_what_moved(was | record["environment"], here | environment)
+  print_changes(was | record["environment"], here | environment)
 
 
-def say_what_moved(was: dict[str, Any], here: dict[str, Any]) -> None:
-  """One line if a run is resumed on another machine, or with other versions of libraries."""
+def print_changes(was: dict[str, Any], here: dict[str, Any]) -> None:
+  """Prints one line if a run is resumed on another machine, or with other library versions."""
   was = {"convolutions": "XLA", "runs_together": 1} | was
   names = ("python", "device", "devices", "cores", "convolutions", "runs_together")
-  names += tuple(sorted(LAST_BITS - {"devices"}))  # the environment has those that are there
-  moved = [f"{n}: {was[n]} -> {here[n]}" for n in names if n in was and was[n] != here[n]]
+  names += tuple(sorted(LAST_BITS - {"devices"}))  # "devices" is the actual number
+  changed = [f"{n}: {was[n]} -> {here[n]}" for n in names if n in was and was[n] != here[n]]
   for name, version in here["versions"].items():
     before = was.get("versions", {}).get(name, version)
-    moved += [f"{name}: {before} -> {version}"] * (before != version)
-  if moved:
+    changed += [f"{name}: {before} -> {version}"] * (before != version)
+  if changed:
     print(
-      f"the machine or its software has changed ({', '.join(moved)}): results may differ in "
+      f"the machine or its software has changed ({', '.join(changed)}): results may differ in "
       "the last bits"
     )
 
 
 def same_data(run: Run, fingerprint: dict[str, dict[str, Any]]) -> None:
-  """Refuses other images or labels than the run began with; a run may not know them."""
+  """Raises ValueError if images or labels have changed; old runs have no fingerprint."""
   there = (run.record or {}).get("fingerprint")
   if there is None or there == fingerprint:
     return
@@ -383,13 +387,13 @@ def same_data(run: Run, fingerprint: dict[str, dict[str, Any]]) -> None:
     if there.get(name) != fingerprint.get(name)
   ]
   raise ValueError(
-    f"{run.path} began with other data: {', '.join(different)}; restore them, or use another "
-    "--workdir"
+    f"{run.path} was started with other data: {', '.join(different)}; restore them, or use "
+    "another --workdir"
   )
 
 
 def closing(result: dict[str, Any]) -> str:
-  """The table that a finished run ends with."""
+  """The table that a run prints when it is finished."""
   rows = [
     (
       name,

@@ -1,4 +1,4 @@
-"""States on disk: the latest, one before it, and the best, through Orbax."""
+"""Checkpoints of a run, by Orbax: the latest two and the best."""
 
 import contextlib
 import hashlib
@@ -28,17 +28,17 @@ LATE_READS = ("Event loop is closed", "Encountered error while reading")  # tens
 class Checkpoints(AbstractContextManager):
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-  The latest two are kept, so that a damaged one costs time and not the run, and the one with
-  the highest accuracy, the earliest of equals. Each has a digest of its numbers, which finds
-  the bits that a disk has changed. The links `workdir/latest` and
-  `workdir/best` lead to their arrays. Saves between evaluations go on in the background:
-  leave the `with` block, or call `close`, before the process ends.
+  It keeps the latest two, so that a run survives a damaged one, and the one with the highest
+  accuracy, the earliest of equals. Each has a digest of its arrays, which detects bits that
+  changed on disk. The links `workdir/latest` and `workdir/best` point to the arrays. Saves
+  between evaluations run in the background: leave the `with` block, or call `close`, before
+  the process ends.
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
     policies = [
       checkpoint_managers.LatestN(2),
-      # Without the last argument nothing that was saved between evaluations is ever deleted.
+      # Without the last argument, checkpoints saved between evaluations are never deleted.
       checkpoint_managers.BestN(
         n=1, get_metric_fn=_best_single, keep_checkpoints_without_metrics=False
       ),
@@ -46,29 +46,29 @@ class Checkpoints(AbstractContextManager):
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
       best_fn=_best_single,  # without it Orbax writes no metrics
-      cleanup_tmp_directories=True,  # what a killed save left behind
+      cleanup_tmp_directories=True,  # of a save that was killed
     )
     self._workdir = Path(workdir).absolute()
     directory = self._workdir / "checkpoints"
     with distributed.leader_first():
       _discard_torn(directory)
-    # Without a name for the item, Orbax guesses the layout from the latest directory, and one
-    # that is damaged makes all of them unreadable.
-    _hush()
+    _silence_logs()
+    # Without a name for the item, Orbax guesses the layout from the latest directory, and if
+    # that is damaged it can read none of them.
     with _saving(directory):
       self._manager = ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
 
   def save(self, step: int, state: Any, accuracy: float | None = None) -> None:
-    """Starts to save `state` as of `step`; the caller may donate its buffers at once.
+    """Starts to save the `state` of `step`; the caller may donate its buffers at once.
 
-    `accuracy` is what the best is chosen by: a fraction, or None between evaluations. An
-    evaluated state is on disk when `save` returns. A step that is there already is written
-    again only to give it its accuracy.
+    accuracy: a fraction, by which the best is chosen; None between evaluations. With an
+    accuracy the checkpoint is on disk when `save` returns. An existing checkpoint of `step` is
+    replaced only if it has no accuracy yet and one is given.
     """
     step = int(step)
     self._wait()
     if step in self._manager.all_steps():
-      if accuracy is None or self._accuracy(step) is not None:
+      if accuracy is None or _accuracy(self._manager, step) is not None:
         return
       self._manager.delete(step)  # Orbax refuses to overwrite
     state = _on_host(state)
@@ -81,13 +81,15 @@ class Checkpoints(AbstractContextManager):
       self._wait()
 
   def restore(self, state: Any, until: int | None = None) -> Any:
-    """The latest whole state on disk, or None where there is none; none after step `until`.
+    """The state of the latest intact checkpoint, or None if there are no checkpoints.
 
-    `state` gives structure, dtypes and shardings; its values do not matter. Later
-    checkpoints, which are damaged, are deleted once it has been read.
+    state: its structure, dtypes and shardings are those of the result; its values are ignored.
+    until: checkpoints of later steps are ignored.
+
+    Damaged checkpoints that are later than the one restored are deleted.
 
     Raises:
-      ValueError: there are checkpoints and none of them can be read into `state`.
+      ValueError: there are checkpoints, but none can be read into `state`.
     """
     self._wait()
     damaged = {}
@@ -97,12 +99,12 @@ class Checkpoints(AbstractContextManager):
       try:
         restored = self._read(step, state)
       except Exception as error:  # Orbax, tensorstore and zlib each raise their own
-        if of_devices(error):  # no damage
+        if of_devices(error):  # the checkpoint is not damaged
           raise
         damaged[step] = error
         continue
       for later in damaged:
-        print(f"checkpoint of step {later} is damaged: deleted, going on from {step}")
+        print(f"checkpoint of step {later} is damaged: deleted, resuming from {step}")
         self._manager.delete(later)
       return restored
     if damaged:
@@ -119,12 +121,6 @@ class Checkpoints(AbstractContextManager):
       if later > step:
         self._manager.delete(later)
 
-  def best(self, state: Any) -> Any:
-    """The state of the highest accuracy (see `restore`), or None before any evaluation."""
-    self._wait()
-    step = self.best_step
-    return None if step is None else self._read(step, state)
-
   @property
   def steps(self) -> set[int]:
     """The steps of all checkpoints."""
@@ -138,8 +134,7 @@ class Checkpoints(AbstractContextManager):
   @property
   def best_step(self) -> int | None:
     """The step of the highest accuracy, or None before any evaluation."""
-    step = self._manager.best_step()
-    return None if step is None or self._accuracy(step) is None else step
+    return _best_step(self._manager)
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -150,15 +145,12 @@ class Checkpoints(AbstractContextManager):
     self.close()
 
   def _wait(self):
-    """Until the save that goes on is complete; then the links lead to what there is."""
+    """Waits for the save in progress, then updates the links."""
     with _saving(self._workdir):
       self._manager.wait_until_finished()
     for name, step in (("latest", self.latest_step), ("best", self.best_step)):
       if step is not None and distributed.is_leader():
         _link(self._workdir / name, f"checkpoints/{step}/{ITEM}")
-
-  def _accuracy(self, step):
-    return (self._manager.metrics(step) or {}).get("accuracy")
 
   def _read(self, step, state):
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(state))
@@ -167,7 +159,7 @@ class Checkpoints(AbstractContextManager):
 
 
 def digest(state: Any, metrics: Any) -> str:
-  """A digest of what a checkpoint holds; `state` as `_on_host` gives it."""
+  """A digest of a checkpoint's arrays and metrics; `state` is on the host."""
   found = hashlib.blake2b(repr([metrics["accuracy"], metrics["step"]]).encode(), digest_size=16)
   leaves = jax.tree_util.tree_leaves_with_path(state)
   named = {
@@ -179,19 +171,28 @@ def digest(state: Any, metrics: Any) -> str:
   return found.hexdigest()
 
 
+def _best_step(manager):
+  step = manager.best_step()
+  return None if step is None or _accuracy(manager, step) is None else step
+
+
+def _accuracy(manager, step):
+  return (manager.metrics(step) or {}).get("accuracy")
+
+
 def _restored(manager, step, how):
-  """The state of a checkpoint, whose digest is compared; earlier versions saved none."""
+  """The state of a checkpoint, checked against its digest; earlier versions saved none."""
   state = manager.restore(step, args=ocp.args.Composite(**{ITEM: how}))[ITEM]
   metrics = manager.metrics(step) or {}
   if "digest" in metrics and metrics["digest"] != digest(jax.device_get(state), metrics):
-    raise ValueError("its numbers are not those that were saved")
+    raise ValueError("its arrays do not match its digest")
   return state
 
 
-def _hush() -> None:
-  """Keeps to one line what Orbax and tensorstore also write pages about, in any thread.
+def _silence_logs() -> None:
+  """Hides the pages that Orbax and tensorstore log, in any thread, about errors they raise too.
 
-  Of a damaged file, or a full disk: they raise an error too, which the caller is told.
+  They do so for a damaged file and for a full disk.
   """
   for logger in ("absl", "asyncio"):
     logging.getLogger(logger).addFilter(_not_of_orbax)
@@ -224,7 +225,7 @@ def _saving(directory: Path) -> Iterator[None]:
 
 
 def _discard_torn(directory):
-  """Deletes checkpoints whose metrics are damaged: Orbax would not open beside them."""
+  """Deletes checkpoints whose metrics are damaged: with one of them Orbax opens none."""
   for file in directory.glob("*/metrics/metrics"):
     try:
       metrics = json.loads(file.read_bytes())
@@ -236,30 +237,26 @@ def _discard_torn(directory):
 
 
 def _link(path, target):
-  """Makes `path` a link to `target`, replacing the one that is there in one step."""
+  """Makes `path` a link to `target`; replaces an existing link atomically."""
   if path.is_symlink() and os.readlink(path) == target:
     return
-  with contextlib.suppress(OSError):  # a file system without links does without
+  with contextlib.suppress(OSError):  # the file system has no links
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.symlink_to(target)
     temporary.replace(path)
 
 
 def stored(workdir: str | os.PathLike[str], best: bool = False) -> int | None:
-  """The step of the latest checkpoint of a run, or of the best; None where there is none."""
+  """The step of a run's latest or best checkpoint, or None if there is none."""
   with _opened(workdir) as manager:
-    if not best:
-      return manager.latest_step()
-    step = manager.best_step()
-    accuracy = None if step is None else (manager.metrics(step) or {}).get("accuracy")
-    return None if accuracy is None else step
+    return _best_step(manager) if best else manager.latest_step()
 
 
 def learner_at(workdir: str | os.PathLike[str], step: int) -> Learner:
-  """The learner of the checkpoint of `step`, as NumPy arrays; nothing on disk is touched.
+  """The learner in the checkpoint of `step`, as NumPy arrays; changes nothing on disk.
 
   Raises:
-    ValueError: in one line, where it cannot be read.
+    ValueError: in one line, if it cannot be read.
   """
   try:
     with _opened(workdir) as manager:
@@ -271,12 +268,12 @@ def learner_at(workdir: str | os.PathLike[str], step: int) -> Learner:
 
 
 def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
-  """The checkpoints of a run, to be read only."""
+  """The checkpoints of a run, read-only."""
   directory = Path(workdir).absolute() / "checkpoints"
   if not directory.is_dir():
     there = Path(workdir).is_dir()
     raise ValueError(f"{workdir} has no checkpoints" if there else f"there is no run {workdir}")
-  _hush()  # it warns that it only reads
+  _silence_logs()  # Orbax warns that it is read-only
   try:
     options = ocp.CheckpointManagerOptions(best_fn=_best_single, read_only=True)
     return ocp.CheckpointManager(directory, options=options, item_names=(ITEM,))
@@ -287,22 +284,22 @@ def _opened(workdir: str | os.PathLike[str]) -> ocp.CheckpointManager:
 
 
 def snapshot(directory: str | os.PathLike[str], learner: Learner) -> None:
-  """Keeps a copy of the learner in `directory`, for analyses."""
+  """Saves a copy of the learner in `directory`, for analyses."""
   path = Path(directory).absolute()
   with _saving(path), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, _on_host(learner), force=True)
 
 
 def _best_single(metrics: Any) -> Any:
-  """Higher is better; of equal accuracies the earlier step, as `logbook.result` has it."""
+  """Higher is better; of equal accuracies the earlier step wins, as in `logbook.result`."""
   accuracy = metrics["accuracy"]
   return (-1.0 if accuracy is None else accuracy, -metrics["step"])
 
 
 def _on_host(state):
-  """A copy, complete before the save returns: the caller's next step may reuse the buffers.
+  """A copy in host memory, because the caller's next step may reuse the buffers.
 
-  On CPU `device_get` alone gives views of them.
+  On a CPU, `device_get` alone returns views of them.
   """
   return jax.tree.map(np.array, jax.device_get(_without_keys(state)))
 
@@ -312,7 +309,7 @@ def _is_key(x):
 
 
 def _without_keys(state):
-  """Typed PRNG keys, which Orbax cannot write, as their data."""
+  """`state` with the data of its typed PRNG keys, which Orbax cannot write."""
   return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
 
 

@@ -1,4 +1,4 @@
-"""Compiling: the step before it is needed, what comes later while the first steps run."""
+"""Compiles the step before the run starts, and other programs while the first steps run."""
 
 import contextlib
 import functools
@@ -27,14 +27,14 @@ from okdph_jax.training.step import (
 )
 
 Parts = Callable[[Any], tuple[Method, optax.GradientTransformation]]
-Batches = tuple[Any, ...]  # of the steps to make: a `Batch`, or one for each of several runs
-Advanced = tuple[State, tuple[Metrics, ...]]  # the state after them, the metrics of each
+Batches = tuple[Any, ...]  # one per step: a `Batch`, or of S runs a tuple of S batches
+Advanced = tuple[State, tuple[Metrics, ...]]  # the state after the steps, the metrics of each
 Advance = Callable[[State, Batches, Key[Array, ""]], Advanced]
 
 
 @contextlib.contextmanager
 def background() -> Iterator[futures.ThreadPoolExecutor]:
-  """A thread that compiles; at the end what has not begun is dropped."""
+  """A thread for compilations; those not yet started are cancelled at the end."""
   thread = futures.ThreadPoolExecutor(1, "compile")
   try:
     yield thread
@@ -43,22 +43,22 @@ def background() -> Iterator[futures.ThreadPoolExecutor]:
 
 
 class Compiled(NamedTuple):
-  """The step as it runs."""
+  """The compiled training step of a run."""
 
-  state: State  # the initial one
-  advance: Advance  # the state is donated; of one batch, or of `per_dispatch` full ones
-  flops: futures.Future[float | None]  # of a step of the full batch, per image
-  seconds: float  # until the step of the full batch was compiled
+  state: State  # the initial state
+  advance: Advance  # takes one batch, or `per_dispatch` full ones; donates the state
+  flops: futures.Future[float | None]  # of a step on the full batch, per image
+  seconds: float  # that compiling the step for the full batch took
 
 
 class Ahead:
-  """A jitted function of a batch, compiled for each batch size before it is called."""
+  """A jitted function that is compiled ahead of time, for each size of its arguments."""
 
   def __init__(self, jitted: Any, size_of: Callable[..., Any]):
     self._jitted, self._size_of, self._programs = jitted, size_of, {}
 
   def compile(self, thread: futures.Executor, *arguments: Any) -> futures.Future[Any]:
-    """Starts to compile for arguments of these shapes and shardings: a future of the trace."""
+    """Starts to compile for these shapes and shardings; a future of (traced, compiled)."""
 
     def work():
       traced = self._jitted.trace(*arguments)
@@ -70,7 +70,7 @@ class Ahead:
     return self._programs[size]
 
   def program(self, *arguments: Any) -> Any:
-    """What runs for arguments of these sizes, a `jax.stages.Compiled`."""
+    """The `jax.stages.Compiled` for arguments of this size."""
     return self._programs[self._size_of(*arguments)].result()[1]
 
   def __call__(self, *arguments: Any) -> Any:
@@ -87,26 +87,25 @@ def compile_steps(
   per_dispatch: int = 1,
   **options: Any,
 ) -> Compiled:
-  """Compiles the training step: now for the full batch, in `thread` for a short last one.
-
-  With several steps `per_dispatch`, one program makes so many on full batches, and in `thread`
-  another is compiled that makes one.
+  """Compiles the training step: for the full batch at once, for a short last one in `thread`.
 
   parts: `numbers -> (method, tx)`, see `train_step`. Numbers other than 0 and 1 are arguments
-  of the compiled step, so that a run with others finds it in the compilation cache. shapes:
-  {size: Batch} of shapes with shardings, the full batch first. The state lies on the devices of
-  `key`, see `host.layout`. options: of `train_step`.
-
-  Where keys are [S], S runs are one program: their state is stacked, but for its step, and
-  `advance` takes a tuple of S batches for each step and gives metrics [S]; see `stack`.
+    of the compiled step, so that runs with other values find it in the compilation cache.
+  shapes: {size: shapes and shardings of a batch}, the full batch first.
+  key: of the run. The state is on the devices of its mesh, see `host.layout`. With keys [S], S
+    runs are compiled as one program: every leaf of the state but `step` is stacked, a step
+    takes a tuple of S batches, and metrics are [S], see `stack`.
+  per_dispatch: the number of steps on full batches that one call of the program makes; if
+    there are several, the program of a single step is compiled in `thread`.
+  options: of `train_step`.
   """
   began = time.monotonic()
   full, *short = shapes
-  lies: Any = key.sharding
-  mesh = lies.mesh
+  sharding: Any = key.sharding
+  mesh = sharding.mesh
   place = NamedSharding(mesh, PartitionSpec())
   given, step = with_arguments(parts, numbers, augment, **options)
-  given = jax.jit(lambda: given, out_shardings=place)()  # in a pod `device_put` takes no number
+  given = jax.jit(lambda: given, out_shardings=place)()  # `device_put` fails here in a pod
   batches: dict[int, Any] = dict(shapes)  # of all runs
 
   def initial(key):
@@ -148,11 +147,14 @@ def compile_steps(
 def with_arguments(
   parts: Parts, numbers: Any, augment: Augment, **options: Any
 ) -> tuple[Any, Callable[..., tuple[State, Metrics]]]:
-  """(arguments, step(arguments, state, batch, key)): `train_step` with its numbers outside."""
+  """(arguments, step): `step(arguments, state, batch, key)` is `train_step` of these numbers.
+
+  The arguments are the numbers other than 0 and 1, which stay constants of the program.
+  """
   fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
   given = jax.tree.map(lambda number: None if number in (0, 1) else number, numbers)
 
-  @functools.partial(jax.jit, inline=True)  # which keeps its trace, that takes a second
+  @functools.partial(jax.jit, inline=True)  # jit caches the trace, which takes a second
   def core(given, state, batch, key):
     numbers = jax.tree.map(
       lambda number, argument: argument if number is None else number,
@@ -170,7 +172,7 @@ def with_arguments(
 
 
 def in_turn(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Advanced]:
-  """`steps(arguments, state, batches, key)`: one step, or a loop of steps on equal batches."""
+  """`steps(arguments, state, batches, key)`: a step for each batch, all of one size."""
 
   def steps(given, state, batches, key):
     if len(batches) == 1:
@@ -185,17 +187,17 @@ def in_turn(step: Callable[..., tuple[State, Metrics]]) -> Callable[..., Advance
 
 
 def shape_of(batches: Batches) -> tuple[int, int]:
-  """(how many, images in each)."""
+  """(number of batches, images in each)."""
   return len(batches), images(batches[0])
 
 
 def images(batch: Batch | tuple[Batch, ...]) -> int:
-  """How many there are in the batch of a run; where it is one for each of several, in one."""
+  """The number of images in the batch of one run."""
   return len((batch if isinstance(batch, Batch) else batch[0]).label)
 
 
 def abstract(tree: PyTree) -> PyTree:
-  """The shapes, dtypes and shardings of a tree of arrays, which may then be donated."""
+  """The shapes, dtypes and shardings of a tree of arrays, to keep when those are donated."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
@@ -206,12 +208,12 @@ def per_image(flops: float | None, size: int) -> float | None:
 
 
 def flops_of(traced: Any, function: Callable[..., Any], *arguments: Any) -> float | None:
-  """FLOPs of a traced program, all devices together; None where JAX cannot tell.
+  """FLOPs of a traced program on all devices together; None if JAX has no cost analysis.
 
-  By XLA's cost analysis of what is to be computed, before it is compiled: what a compiler
-  computes twice, or hands to a library, does not change it, nor does how `convolution_cpu`
-  puts a sum, because it is lowered as for another platform. Products with a convolution's
-  padding do not count. JAX has the analysis for the CPU alone.
+  From XLA's cost analysis before compilation, so recomputation and library calls do not change
+  the result. The program is lowered for another platform, because on a CPU `convolution_cpu`
+  writes convolutions differently. Products with a convolution's padding do not count. The
+  analysis needs JAX's CPU backend.
   """
   plain = dict[str, Any](lowering_platforms=("tpu",))
   cost = traced.lower(**plain).cost_analysis()
@@ -220,6 +222,6 @@ def flops_of(traced: Any, function: Callable[..., Any], *arguments: Any) -> floa
     try:
       with jax.default_device(jax.local_devices(backend="cpu")[0]):
         cost = jax.jit(function).trace(*shapes).lower(**plain).cost_analysis()
-    except RuntimeError:  # JAX_PLATFORMS may leave the CPU out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
       return None
   return cost and cost["flops"]

@@ -1,4 +1,4 @@
-"""Accuracy and cross-entropy of every reader, padded batches masked."""
+"""Evaluates a learner: accuracy and cross-entropy of every reader on every split."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +18,14 @@ from okdph_jax.runtime.signals import Interrupted
 from okdph_jax.training.compile import Ahead, abstract
 from okdph_jax.training.step import Augment
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images
 
 Measured = dict[str, dict[str, float]]  # {split: {reader: number}}
 Count = Callable[[Learner, Batch, Bool[Array, " B"], Key[Array, ""]], dict[str, Any]]
 
 
-def counted_ahead(experiment: Any) -> Ahead:
-  """The `counter` of an experiment, compiled for each size before it is needed."""
+def compiled_counter(experiment: Any) -> Ahead:
+  """The `counter` of an experiment, to be compiled ahead of time for each batch size."""
   return Ahead(
     counter(experiment.method, experiment.test_view),
     size_of=lambda learner, batch, mask, key: len(mask),
@@ -42,12 +42,12 @@ def evaluator(
   interrupted: Callable[[], bool],
   thread: Executor,
 ) -> Callable[[Learner], tuple[Measured, Measured, Learner]]:
-  """Builds `measure(learner) -> (accuracy, cross-entropy, what was evaluated)`.
+  """Builds `measure(learner) -> (accuracy, cross-entropy, the learner that was evaluated)`.
 
-  count: see `counted_ahead`. batch: of a training step, for methods that use training data
-  before an evaluation.
-  `learner` gives shapes and shardings, for which `thread` compiles. `measure` raises
-  `Interrupted` once `interrupted()` holds.
+  count: see `compiled_counter`; `thread` starts to compile it here.
+  batch: (step) -> training batch, for methods that use training images before an evaluation.
+  learner: only its shapes and shardings are used.
+  interrupted: once it returns True, `measure` raises `Interrupted`.
   """
   place: Any = key.sharding
   augment = jax.jit(experiment.augment, compiler_options=host.compiler_options())
@@ -71,11 +71,12 @@ def evaluator(
 
   def training_views():
     for i in range(experiment.epoch_steps):
-      yield Views(augment(jax.random.fold_in(key_train, i), batch(i).image), batch(i).label)
+      image, label = batch(i)
+      yield Views(augment(jax.random.fold_in(key_train, i), image), label)
 
   def measure(learner):
-    passes = Repeated(lambda: until_interrupted(training_views()))
-    learner = experiment.method.before_eval(learner, passes)
+    training_set = Repeated(lambda: until_interrupted(training_views()))
+    learner = experiment.method.before_eval(learner, training_set)
     learner = jax.device_put(learner, host.layout(lambda: learner, place.mesh))
     accuracy, nll = {}, {}
     for name, split in splits.items():
@@ -88,7 +89,7 @@ def evaluator(
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-  """What `start` iterates over, anew each time."""
+  """An iterable that calls `start` for each new iteration."""
 
   start: Callable[[], Iterator[Views]]
 
@@ -99,9 +100,10 @@ class Repeated:
 def counter(
   method: Method, augment: Augment, compiler_options: dict[str, Any] | None = None
 ) -> Count:
-  """Builds `count(learner, batch, mask, key) -> {reader: {"right", "nll"}}`, jitted sums.
+  """Builds the jitted `count(learner, batch, mask, key) -> {reader: {"right", "nll"}}`.
 
-  `augment` makes the one test view; `mask` is False at padding.
+  "right" is the number of correct predictions, "nll" the sum of the cross-entropy in nats, both
+  where `mask` is True: it is False for padding. `augment` computes the test view.
   """
 
   def count(learner, batch, mask, key):
@@ -124,9 +126,9 @@ def evaluate(
   batches: Iterable[tuple[Batch, Bool[Array, " B"]]],
   key: Key[Array, ""],
 ) -> tuple[dict[str, float], dict[str, float]]:
-  """({reader: accuracy}, {reader: mean cross-entropy}) over (batch, mask) pairs.
+  """({reader: accuracy}, {reader: mean cross-entropy in nats}) over (batch, mask) pairs.
 
-  `key` feeds views that draw (the release's noisy test set); batch i folds i into it.
+  key: for a random test view, such as the release's noisy one; batch i folds i into it.
   """
   sums, total = None, 0
   for i, (batch, mask) in enumerate(batches):

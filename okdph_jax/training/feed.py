@@ -1,4 +1,4 @@
-"""The batches of a run. Their views may be computed by the host, in advance."""
+"""The training batches of a run, whose views may be computed by the host in advance."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ AHEAD = 2  # steps whose views are computed while a step runs
 class Feed(NamedTuple):
   """The batches of a run."""
 
-  batch: Callable[[int], Batch]  # (step), what the training step gets
-  images: Callable[[int], Batch]  # (step), the same images without views
+  batch: Callable[[int], Batch]  # (step) -> the input of the training step
+  images: Callable[[int], Batch]  # (step) -> the same images, without views
   shapes: dict[int, Batch]  # {size: shapes and shardings of a batch}, the full batch first
-  augment: Augment  # for the training step: the views, or nothing if they are computed already
+  augment: Augment  # for the training step; the identity if the host computes the views
 
 
 def feed(
@@ -37,9 +37,9 @@ def feed(
 ) -> Feed:
   """The `Feed` of a run, with batches on the devices of `mesh`.
 
-  With `config.views_on="host"` the images of a batch are its views [V, B, H, W, C]. The CPU
-  backend computes them in a thread, `AHEAD` steps in advance, and they are those that the step
-  would compute from the same (seed, step).
+  With `config.views_on="host"` the image of a batch is its views, float32 [V, B, H, W, C]. A
+  thread computes them on JAX's CPU backend, `AHEAD` steps in advance; they are equal to those
+  that the step would compute from the same (seed, step).
   """
   options: Any = dict(batch_size=config.batch_size, views=views)
   shapes = dataset.train.shapes(**options, mesh=mesh)
@@ -78,13 +78,13 @@ def feed(
 
 
 def as_they_are(key: Any, image: Any) -> Any:
-  """An `Augment` for images that are views already."""
+  """The `Augment` for images that are already views."""
   del key
   return image
 
 
 def ahead(prepare: Callable[[int], Any]) -> Callable[[int], Any]:
-  """`prepare`, called in a thread for the next `AHEAD` steps in advance."""
+  """`prepare(step)`, computed by a thread up to `AHEAD` steps in advance."""
   thread = futures.ThreadPoolExecutor(1, "views")
   pending: dict[int, futures.Future[Any]] = {}
 
@@ -102,11 +102,13 @@ def ahead(prepare: Callable[[int], Any]) -> Callable[[int], Any]:
 
 def _cpu():
   if jax.process_count() > 1:
-    raise ValueError("config.views_on='host' is for one process; a pod takes 'device'")
+    raise ValueError(
+      "config.views_on='host' does not work in a pod of several processes; use 'device'"
+    )
   try:
     device = jax.local_devices(backend="cpu")[0]
   except RuntimeError:
     raise ValueError(
-      "config.views_on='host' needs JAX's CPU backend, which JAX_PLATFORMS leaves out"
+      "config.views_on='host' needs JAX's CPU backend, which JAX_PLATFORMS excludes"
     ) from None
   return Mesh([device], ("data",), axis_types=(AxisType.Auto,))

@@ -1,4 +1,4 @@
-"""The loop: from the latest checkpoint, or the start, to the last evaluation."""
+"""The training loop: from the latest checkpoint, or the start, to the last evaluation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from okdph_jax.runtime.signals import Interrupted, stop_before_the_first_step
 from okdph_jax.training import logbook
 from okdph_jax.training.checkpoint import Checkpoints
 from okdph_jax.training.compile import Advance, background, compile_steps, images
-from okdph_jax.training.evaluate import Measured, counted_ahead, evaluator
-from okdph_jax.training.feed import feed
+from okdph_jax.training.evaluate import Measured, compiled_counter, evaluator
+from okdph_jax.training.feed import Feed, feed
 from okdph_jax.training.progress import Progress
 from okdph_jax.training.stack import Stack
 from okdph_jax.training.step import State
@@ -33,7 +33,7 @@ from okdph_jax.training.timer import StepTimer
 if TYPE_CHECKING:  # plain training needs no ml_collections
   from ml_collections import ConfigDict
 
-PREDICT_AFTER = 20  # steps, once nothing compiles beside them, that tell how long the run takes
+PREDICT_AFTER = 20  # steps, after all compilations, from which the time left is predicted
 
 
 class Job(NamedTuple):
@@ -49,7 +49,7 @@ class Diverged(FloatingPointError):
 
   def __init__(self, message: str, runs: Sequence[Any]):
     super().__init__(message)
-    self.runs = runs  # whose loss it is
+    self.runs = runs  # those whose loss it is
 
 
 def train(
@@ -58,12 +58,12 @@ def train(
   interrupted: Callable[[], bool],
   extended: dict[str, Any],
 ) -> float | None:
-  """Trains to the end, from the latest checkpoint or the start: FLOPs of a step per image.
+  """Trains to the end, from the latest checkpoint or the start; the FLOPs of a step per image.
 
-  jobs: one run, or several that differ in their seeds alone, which become one program.
-  experiment: what `experiment.build` makes of the config.
-  interrupted: whether to stop as soon as possible, with a checkpoint and `Interrupted`.
-  extended: entries for the lines of a run that is extended.
+  jobs: one run, or several that differ only in their seeds, to be trained as one program.
+  experiment: an `experiment.build.Experiment` of their config.
+  interrupted: whether to stop at the next step, with a checkpoint and `Interrupted`.
+  extended: entries for the lines of metrics.jsonl if the run is extended.
   """
   config, views = jobs[0].config, experiment.method.views
   mesh = host.mesh(config.devices, config.student_groups)
@@ -71,11 +71,10 @@ def train(
   seeds = [job.config.seed for job in jobs]
   keys = [jax.jit(lambda s=s: jax.random.key(s), out_shardings=place)() for s in seeds]
   feeds = [feed(job.config, job.dataset, experiment.augment, views, mesh) for job in jobs]
-  if len(jobs) == 1:
-    key, batch = keys[0], feeds[0].batch
-  else:
+  key, batch = keys[0], feeds[0].batch
+  if len(jobs) > 1:
     key = jax.jit(lambda *keys: jnp.stack(keys), out_shardings=place)(*keys)
-    batch = lambda step: tuple(fed.batch(step) for fed in feeds)  # noqa: E731
+    batch = batch_of_each(feeds)
   stack = Stack.of(len(jobs), place)
   with background() as thread, contextlib.ExitStack() as opened:
     checkpoints = [opened.enter_context(job.run.checkpoints()) for job in jobs]
@@ -95,7 +94,7 @@ def train(
     one = stack.split(compiled.state)[0]
     states = restored(jobs, checkpoints, one, common)
     state = compiled.state if states is None else stack.join(states)
-    count = counted_ahead(experiment)
+    count = compiled_counter(experiment)
     members = [
       Member(
         run=job.run,
@@ -118,30 +117,27 @@ def train(
         key=key,
         batch=batch,
         advance=compiled.advance,
-        all_compiled=thread.submit(memory.return_freed).done,  # the last thing that it does
+        all_compiled=thread.submit(memory.return_freed).done,  # the thread's last task
         interrupted=interrupted,
         progress=progress,
         state=state,
         step=step,
       )
-      try:
-        session.begin()
-        while session.step < experiment.steps:
-          session.run_to(session.next_stop())
-          session.look()
-          session.stop_if_interrupted()
-          if session.due():
-            session.evaluate()
-          else:
-            session.save_now_and_then()
-      except Interrupted:
-        session.save()
-        raise
+      session.run()
     return compiled.flops.result()
 
 
+def batch_of_each(feeds: Sequence[Feed]) -> Callable[[int], tuple[Batch, ...]]:
+  """`batch(step)` of several runs: a tuple with the batch of each."""
+
+  def batch(step):
+    return tuple(fed.batch(step) for fed in feeds)
+
+  return batch
+
+
 def common_step(jobs: Sequence[Job], checkpoints: Sequence[Checkpoints]) -> int | None:
-  """The latest step of which all runs have a checkpoint; None where none has any."""
+  """The latest step of which all runs have a checkpoint; None if no run has any."""
   steps = [saved.steps for saved in checkpoints]
   common = set.intersection(*steps)
   if any(steps) and not common:
@@ -152,7 +148,7 @@ def common_step(jobs: Sequence[Job], checkpoints: Sequence[Checkpoints]) -> int 
 def restored(
   jobs: Sequence[Job], checkpoints: Sequence[Checkpoints], state: State, until: int | None
 ) -> list[State] | None:
-  """The states on disk, at one step, see `Checkpoints.restore`; None where there is none."""
+  """The states on disk, all of one step, see `Checkpoints.restore`; None if there are none."""
   states = [saved.restore(state, until) for saved in checkpoints]
   found = [state for state in states if state is not None]
   if not found:
@@ -166,16 +162,16 @@ def restored(
 
 
 def apart(jobs: Sequence[Job], steps: Sequence[int]) -> ValueError:
-  """What to do with runs whose latest checkpoints are of different steps."""
+  """The error if the runs' latest checkpoints are of different steps."""
   where = (f"{job.run.path} at {step}" for job, step in zip(jobs, steps, strict=True))
   return ValueError(
-    "runs that are trained together have to be at one step, and these are not: "
+    "runs that are trained together must be at one step, but these are not: "
     f"{', '.join(where)}; train them one by one"
   )
 
 
 class Member(NamedTuple):
-  """A run of those that a session trains."""
+  """One of the runs that a session trains."""
 
   run: Any
   measure: Callable[[Learner], tuple[Measured, Measured, Learner]]  # see `evaluator`
@@ -185,7 +181,7 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass
 class Session:
-  """What the loop does at its stops; `state` and `step` are where it is."""
+  """The training loop of one process; `state` is the state after `step` steps."""
 
   config: ConfigDict
   members: Sequence[Member]  # one run, or several as one program
@@ -195,7 +191,7 @@ class Session:
   key: Key[Array, " *runs"]
   batch: Callable[[int], Batch | tuple[Batch, ...]]  # of a step
   advance: Advance
-  all_compiled: Callable[[], bool]  # whether the steps have the machine to themselves
+  all_compiled: Callable[[], bool]  # whether all background compilations are done
   interrupted: Callable[[], bool]
   progress: Progress
   state: State
@@ -206,18 +202,34 @@ class Session:
     self._evaluate_every = self.config.eval_every_epochs * epoch
     self._snapshot_every = self.config.snapshots * epoch  # 0: never
     self._looked = self.step
-    self._forecast_at = None  # the step; unknown while programs compile beside the steps
+    self._forecast_at = None  # a step; unknown while programs compile in the background
     self._logged = []  # (step, metrics on the device) since the last look
     self._stride = 1  # steps to the next look
     self._seconds = [0.0] * len(self.members)  # of each run before this session
 
+  def run(self) -> None:
+    """Trains to the last step; if interrupted, saves a checkpoint and raises `Interrupted`."""
+    try:
+      self.begin()
+      while self.step < self.experiment.steps:
+        self.run_to(self.next_stop())
+        self.look()
+        self.stop_if_interrupted()
+        if self.due():
+          self.evaluate()
+        else:
+          self.save_now_and_then()
+    except Interrupted:
+      self.save()
+      raise
+
   def begin(self) -> None:
-    """Brings the files to the step of the checkpoint; evaluates it where that is missing."""
+    """Brings the files to the checkpoint's step, and makes its evaluation if it is missing."""
     states = self.stack.split(self.state)
     missing = [i for i, state in enumerate(states) if self.resume(i, state)]
     self.timer = StepTimer()
     if self.step:
-      self.progress.say(f"going on from step {self.step}")
+      self.progress.say(f"resuming from step {self.step}")
     else:
       self.keep_snapshot()
     if missing:
@@ -225,40 +237,40 @@ class Session:
     self.timer.start()
 
   def resume(self, i: int, state: State) -> bool:
-    """Brings the files of a run to this state; whether its evaluation is missing."""
+    """Brings the files of run i to this state; whether its evaluation is missing."""
     run = self.members[i].run
     missing = bool(self.step and self.due() and int(state.sums["steps"]))
-    with distributed.leader_first():  # a line belongs to its checkpoint: it is written again
+    with distributed.leader_first():  # its evaluation will be written again
       run.cut_after(self.step, evaluated=not missing)
     lines = run.lines
     lost = {*range(0, self.step + 1, self._evaluate_every)} - {0, *(x["step"] for x in lines)}
     if earlier := sorted(lost - {self.step}):
       self.say(
         i,
-        f"metrics.jsonl has lost {len(earlier)} evaluations, of steps {earlier[0]} to "
-        f"{earlier[-1]}: the result is made of the others",
+        f"metrics.jsonl lacks {len(earlier)} evaluations, of steps {earlier[0]} to "
+        f"{earlier[-1]}: the result is computed from the others",
       )
     self._seconds[i] = lines[-1]["seconds"] if lines else 0.0
     return missing or self.step in lost
 
   def say(self, i: int, line: str) -> None:
-    """A line about a run, which is named where there are others."""
+    """Prints a line about run i, with its name if there are several runs."""
     name = f"{self.members[i].run.path.name}: " if len(self.members) > 1 else ""
     self.progress.say(name + line)
 
   def due(self) -> bool:
-    """Whether this is a step to evaluate."""
+    """Whether to evaluate after this step."""
     return self.step % self._evaluate_every == 0 or self.step == self.experiment.steps
 
   def next_stop(self) -> int:
-    """The step to run to: the next look, evaluation or snapshot."""
+    """The step of the next look, evaluation or snapshot, whichever comes first."""
     stops = [self._looked + self._stride, self.experiment.steps]
     for every in filter(None, (self._evaluate_every, self._snapshot_every)):
       stops.append((self.step // every + 1) * every)
     return min(stops)
 
   def run_to(self, stop: int) -> None:
-    """Dispatches the steps up to `stop`, several at once where they fit and are all full."""
+    """Dispatches the steps up to `stop`, `config.steps_per_dispatch` at a time if possible."""
     while self.step < stop:
       count, epoch = self.config.steps_per_dispatch, self.experiment.epoch_steps
       if self.step + count > min(stop, self.step // epoch * epoch + epoch - 1):
@@ -272,7 +284,7 @@ class Session:
           self._logged.append((self.step, own))
 
   def look(self) -> None:
-    """Waits for the steps so far and shows the loss; `Diverged` if it is not finite."""
+    """Waits for the dispatched steps and shows the loss; `Diverged` if it is not finite."""
     self.log_training()
     means = self.mean_metrics()
     self._looked = self.step
@@ -285,7 +297,7 @@ class Session:
       self.keep_snapshot()
 
   def log_training(self) -> None:
-    """Writes what `config.log_every_steps` asks for, before a checkpoint of the same step."""
+    """Writes training.jsonl, before a checkpoint of the same step is saved."""
     if self._logged:
       epoch, steps = self.experiment.epoch_steps, jax.device_get(self._logged)
       for i, member in enumerate(self.members):
@@ -296,7 +308,7 @@ class Session:
       self._logged.clear()
 
   def mean_metrics(self) -> dict[str, float]:
-    """Loss and accuracy, means since the last evaluation and over the runs, or `Diverged`."""
+    """Loss and accuracy: means since the last evaluation and over the runs; or `Diverged`."""
     names = ("loss", "accuracy", "steps")
     loss, accuracy, steps = (
       np.atleast_1d(self.state.sums[name]).astype(float) for name in names
@@ -320,7 +332,7 @@ class Session:
     )
 
   def forecast(self) -> None:
-    """Says once how long the rest of the run will take, when nothing compiles beside it."""
+    """Prints the predicted time left, once, when the background compilations are done."""
     if self._forecast_at is None and self.all_compiled():
       self._forecast_at = self.step + PREDICT_AFTER
       self.timer.forget()
@@ -330,11 +342,12 @@ class Session:
     self._forecast_at = math.inf
     seconds, left = self.timer.step_seconds(), self.experiment.steps - self.step
     self.progress.say(
-      f"{seconds:.3f} s per step: about {clock(seconds * left)} left, without the time of "
+      f"{seconds:.3f} s per step: about {clock(seconds * left)} left, plus "
       f"{-(-left // self._evaluate_every)} evaluations"
     )
 
   def stop_if_interrupted(self) -> None:
+    """Raises `Interrupted` after SIGTERM or SIGINT."""
     if self.interrupted():
       paths = [str(member.run.path) for member in self.members]
       several = len(paths) > 1
@@ -345,7 +358,10 @@ class Session:
       )
 
   def evaluate(self, which: Sequence[int] | None = None) -> None:
-    """Measures, writes the lines and their checkpoints, and resets the sums; `which` runs."""
+    """Evaluates all runs, or those of `which`; writes their lines and checkpoints.
+
+    Starts new sums of the training metrics.
+    """
     states = self.stack.split(self.state)
     which = range(len(states)) if which is None else which
     measured = {i: self.members[i].measure(states[i].learner) for i in which}
@@ -365,7 +381,7 @@ class Session:
       )
       states[i] = state.replace(
         sums=jax.tree.map(lambda x: x * 0, state.sums),
-        # what was estimated for this evaluation is in the checkpoint, to be loaded
+        # the checkpoint has the statistics that were estimated for this evaluation
         learner=state.learner.replace(memory=evaluated.memory),
       )
     self.state = self.stack.join(states)
@@ -376,38 +392,39 @@ class Session:
     self.timer.start()
 
   def save_now_and_then(self) -> None:
-    """Saves where `config.checkpoint_every_minutes` have passed since the last save."""
+    """Saves if `config.checkpoint_every_minutes` have passed since the last save."""
     minutes = self.config.checkpoint_every_minutes
     if distributed.broadcast_from_leader(self.timer.minutes_since_save() > minutes):
       self.save()
       self.timer.saved()
 
   def save(self, accuracies: Mapping[int, float] | None = None) -> None:
-    """Saves every run, or those that were evaluated, with their accuracies."""
+    """Saves all runs, or only those of `accuracies`, {run: accuracy}, with their accuracy."""
     for i, state in enumerate(self.stack.split(self.state)):
       if accuracies is None or i in accuracies:
         accuracy = None if accuracies is None else accuracies[i]
         self.members[i].checkpoints.save(self.step, state, accuracy)
 
   def keep_snapshot(self) -> None:
+    """Saves copies of the learners if `config.snapshots` asks for them."""
     if self.config.snapshots:
       for member, state in zip(self.members, self.stack.split(self.state), strict=True):
         member.run.snapshot(self.step, state.learner)
 
 
 def losses(sums: Metrics) -> dict[str, float]:
-  """Means of the metrics that were summed over sums["steps"] steps; NaN of none."""
+  """The means of metrics that were summed over sums["steps"] steps; NaN if it is 0."""
   totals = {name: float(total) for name, total in sums.items()}
   steps = totals.pop("steps")
   return {name: total / (steps or math.nan) for name, total in totals.items()}
 
 
 def readable(line: dict[str, Any]) -> str:
-  """An evaluation in one line, as the run prints it."""
+  """The line that a run prints for an evaluation."""
   splits = (
     f"{split} " + ", ".join(f"{reader} {value:.4f}" for reader, value in readers.items())
     for split, readers in line["accuracy"].items()
   )
   loss = line["losses"]["loss"]
-  shown = "unknown" if loss is None else f"{loss:.4f}"  # where its line was lost
+  shown = "unknown" if loss is None else f"{loss:.4f}"  # no steps were summed
   return f"epoch {line['epoch']:g}: loss {shown}; " + "; ".join(splits)

@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone, as one program: their states in one stacked tree."""
+"""Trains S runs that differ only in their seeds as one program, with stacked states."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,16 +11,16 @@ from okdph_jax.core import Batch
 from okdph_jax.methods.protocol import Metrics
 from okdph_jax.training.step import State
 
-# All runs are at the same step: what `lax.cond` decides by it stays a condition.
+# The step is not mapped: all runs are at the same one, and `lax.cond` on it stays a condition.
 AXES: Any = State(step=None, learner=0, opt_state=0, sums=0)  # type: ignore[arg-type]
 
 
 def over_runs(
   step: Callable[..., tuple[State, Metrics]],
 ) -> Callable[..., tuple[State, Metrics]]:
-  """`step(arguments, state, batch, key)` of one run as a step of S runs.
+  """Turns `step(arguments, state, batch, key)` of one run into a step of S runs.
 
-  It takes a stacked state, a batch for each run and keys [S]; metrics are [S].
+  It takes a stacked state, a tuple of S batches, and keys [S]; its metrics are [S].
   """
   mapped = jax.vmap(step, (None, AXES, 0, 0), (AXES, 0))
 
@@ -32,14 +32,14 @@ def over_runs(
 
 
 class Stack(NamedTuple):
-  """How the states of runs become one, and apart again; a single one stays as it is."""
+  """Joins the states of S runs into one, and splits it; the state of a single run is as is."""
 
   join: Callable[[Sequence[State]], State]
   split: Callable[[State], list[State]]
 
   @classmethod
   def of(cls, runs: int, place: Sharding) -> "Stack":
-    """For so many runs, whose states lie at `place`."""
+    """The `Stack` of so many runs. place: the sharding of their states."""
     if runs == 1:
       return cls(lambda states: states[0], lambda state: [state])
 

@@ -1,4 +1,4 @@
-"""One descent step of any method, and the state it moves."""
+"""The training step, the same for every method, and the state that it updates."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from okdph_jax.methods.protocol import Method, Metrics
 
 
 class State(struct.PyTreeNode):
-  """Everything a run remembers: donate it, checkpoint it, compare it."""
+  """The whole state of a run: what a step updates and a checkpoint holds."""
 
   step: Int[Array, ""]  # steps done
   learner: Learner
   opt_state: PyTree
-  sums: Metrics  # summed since the last evaluation, and "steps", how many
+  sums: Metrics  # metrics summed since the last evaluation, and "steps", their number
 
 
 Augment = Callable[[Key[Array, ""], Array], Float[Array, "V B H W C"]]  # (key, image)
@@ -38,9 +38,10 @@ def train_step(
 ) -> tuple[State, Metrics]:
   """The state after one more batch, and the metrics of that batch.
 
-  `key` is the run's: every draw is a function of (key, step). Jit it with the first three
-  arguments bound and the state donated. accumulate: how many parts of the batch go one after
-  another through the networks, see `mean_over_parts`.
+  Jit it with the first three arguments bound and the state donated.
+
+  key: of the run; every random draw is a function of (key, step).
+  accumulate: the number of parts that the batch is computed in, see `mean_over_parts`.
   """
   key_views, key_losses, key_after = keys_of(key, state.step)
   with jax.named_scope("views"):
@@ -51,7 +52,7 @@ def train_step(
     def objective(params):
       learner = state.learner.replace(params=params)
       terms, (learner, metrics) = method.losses(learner, views, state.step, key)
-      return terms, (learner, metrics | report(terms))
+      return terms, (learner, metrics | loss_metrics(terms))
 
     return method.gradient(objective, params)
 
@@ -69,14 +70,15 @@ def train_step(
 
 
 def added(sums: Metrics, metrics: Metrics) -> Metrics:
-  """The sums with the metrics of one more step; there may be none yet."""
-  # Else a compiler may fuse a metric's last product with the sum, and round once and not twice.
+  """The sums plus the metrics of one more step; `sums` may be empty."""
+  # Without the barrier, XLA may fuse a metric's last product with the sum, which rounds once
+  # instead of twice.
   metrics = jax.lax.optimization_barrier(metrics)
   return {name: sums.get(name, 0.0) + metrics[name] for name in metrics}
 
 
 def keys_of(key: Key[Array, ""], step: Any) -> Key[Array, " 3"]:
-  """The keys of a step: for its views, its losses, and what follows the update."""
+  """The keys of a step: for the views, the losses, and `after_step`."""
   return jax.random.split(jax.random.fold_in(key, step), 3)
 
 
@@ -87,19 +89,21 @@ def mean_over_parts(
   views: Views,
   key: Key[Array, ""],
 ) -> tuple[PyTree, Learner, Metrics]:
-  """(gradients, learner, metrics): the mean over `count` parts of the batch, weighted by size.
+  """(gradients, learner, metrics): means over `count` parts of the batch, weighted by size.
 
-  Part i has every count-th image from the i-th on, so that a batch that is split over devices
-  stays where it is, and a key of its own. All parts begin with the same `learner`: what they do
-  to batch statistics and memory is averaged too, and batch normalisation has moments of each
-  part. Where `count` does not divide the batch, the first parts have one image more, and theirs
-  are those at its beginning.
+  The parts are computed one after another. Part i has the images i, i + count, ..., so that a
+  batch sharded over devices needs no communication, and its own key. Each part starts from the
+  same `learner`; the changes of batch statistics and memory are averaged as well. Batch
+  normalisation uses the statistics of each part. If `count` does not divide the batch, the
+  first parts have one image more, taken from the start of the batch.
   """
 
   def part(views, key):
     grads, (after, metrics) = gradient(views, key)
     moved = jax.tree.map(
-      lambda a, b: a - b if _is_float(b) else None, rest(after), rest(learner)
+      lambda a, b: a - b if _is_float(b) else None,
+      without_params(after),
+      without_params(learner),
     )
     return grads, moved, metrics
 
@@ -119,19 +123,22 @@ def mean_over_parts(
     if total is None:
       shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], block), key)
       total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # XLA:CPU runs what is inside a loop many times more slowly.
+    # XLA:CPU runs the body of a loop many times slower than unrolled code.
     unroll = parts if jax.default_backend() == "cpu" else 1
     total, _ = jax.lax.scan(add, total, (block, keys[first : first + parts]), unroll=unroll)
     start += parts * each
   grads, moved, metrics = jax.tree.map(lambda x: x / size, total)
   after = jax.tree.map(
-    lambda a, b: a if b is None else a + b, rest(learner), moved, is_leaf=lambda x: x is None
+    lambda a, b: a if b is None else a + b,
+    without_params(learner),
+    moved,
+    is_leaf=lambda x: x is None,
   )
   return grads, after, metrics
 
 
-def rest(learner: Learner) -> Learner:
-  """What of a learner descent does not move."""
+def without_params(learner: Learner) -> Learner:
+  """The learner's batch statistics and memory, which gradient descent does not update."""
   return learner.replace(params={})
 
 
@@ -145,8 +152,8 @@ def _every(parts, x, axis):
   return jnp.moveaxis(x, axis + 1, 0)
 
 
-def report(terms: Terms) -> Metrics:
-  """The objective by name; "steps" counts, so that sums divided by it are means."""
+def loss_metrics(terms: Terms) -> Metrics:
+  """The loss and its terms. "steps" is 1: sums of metrics divided by its sum are means."""
   total = terms.task + terms.distill
   values = {"loss": total, "task": terms.task, "distill": terms.distill, "steps": 1}
   return {
@@ -161,7 +168,10 @@ def initial_state(
   batch: Batch,
   key: Key[Array, ""],
 ) -> State:
-  """The state before the first step; `batch` may be shapes. Jit it, to place it at once."""
+  """The state before the first step. Jit it, so that it is created on the devices.
+
+  batch: only its shapes are used.
+  """
   state = without_sums(method, tx, augment, batch, key)
   step = functools.partial(train_step, method, tx, augment)
   return state.replace(sums=zero_sums(step, state, batch, key))
@@ -174,7 +184,7 @@ def without_sums(
   batch: Batch,
   key: Key[Array, ""],
 ) -> State:
-  """The initial state, which does not know yet what a step will measure."""
+  """The initial state with empty sums: their names follow from tracing a step."""
   key_init = jax.random.fold_in(key, 2**31 - 1)  # larger than any step
   views = jax.eval_shape(augment, key, batch.image)
   learner = method.init(key_init, jnp.zeros(views.shape, views.dtype))

@@ -92,7 +92,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_to_the_last_bit(
   code, output = kill_at(start(workdir, environment), workdir, 8, signal.SIGTERM)
   assert code == 75 and "the same command resumes the run" in output, output
   code, output = kill_at(start(workdir, environment), workdir, 12, signal.SIGINT)
-  assert code == 75 and "going on from step" in output, output
+  assert code == 75 and "resuming from step" in output, output
   code, output = finish(start(workdir, environment))
   assert code == 0, output
 

@@ -1,4 +1,6 @@
 import pathlib
+import re
+import shutil
 from collections import Counter
 
 import jax
@@ -174,6 +176,17 @@ def test_a_corrupt_file_is_skipped_and_counted_where_the_config_says_so(root, co
   assert capsys.readouterr().out.count("skipped (1 so far): ") == 1
   with pytest.raises(ValueError, match="data.corrupt"):
     load(root, corrupt="ignore")
+
+
+def test_a_split_of_corrupt_files_alone_is_refused_before_the_run(root, tmp_path):
+  shutil.copytree(root, copy := tmp_path / "copy")
+  for file in (copy / "test").rglob("*.jpg"):
+    file.write_bytes(b"no picture")
+  first = re.escape(str(copy / "test" / "a" / "00.jpg"))
+  for options in ({}, {"memory_limit": 2**30}):  # streamed, and in memory
+    with pytest.raises(ValueError, match=f"all 5 images are corrupt, .* {first}") as refused:
+      load(copy, corrupt="skip", **options)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_pod_trains_the_run_of_one_process_stops_together_and_survives_none(tm
 
   codes, out, err = ended(together(*command))
   assert codes == [0, 0], err
-  assert "going on from step" in out[0] and not out[1].replace("[Gloo]", "").count("step")
+  assert "resuming from step" in out[0] and not out[1].replace("[Gloo]", "").count("step")
   assert evaluations(tmp_path / "2") == evaluations(tmp_path / "1")
   assert (tmp_path / "2" / "result.json").exists()
 

@@ -276,7 +276,10 @@ def test_what_cannot_go_together_is_refused_in_one_line(config, capsys):
     (["--seeds=5,5"], "--seeds=5,5: different whole numbers are needed"),
     (["--seeds=a"], "--seeds=a: different whole numbers are needed"),
     (["--seeds=5,9", "--config.seed=3"], "--config.seed and --seeds: leave one of them out"),
-    (["--seeds=5,9", "--config.student_groups=2"], "student_groups=2 is for a run alone"),
+    (
+      ["--seeds=5,9", "--config.student_groups=2"],
+      "student_groups=2 does not work with several seeds",
+    ),
   ):
     assert main([*asked, *wrong]) == 2
     said = capsys.readouterr().err
