@@ -7,6 +7,7 @@ import csv as csv_format
 import io
 import re
 import statistics as plain_statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,33 +21,33 @@ from okdph_jax.status import FAILED, status
 
 NOTES = """\
 Test accuracy in %: mean ± standard deviation (ddof = 1) over n runs, which differ in their seed
-or draw of the images; a single run has no spread. **Bold**: above every other row of the table,
-each by a paired difference whose 95 % t confidence interval leaves out zero.
+or draw of the images; a single run has no spread. **Bold**: better than every other row of the
+table, by a paired difference whose 95 % t confidence interval excludes zero.
 
-*mean of students*: over the networks or branches that a run trains, without the averages and
-ensembles made of them. Nothing in this column is selected on the test set, so compare methods
-by it, and those that are used for an average (mean_teacher, pcl, swa, ema) by their rows in the
-table of single networks. *best single network on test*: the highest of a run's single networks,
-averages such as the hybrid, a teacher or SWA's network included. It is biased upwards, the more
-so the more networks a method has; *best single network and epoch on test* is the highest of all
-evaluations as well.
+*mean of students*: over the networks or branches that a run trains, without averages and
+ensembles of them. Nothing in this column is selected on the test set, so compare methods by it;
+for methods whose purpose is an average (mean_teacher, pcl, swa, ema), see its row in the table
+of single networks. *best single network on test*: the most accurate of a run's single networks,
+including averages such as the hybrid, a teacher or SWA's network. It is biased upwards,
+more so for methods with many networks. *best single network and epoch on test*: also the best
+of all evaluations.
 
-*best on test, as the paper counts*: the highest of all evaluations and of the networks that the
-authors' release reports. For ONE, OKDDip and FFL these include an ensemble or a fused head,
-which is more than one network and is named where it is the highest; for PCL they are the
-averaged branches alone. *paper*: the number in arXiv:2303.14666, in brackets the views it was
-measured with where the run has others. It is the mean of five runs of about 300 evaluations
-each, and is given only for runs with the hyper-parameters that it was measured with.
+*best on test, as the paper counts*: the highest accuracy over all evaluations and over the
+networks that the authors' release reports. For ONE, OKDDip and FFL these include an ensemble or
+a fused head, which is several networks and is named if it is the highest; for PCL they are only
+the averaged branches. *paper*: the accuracy in arXiv:2303.14666, for the same hyper-parameters,
+with the paper's views in brackets if the run has others. It is a mean of five runs, each the
+highest of about 300 evaluations.
 
 *(release)* after a method: with the options of the authors' released code, which computes some
 methods differently from their papers (`configs/release.py`)."""
 
-DIFFERENCES = """\
-Difference to {baseline}
-in points of accuracy, of runs with the same seed, or on the same draw of the images where there
-are several; in brackets its 95 % t confidence interval, which takes
-two pairs at least and is not corrected for the number of rows. **Bold**: the interval leaves
-out zero."""
+DIFFERENCES = (
+  "Difference to {baseline}, in percentage points, over pairs of runs with the same seed or, "
+  "if there are several, the same draw of the images; in brackets its 95 % t confidence "
+  "interval, which needs at least two pairs and is not corrected for the number of rows. "
+  "**Bold**: the interval excludes zero."
+)
 
 HEAD_NOTES = """\
 Test accuracy in % after the last epoch, mean ± standard deviation over n runs. *mean of
@@ -58,7 +59,7 @@ included. *paper*: the number in arXiv:2303.14666 for the same hyper-parameters,
 about 300 evaluations on the test set, in brackets the views it was measured with where the run
 has others."""
 
-# In tables.csv, as programs that read it know them.
+# The names of `MEASURES` in tables.csv, which programs rely on.
 CSV_MEASURES = {
   "students": "last",
   "last": "last",
@@ -71,16 +72,16 @@ WORDS = ("method", "views", "reader", "run", "data", "network", "state", "why")
 
 
 class Cell(NamedTuple):
-  """One cell: what is written, the runs it was measured on, and what it is sorted by."""
+  """One cell: its text, the runs it is computed from, and the number to sort it by."""
 
   text: str
   trials: Sequence[Trial] = ()
-  order: float | None = None  # None: by its text
+  order: float | None = None  # None: sorted by its text
   bold: bool = False
 
 
 class Table(NamedTuple):
-  """Rows of cells under a caption; columns that are empty in every row are left out."""
+  """Rows of cells with a caption, without columns that are empty in every row."""
 
   caption: str
   columns: list[str]
@@ -92,18 +93,18 @@ class Section(NamedTuple):
 
   group: Group
   rows: list[Row]  # of finished runs
-  everything: list[Row]  # with those that are not
+  everything: list[Row]  # of all runs
   tables: list[Table]
   baseline: str | None  # the label of the row that others are compared with
 
 
 def sections(trials: Iterable[Trial], baseline: str | None = None) -> list[Section]:
-  """The tables of each group of runs; those that are not finished name a row and no more.
+  """The tables of each group of runs. Runs that are not finished only name a row.
 
-  baseline: the label of a row, or its method where one row alone has it.
+  baseline: the label of a row, or its method if only one row has it.
 
   Raises:
-    ValueError: no group has it, or a group has several.
+    ValueError: no group has such a row, or a group has several.
   """
   found = []
   for group, everything in grouped(trials):
@@ -222,7 +223,8 @@ def _differences(rows, baseline):
         row["pairs"] = _number(difference.n)
       row[name] = _difference(found[measure], [*trials, *base])
     table.append(row)
-  return _table(DIFFERENCES.format(baseline=baseline), table)
+  caption = textwrap.fill(DIFFERENCES.format(baseline=baseline), 96, break_on_hyphens=False)
+  return _table(caption, table)
 
 
 def _difference(difference, trials):
