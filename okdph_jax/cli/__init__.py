@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from okdph_jax.cli.arguments import command
 from okdph_jax.errors import nearest
+from okdph_jax.runtime import memory
 
 COMMANDS = {  # module of this package -> what it does
   "train": "train networks as a config says, or resume a run that was stopped",
@@ -83,4 +84,6 @@ def main() -> NoReturn:
     from okdph_jax.cli import train
 
     train.program(arguments[1:])
+  if arguments[:1] == ["sweep"] and "--dry-run" in arguments:
+    memory.keep_large_blocks()  # the steps that it measures are then as fast as those of a run
   sys.exit(dispatch(arguments))

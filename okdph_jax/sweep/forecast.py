@@ -1,10 +1,11 @@
-"""What a sweep will take: steps and FLOPs without compiling, time from measured steps."""
+"""Predicts the steps, FLOPs and time of a sweep; compiles one step for each network."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,26 +32,27 @@ from okdph_jax.training.compile import background, compile_steps, flops_of
 from okdph_jax.training.feed import feed
 from okdph_jax.training.step import initial_state, train_step
 
-WARM, TIMED = 2, 5  # steps before the clock runs, and of which the mean is taken
+WARM_UP = 2  # steps that are not timed
+TIMED, SECONDS = 3, 5.0  # at least so many steps are timed, for at least so long
 
 NOTES = """\
-FLOPs: of all steps and evaluations, by XLA's cost analysis, without compiling. time: these
-FLOPs at the speed of a step measured on this machine, one for each network; compiling, reading
-data and what swa does before an evaluation come on top."""
+FLOPs: of all training steps and evaluations, from XLA's cost analysis. time: these FLOPs at the
+speed of a training step measured on this machine, once for each network; without compiling,
+reading data, and what swa and reestimate compute before an evaluation."""
 
 
 class Cost(NamedTuple):
-  """What one run takes."""
+  """The predicted cost of one run."""
 
   steps: int
-  flops: float | None  # None where JAX cannot tell
+  flops: float | None  # None if JAX has no cost analysis
   seconds: float | None
 
 
 def table(cells: Sequence[Cell], jobs: int) -> str:
-  """A row for each entry with what one of its runs takes; then all that is left to do."""
+  """A row for each entry with the cost of one of its runs, and one for all unfinished runs."""
   if cores := slots(jobs)[0].cores:
-    os.sched_setaffinity(0, cores)  # as many as a run will have
+    os.sched_setaffinity(0, cores)  # as many as each run will have
   forecaster = Forecaster(cells)
   to_do = [cell.entry for cell in unfinished(cells)]
   rows, costs, notes = [], [], []
@@ -63,7 +65,7 @@ def table(cells: Sequence[Cell], jobs: int) -> str:
       steps, flops, seconds = forecaster.cost(own[0])
       row += [f"{steps:,}", flops and f"{flops:.3g}", seconds and clock(seconds)]
       costs.append((count * steps, count * (flops or 0), count * (seconds or 0)))
-    except ValueError as error:  # the data are not there
+    except ValueError as error:  # the data are missing
       notes.append(f"{entry}: {error}")
     rows.append(row)
   steps, flops, seconds = (
@@ -85,7 +87,7 @@ def table(cells: Sequence[Cell], jobs: int) -> str:
 
 
 class Forecaster:
-  """The `Cost` of cells; data are read, programs traced and steps measured once each."""
+  """Predicts the `Cost` of cells; reads each dataset, and traces each program, only once."""
 
   def __init__(self, cells: Sequence[Cell]):
     self._networks = {cell.run.path: cell.config for cell in cells}
@@ -96,7 +98,7 @@ class Forecaster:
     host.configure(cells[0].config.devices, cells[0].config.batch_size)
 
   def cost(self, cell: Cell) -> Cost:
-    """Of one run of the cell; ValueError where its data are missing."""
+    """The `Cost` of the run of a cell; ValueError if its data are missing."""
     config = cell.config
     dataset = self._dataset(config)
     experiment = build(config, dataset, taught_by=self._stand_in(cell, dataset))
@@ -136,7 +138,7 @@ class Forecaster:
 
 
 def same_program(config: ConfigDict) -> str:
-  """Equal for configs whose steps have the same FLOPs: numbers but 0 and 1 do not matter."""
+  """A key that is equal for configs with the same FLOPs: without floats other than 0 and 1."""
 
   def structure(value: Any) -> Any:
     if isinstance(value, dict):
@@ -154,7 +156,11 @@ def same_program(config: ConfigDict) -> str:
 def flops(
   experiment: Experiment, config: ConfigDict, dataset: Dataset
 ) -> tuple[float | None, float | None]:
-  """(of a training step, of an evaluation), per image; None where JAX cannot tell."""
+  """FLOPs per image of (a training step, an evaluation); None if JAX has no cost analysis.
+
+  An evaluation is counted without its ensembles, which are computed from the logits of
+  networks that it runs anyway.
+  """
   size, key = config.batch_size, jax.random.key(0)
   image: Any = jax.ShapeDtypeStruct((size, *dataset.image_shape), jnp.uint8)
   label: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -164,18 +170,15 @@ def flops(
   state = jax.eval_shape(lambda key: initial_state(*parts, batch, key), key)
   step = functools.partial(train_step, *parts, accumulate=config.accumulate)
 
-  def evaluation(learner, image):
-    return method.predict(learner, image) | method.ensembles(learner, image)
-
-  seen = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-  programs = (step, (state, batch, key)), (evaluation, (state.learner, seen))
+  view = jax.ShapeDtypeStruct(image.shape, jnp.float32)
+  programs = (step, (state, batch, key)), (method.predict, (state.learner, view))
   found = [flops_of(jax.jit(f).trace(*given), f, *given) for f, given in programs]
   training, test = (total and total / size for total in found)
   return training, test
 
 
 def step_seconds(experiment: Experiment, config: ConfigDict, dataset: Dataset) -> float:
-  """The mean time of a training step, compiled and run here."""
+  """The median time of a training step, compiled and run here."""
   mesh = host.mesh(config.devices)
   place = NamedSharding(mesh, PartitionSpec())
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=place)()
@@ -184,12 +187,11 @@ def step_seconds(experiment: Experiment, config: ConfigDict, dataset: Dataset) -
   with background() as thread:
     program = experiment.parts, experiment.numbers, fed.augment, {full: fed.shapes[full]}
     compiled = compile_steps(*program, key, thread, accumulate=config.accumulate)
-    compiled.flops.result()  # nothing else runs beside the steps
-    state, began = compiled.state, 0.0
-    for step in range(WARM + TIMED):
-      if step == WARM:
-        jax.block_until_ready(state)
-        began = time.monotonic()
+    compiled.flops.result()  # the thread's last task: nothing else runs during the steps
+    state, times = compiled.state, []
+    while len(times) < WARM_UP + TIMED or sum(times[WARM_UP:]) < SECONDS:
+      began = time.monotonic()
       state, _ = compiled.advance(state, (batch,), key)
-    jax.block_until_ready(state)
-  return (time.monotonic() - began) / TIMED
+      jax.block_until_ready(state)
+      times.append(time.monotonic() - began)
+  return statistics.median(times[WARM_UP:])
