@@ -15,8 +15,15 @@ import tempfile
 
 from tabulate import tabulate
 
-from benchmarks.train_step import compiled, known, problem, problem_parser, stepping
-from okdph_jax.runtime import host, memory
+from benchmarks.train_step import (
+  compiled,
+  configure_jax,
+  known,
+  problem,
+  problem_parser,
+  stepping,
+)
+from okdph_jax.runtime import memory
 
 STEPS = 3
 WAITING = "adding over the devices, and waiting for each other"
@@ -44,8 +51,8 @@ def main():
   parser = problem_parser(__doc__)
   args = parser.parse_args()
   memory.keep_large_blocks()
-  host.configure(batch=args.batch)
   known(parser, args.network)
+  configure_jax(args)
   milliseconds = collections.Counter()
   for line, own in traced(args):
     milliseconds[kind(line)] += own

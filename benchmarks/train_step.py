@@ -214,7 +214,7 @@ def torch_parts(args):
 def jax_parts(args):
   """The step as `train` runs it, and its parts, as functions without arguments."""
   memory.keep_large_blocks()
-  host.configure(batch=args.batch)
+  configure_jax(args)
   import jax
 
   from okdph_jax.core import Views
@@ -255,6 +255,14 @@ def jax_parts(args):
     "peak_mb": peak,
   }
   return parts, about
+
+
+def configure_jax(args):
+  """As a run of this network and batch prepares JAX."""
+  from okdph_jax import models
+
+  net = models.build(args.network, classes=10)
+  host.configure(batch=args.batch, parameters=models.parameters(net, (32, 32, 3)))
 
 
 def problem(args):

@@ -44,6 +44,15 @@ class Experiment(NamedTuple):
   start: str | None  # the origin of the initial variables, if not random
 
 
+def configure_jax(config: ConfigDict) -> None:
+  """Prepares JAX for a run of this config; call it before JAX is used, see `host.configure`."""
+  parameters = 0
+  if config.network in models.NETS:  # one of your own may not take such images
+    net = models.build(config.network, 10, config.network_options)
+    parameters = models.parameters(net, (32, 32, 3))
+  host.configure(config.devices, config.batch_size // config.accumulate, parameters)
+
+
 def build(
   config: ConfigDict,
   dataset: data.Dataset,

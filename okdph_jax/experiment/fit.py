@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from okdph_jax import data
 from okdph_jax.errors import one_line
-from okdph_jax.experiment.build import Experiment, build, check_views
+from okdph_jax.experiment.build import Experiment, build, check_views, configure_jax
 from okdph_jax.experiment.config import check, flat, load_config
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
 from okdph_jax.run import Result, Run
@@ -90,7 +90,7 @@ def prepared(
     loaded = [load_config(config) for config in configs]
     for config in loaded:
       check(config)
-    host.configure(loaded[0].devices, loaded[0].batch_size // loaded[0].accumulate)
+    configure_jax(loaded[0])
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
       raise ValueError(f"this is one of {jax.process_count()} processes of a pod: add --pod")
     with distributed.only_leader_prints():

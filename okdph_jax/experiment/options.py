@@ -202,7 +202,8 @@ OPTIONS = (
     int,
     None,
     "[1, 4096]",
-    "number of devices to use; on a CPU by default one per core, up to 4",
+    "number of devices to use; on a CPU by default one per core, up to 4, but one for networks "
+    "of 8 million parameters or more",
   ),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

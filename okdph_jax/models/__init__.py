@@ -135,11 +135,12 @@ def _imported(path):
 def parameters(net: nn.Module, image_shape: Sequence[int]) -> int:
   """The number of trainable parameters of `net` for images [H, W, C]; nothing is computed."""
 
-  def init(key, x):
+  def init(x):
+    key = jax.random.key(0)  # in here, where it starts no backend
     return net.init({"params": key, "dropout": key}, x, False)["params"]
 
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), image))
+  leaves = jax.tree.leaves(jax.eval_shape(init, image))
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
 

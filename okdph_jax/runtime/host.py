@@ -14,12 +14,19 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
+# From so many parameters on, a batch is not split over the cores by default: each host device
+# has its own copy of state and gradients, whose sum and update cost more than the split saves.
+ONE_DEVICE_FROM = 8_000_000
 
-def configure(devices: int | None = None, batch: int | None = None) -> None:
+
+def configure(
+  devices: int | None = None, batch: int | None = None, parameters: int = 0
+) -> None:
   """Prepares JAX in this process: `devices` host devices on a CPU. Call it before using JAX.
 
   devices: in each process of a pod; by default one per core, at most 4, such that they divide
-  `batch`, the images per step. On accelerators `mesh` chooses the devices.
+  `batch`, the images per step, and one where a network has many `parameters`. On accelerators
+  `mesh` chooses the devices.
   """
   if devices is not None and devices < 1:
     raise ValueError(f"devices={devices} must be at least 1; by default it is one per core")
@@ -27,9 +34,13 @@ def configure(devices: int | None = None, batch: int | None = None) -> None:
     raise ValueError(
       f"devices={devices} does not divide batch_size={batch}; choose a number that does"
     )
-  count = devices or next(n for n in range(min(cores(), 4), 0, -1) if (batch or n) % n == 0)
+  most = 1 if parameters >= ONE_DEVICE_FROM else min(cores(), 4)
+  count = devices or next(n for n in range(most, 0, -1) if (batch or n) % n == 0)
   with contextlib.suppress(RuntimeError):  # JAX is in use already, as in a notebook
     jax.config.update("jax_num_cpu_devices", count)
+  # With asynchronous dispatch, a single CPU device allocates the buffers of the next step while
+  # it still holds those of this one.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   use_compilation_cache()
   # The cache identifies oneDNN's convolutions by metadata, see `nn.onednn`. With the address of
   # the partitioning function in the key, other processes would not find them.

@@ -22,7 +22,7 @@ from okdph_jax import data, models
 from okdph_jax.core import Batch
 from okdph_jax.data import Dataset
 from okdph_jax.durations import clock
-from okdph_jax.experiment.build import Experiment, build
+from okdph_jax.experiment.build import Experiment, build, configure_jax
 from okdph_jax.nn.students import start
 from okdph_jax.runtime import host
 from okdph_jax.sweep.cells import Cell
@@ -95,7 +95,7 @@ class Forecaster:
     self._config_of: dict[str, ConfigDict] = {}
     self._flops: dict[str, tuple[float | None, float | None]] = {}
     self._speed: dict[Any, float] = {}  # FLOPs per second of a step
-    host.configure(cells[0].config.devices, cells[0].config.batch_size)
+    configure_jax(cells[0].config)
 
   def cost(self, cell: Cell) -> Cost:
     """The `Cost` of the run of a cell; ValueError if its data are missing."""

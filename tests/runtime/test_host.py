@@ -39,6 +39,13 @@ def test_the_default_divides_the_batch():
   assert python(four + "host.configure(batch=7); print(jax.device_count())") == ["1"]
 
 
+def test_a_network_of_many_parameters_has_one_device_by_default():
+  code = "host.cores = lambda: 64\nhost.configure({}, 128, {}); print(jax.device_count())"
+  assert python(code.format(None, host.ONE_DEVICE_FROM)) == ["1"]
+  assert python(code.format(None, host.ONE_DEVICE_FROM - 1)) == ["4"]
+  assert python(code.format(2, host.ONE_DEVICE_FROM)) == ["2"]
+
+
 @pytest.mark.parametrize(
   "ask, words",
   [
