@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from okdph_jax.experiment import fit as fit_module
 from okdph_jax.experiment.fit import fit, fit_seeds
@@ -32,8 +33,12 @@ SEEDS = (5, 9)
 def step_of(method):
   tx = method.optimizer(lambda step: 0.1 / (1 + step), momentum=0.9, weight_decay=5e-4)
   parts = method, tx, tiny.augment(method.views)
-  one = lambda given, state, batch, key: train_step(*parts, state, batch, key)  # noqa: E731
-  return functools.partial(without_sums, *parts), one
+
+  def step(given, state, batch, key):
+    del given
+    return train_step(*parts, state, batch, key)
+
+  return functools.partial(without_sums, *parts), step
 
 
 def test_a_step_of_several_runs_is_the_step_of_each():
@@ -102,7 +107,7 @@ def test_the_program_has_a_plain_convolution_per_network_and_still_a_condition()
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-  """`config(seed, *options)`: okdph for two epochs of two steps, fused at every one."""
+  """`config(seed, *options)`: a network and its average, for two epochs of four steps."""
   path = runs.arrays(tmp_path_factory.mktemp("data") / "data.npz")
 
   def of(seed, *more):
@@ -114,10 +119,16 @@ def config(tmp_path_factory):
 
 def asked_for(path):
   """Of the command line, but for seed and folder."""
-  network = "--config.network=tests.nets:Stateless"
-  more = "--config.method.fuse_every=1 step", "--config.log_every_steps=1"
-  views = "--config.views=('crop(1)',)"
-  return ["--config=configs/digits.py:okdph", *runs.options(path), network, views, *more]
+  return [
+    "--config=configs/digits.py:base",
+    *runs.options(path),
+    "--config.network=tests.nets:Stateless",
+    "--config.method.students=1",
+    "--config.wrappers=({'name':'ema'},)",
+    "--config.views=('crop(1)',)",
+    "--config.batch_size=8",
+    "--config.log_every_steps=1",
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +142,26 @@ def folders(root):
   return [root / f"seed{seed}" for seed in SEEDS]
 
 
+close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+
+
+def check_numbers(run, single):
+  """That a run has the numbers of one that was trained alone, up to the order of sums."""
+  for which in ("last", "best-test"):
+    jax.tree.map(close, run.learner(which), single.learner(which))
+  for name in ("metrics.jsonl", "training.jsonl"):
+    lines = [map(json.loads, (r.path / name).read_text().splitlines()) for r in (run, single)]
+    for mine, theirs in zip(*lines, strict=True):
+      times = ("seconds", "images_per_second")
+      jax.tree.map(
+        close, *({k: v for k, v in x.items() if k not in times} for x in (mine, theirs))
+      )
+
+
 def check(ours, alone):
-  """That the runs are those that were trained alone, up to the order of sums."""
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+  """That the runs are those that were trained alone: their numbers and their files."""
   for run, single in zip(map(Run, ours), alone, strict=True):
-    for which in ("last", "best-test"):
-      jax.tree.map(close, run.learner(which), single.learner(which))
-    for name in ("metrics.jsonl", "training.jsonl"):
-      lines = [map(json.loads, (r.path / name).read_text().splitlines()) for r in (run, single)]
-      for mine, theirs in zip(*lines, strict=True):
-        times = ("seconds", "images_per_second")
-        jax.tree.map(
-          close, *({k: v for k, v in x.items() if k not in times} for x in (mine, theirs))
-        )
+    check_numbers(run, single)
     assert run.result["config"] == single.result["config"]
     assert run.result["readers"].keys() == single.result["readers"].keys()
     close(run.result["flops_per_image"], single.result["flops_per_image"], rtol=0.02)
@@ -170,7 +188,7 @@ def test_each_run_is_as_if_it_were_alone(together, alone, config, capsys):
   for run in map(Run, together):
     assert run.record["environment"]["runs_together"] == 2
     assert "--seeds=5,9" in run.record["command"]
-  assert run.network("hybrid", network="tests.nets:Stateless").variables
+  assert run.network("ema_student_0", network="tests.nets:Stateless").variables
   fit(config(SEEDS[1]), run.path)
   assert "is finished; nothing to do" in capsys.readouterr().out
 
@@ -232,10 +250,10 @@ def test_a_kill_between_two_saves_and_a_run_that_diverges_cost_the_others_time_a
     patch.setattr(Session, "save", killed)
     with pytest.raises(Killed):
       fit_seeds(asked, paths)
-  assert [Run(path).checkpoint_steps for path in paths] == [{2, 4}, {2}]
+  assert [Run(path).checkpoint_steps for path in paths] == [{4, 8}, {4}]
 
   def diverged(session):
-    assert session.step > 2 and [len(Run(path).lines) for path in paths] == [1, 1]
+    assert session.step > 4 and [len(Run(path).lines) for path in paths] == [1, 1]
     sums = session.state.sums
     session.state = session.state.replace(sums=sums | {"loss": sums["loss"].at[0].set(jnp.nan)})
     look(session)
@@ -244,7 +262,7 @@ def test_a_kill_between_two_saves_and_a_run_that_diverges_cost_the_others_time_a
     patch.setattr(Session, "look", diverged)
     with pytest.raises(Diverged, match=rf"the loss of seed{SEEDS[0]} became NaN or infinite"):
       fit_seeds(asked, paths)
-  assert [Run(path).checkpoint_steps for path in paths] == [{2}, {2}]
+  assert [Run(path).checkpoint_steps for path in paths] == [{4}, {4}]
   assert "became NaN or infinite" in Run(paths[0]).failure and not Run(paths[1]).failure
   fit_seeds(asked[1:], paths[1:])
   check(paths[1:], alone[1:])
@@ -254,19 +272,34 @@ def test_runs_at_different_steps_are_refused_and_nothing_is_touched(config, alon
   paths = folders(tmp_path)
   run = Run(shutil.copytree(alone[0].path, paths[0], symlinks=True))
   run.reopen()
-  with pytest.raises(ValueError, match=r"at one step, .*seed5 at 4, .*seed9 at 0; train them"):
+  with pytest.raises(ValueError, match=r"at one step, .*seed5 at 8, .*seed9 at 0; train them"):
     fit_seeds([config(seed) for seed in SEEDS], paths)
-  assert run.checkpoint_steps == {2, 4} and run.lines == alone[0].lines
+  assert run.checkpoint_steps == {4, 8} and run.lines == alone[0].lines
 
 
-def test_each_run_may_draw_images_of_its_own(config, tmp_path):
+def test_views_of_the_host_and_several_steps_per_dispatch(config, alone, tmp_path):
+  """Four steps per epoch: two at once, and two single ones."""
+  more = "--config.views_on=host", "--config.steps_per_dispatch=2"
+  results = fit_seeds([config(seed, *more) for seed in SEEDS], folders(tmp_path))
+  for result, single in zip(results, alone, strict=True):
+    check_numbers(result.run, single)
+
+
+def test_each_run_may_draw_images_of_its_own_and_stream_them(config, tmp_path):
+  for i in range(32):
+    folder = tmp_path / "data" / ("train" if i < 24 else "test") / "ab"[i % 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((9, 9), 8 * i, np.uint8)).save(folder / f"{i}.png")
+
   def drawn(seed):
-    more = f"--config.data.seed={seed}", "--config.epochs=1", "--config.data.fraction=0.5"
-    return config(seed, *more)
+    options = f"name=folder dir={tmp_path}/data image_size=8 memory_limit=1 fraction=0.5"
+    data = [f"--config.data.{option}" for option in (*options.split(), f"seed={seed}")]
+    return config(seed, *data, "--config.epochs=1")
 
   results = fit_seeds([drawn(seed) for seed in SEEDS], folders(tmp_path))
   digests = {result.run.record["fingerprint"]["train"]["digest"] for result in results}
   assert len(digests) == 2
+  check_numbers(results[1].run, fit(drawn(SEEDS[1]), tmp_path / "alone").run)
 
 
 def test_what_cannot_go_together_is_refused_in_one_line(config, capsys):
