@@ -60,15 +60,15 @@ def main(arguments: list[str]) -> int:
 
 
 def shown(root: Path) -> Group:
-  """The table of the runs below `root`, what runs first; then why runs have failed."""
-  there, damaged = [], []
+  """A table of the runs below `root`, running ones first; then why runs have failed."""
+  found, damaged = [], []
   for run in find(root):
     try:
-      there.append((str(run.path.relative_to(root)), looked_at(run)))
+      found.append((str(run.path.relative_to(root)), looked_at(run)))
     except ValueError as error:
       damaged.append(str(error))
-  there.sort(key=lambda row: (STATES.index(row[1].state), row[0]))
-  counts = Counter(there.state for _, there in there)
+  found.sort(key=lambda row: (STATES.index(row[1].state), row[0]))
+  counts = Counter(one.state for _, one in found)
   states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
   table = Table(box=None, header_style="bold", pad_edge=False)
   table.add_column("run", overflow="fold")
@@ -78,15 +78,15 @@ def shown(root: Path) -> Group:
   table.add_column("best test accuracy, last evaluation")
   for name in ("time left", "evaluated"):
     table.add_column(name, justify="right", no_wrap=True)
-  for name, one in there:
+  for name, one in found:
     table.add_row(name, Text(one.state, STYLES[one.state]), *cells(one))
-  failures = [f"failed: {name}: {one.message}" for name, one in there if one.state == FAILED]
-  title = f"{root}: {len(there)} run{'s' * (len(there) != 1)}" + f" ({states})" * bool(states)
+  failures = [f"failed: {name}: {one.message}" for name, one in found if one.state == FAILED]
+  title = f"{root}: {len(found)} run{'s' * (len(found) != 1)}" + f" ({states})" * bool(states)
   return Group(Text(title), table, *map(Text, failures + damaged))
 
 
 def looked_at(run: Run) -> Status:
-  """The `Status` of a run, that of a finished one as before."""
+  """The `Status` of a run; that of a finished run is read only once."""
   result = run.path / RESULT
   return _finished(run.path, result.stat().st_mtime_ns) if result.exists() else status(run)
 

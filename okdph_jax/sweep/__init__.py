@@ -1,1 +1,1 @@
-"""Sweeps: a grid of configs and seeds as runs under one root, each in a process of its own."""
+"""Sweeps: a grid of configs and seeds, each a run in its own directory and process."""

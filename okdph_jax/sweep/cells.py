@@ -1,9 +1,9 @@
-"""Sweep files: which runs they ask for, all of them checked before any starts.
+"""Sweep files: the runs that they describe, all checked before any of them starts.
 
-A sweep file is Python with `get_sweep()`, which returns {name: options}, the options being
+A sweep file is a Python file with `get_sweep()`, which returns {name: options}. The options are
 those of `okdph train`: "config", and any config.OPTION by its name.
 
-    SEEDS = 3  # seeds of each, from 42 on, unless --seeds=N says otherwise
+    SEEDS = 3  # runs of each entry, with the seeds 42, 43, 44; --seeds=N takes precedence
 
     def get_sweep():
       return {
@@ -11,10 +11,10 @@ those of `okdph train`: "config", and any config.OPTION by its name.
         "okdph-beta0.5": {"config": "digits:okdph,resnet8", "method.beta": 0.5},
       }
 
-`teacher` may be the name of an entry that stands before, "base" or "base:ensemble"; that one
-runs first. An entry whose `seeds` is 1 has one run, which teaches all seeds of others.
-`REPLICATE` of the file names the options that a run's seed is given to: ("seed",), or
-("seed", "data.seed") where each run draws images of its own too.
+`teacher` may name an earlier entry, "base" or "base:ensemble", which is trained first. An entry
+with `"seeds": 1` has one run, which teaches all seeds. `REPLICATE` in the file names the options
+that are set to a run's seed: ("seed",) by default, or ("seed", "data.seed") to also draw other
+training images in each run.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from okdph_jax.experiment.config import Overrides, find, flat, load_config, load
 from okdph_jax.run import Run
 
 FOLDER = "configs/sweeps"
-SEED = 42  # the first
+SEED = 42  # of the first run of an entry
 
 
 class Cell(NamedTuple):
   """One run of a sweep."""
 
-  name: str  # "resnet32-dml-seed42", of its folder
-  entry: str  # "resnet32-dml", which it shares with its other seeds
+  name: str  # "resnet32-dml-seed42", the name of its folder
+  entry: str  # "resnet32-dml", the same for all seeds
   config: ConfigDict  # checked
   options: tuple[str, ...]  # the arguments of `okdph train`
-  of_seeds: tuple[str, ...]  # likewise, with {seed} for the seed; () where it runs alone
+  of_seeds: tuple[str, ...]  # likewise, with {seed} for the seed; () if it cannot be stacked
   run: Run
-  teacher: Run | None  # that of another cell, which has to be finished first
+  teacher: Run | None  # the run of another cell, which must finish first
   facets: dict[str, set[str]]  # what --only selects by: {"method": {"dml"}, ...}
 
 
 def read(
   spec: str, root: Path, seeds: int | None = None, overrides: Overrides = ()
 ) -> list[Cell]:
-  """The cells of a sweep file, or of one of ours by its name: seed by seed in its order.
+  """The cells of a sweep file, or of one in configs/sweeps by name, sorted by seed.
 
-  root: the folder of all its runs. seeds: how many of each; by default what the file says.
-  overrides: options that are changed in all of them, (name, text).
+  root: the directory of all runs. seeds: their number per entry, by default that of the file.
+  overrides: (name, text) of options to change in all runs.
 
   Raises:
-    ValueError: in one line, for a cell whose config is not one, or for a file that is no sweep.
+    ValueError: in one line, for a file that is not a sweep, or an invalid config.
   """
   name, module = load_file(spec, FOLDER, "get_sweep")
   seeds = seeds or getattr(module, "SEEDS", 1)
@@ -76,12 +76,12 @@ def read(
       cells += _cells(entry, dict(options), entries, root, seeds, replicate, overrides)
     except ValueError as error:
       raise ValueError(f"the sweep {name}, {entry}: {error}") from None
-  return sorted(cells, key=lambda cell: cell.config.seed)  # first a whole table of one seed
+  return sorted(cells, key=lambda cell: cell.config.seed)  # first all entries with one seed
 
 
 def _cells(entry, options, entries, root, seeds, replicate, changes):
   if not re.fullmatch(r"[\w.+=%,-]+", entry):
-    raise ValueError("a name has letters, digits and . + = % , - _, because it names folders")
+    raise ValueError("names of entries may contain letters, digits and . + = % , - _")
   spec, asked = options.pop("config", None), options.get("teacher", "")
   teacher = re.split("[:@]", asked)[0]  # without its reader and checkpoint
   own_seeds = options.pop("seeds", seeds)
@@ -89,12 +89,12 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
     raise ValueError("its options lack 'config', e.g. 'cifar10:okdph,resnet32'")
   for name in set(replicate) & (options.keys() | dict(changes)):
     raise ValueError(
-      f"the seeds are SEEDS of the file, or --seeds=N; leave the option {name} out"
+      f"seeds are set by SEEDS in the file or by --seeds=N; leave the option {name} out"
     )
   overrides = {k: v if isinstance(v, str) else repr(v) for k, v in options.items()}
   overrides = list((overrides | dict(changes)).items())
   if teacher in list(entries)[list(entries).index(entry) :]:
-    raise ValueError(f"its teacher, {teacher}, has to stand before it")
+    raise ValueError(f"its teacher, {teacher}, must come before it")
   config = load_config(spec, overrides)
   check_without_data(config)
   facets = _facets(entry, spec, config)
@@ -130,7 +130,7 @@ def _arguments(spec, options, workdir):
 
 
 def _facets(entry, spec, config):
-  """What an entry can be selected by: the options, and short names for the usual ones."""
+  """What --only can select an entry by: options, and short names for the usual ones."""
   facets = {name: {str(value)} for name, value in flat(config).items()}
   file = find(spec)
   for part, fallback in file.template.items():
@@ -143,10 +143,10 @@ def _facets(entry, spec, config):
 
 
 def stacked(cells: Iterable[Cell], most: int) -> list[list[Cell]]:
-  """The cells in groups of at most `most`, each of which one program can train.
+  """The cells in groups of at most `most`, each of which can be trained as one program.
 
-  They differ in their seeds alone, and are at one step: they have a checkpoint in common, or
-  none has any.
+  The cells of a group differ only in their seeds, and can start at the same step: they have a
+  checkpoint of it, or none has any checkpoint.
   """
   groups: list[tuple[list[Cell], set[int]]] = []
   for cell in cells:
@@ -163,20 +163,20 @@ def stacked(cells: Iterable[Cell], most: int) -> list[list[Cell]]:
 
 
 def arguments(cells: Sequence[Cell]) -> tuple[str, ...]:
-  """Those of `okdph train` for one cell, or for several as one program."""
+  """The arguments of `okdph train` for one cell, or for several as one program."""
   if len(cells) == 1:
     return cells[0].options
   return *cells[0].of_seeds, f"--seeds={','.join(str(cell.config.seed) for cell in cells)}"
 
 
 def select(cells: Iterable[Cell], only: str) -> list[Cell]:
-  """The cells that `only` names, "method=okdph,network=resnet32": all of these hold.
+  """The cells that match all conditions of `only`, "method=okdph,network=resnet32".
 
-  The same name twice means either; * and ? stand for any letters. Names are options, parts of
+  A repeated name allows several values; * and ? match any letters. Names are options, parts of
   the config's argument, "entry", "run" and "seed".
 
   Raises:
-    ValueError: in one line, where nothing is selected.
+    ValueError: in one line, if there is no such cell.
   """
   cells = list(cells)
   wanted: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ def select(cells: Iterable[Cell], only: str) -> list[Cell]:
   for name, values in wanted.items():
     known = {n: there for cell in cells for n, there in cell.facets.items()}
     if name not in known:
-      raise ValueError(f"--only={only}: no cell has a {name!r}{nearest(name, known)}")
+      raise ValueError(f"--only={only}: no run has a {name!r}{nearest(name, known)}")
     left = [
       cell
       for cell in cells
@@ -197,7 +197,7 @@ def select(cells: Iterable[Cell], only: str) -> list[Cell]:
     if not left:
       there = sorted(set().union(*(cell.facets.get(name, set()) for cell in cells)))
       raise ValueError(
-        f"--only={only}: no cell is left with {name}={values[-1]}, there are {', '.join(there)}"
+        f"--only={only}: no run has {name}={values[-1]}; there are {', '.join(there)}"
       )
     cells = left
   return cells

@@ -1,7 +1,7 @@
-"""Sets up the process of a run and becomes its command: `python prepare.py PARENT CORES ...`.
+"""Sets up the process of a run, then executes its command: `python prepare.py PARENT CORES ...`.
 
-What `subprocess` offers for this, `preexec_fn`, forks a process that has JAX's threads, which
-may hang it. Here the new process does it itself, before it becomes the command.
+The `preexec_fn` of `subprocess` is no alternative: it runs in a fork of a process with JAX's
+threads, and may hang. This runs in the new process.
 """
 
 import ctypes
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterable, Sequence
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h: the signal that a process gets when its parent ends
-INTERRUPTED = 75  # the exit code of a run that can go on
+INTERRUPTED = 75  # the exit code of a run that can be resumed
 
 
 def prepared(command: Sequence[str], cores: Iterable[int] | None = None) -> list[str]:
-  """A command on these cores; SIGTERM comes to it when this process ends, on Linux.
+  """The command, restricted to these cores; on Linux it gets SIGTERM when this process ends.
 
-  It does not see SIGUSR2, which Slurm sends to all processes of a job whose time is up.
+  It ignores SIGUSR2, which Slurm sends to all processes of a job that runs out of time.
   """
   listed = ",".join(map(str, cores or ()))
   return [sys.executable, "-I", __file__, str(os.getpid()), listed, *command]
@@ -30,6 +30,6 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, map(int, listed.split(",")))
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it ended before this
+    if os.getppid() != int(parent):  # the parent has ended already
       sys.exit(INTERRUPTED)
   os.execv(command[0], command)

@@ -1,4 +1,4 @@
-"""Cells as processes: a few at a time, each the command `okdph train` and its exit code."""
+"""Runs the cells of a sweep, a few at a time, each as a process of `okdph train`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from okdph_jax.sweep.prepare import INTERRUPTED, prepared
 
 PROGRAM = (sys.executable, "-m", "okdph_jax.main")
 POLL_SECONDS = 0.2  # between two looks at the processes
-LOOK_SECONDS = 2.0  # and at the files of the runs
+LOOK_SECONDS = 2.0  # between two looks at the files of the runs
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:
-  """The cells whose run has not finished with this very config."""
+  """The cells whose runs have not finished with this config."""
   return [cell for cell in cells if not is_finished(cell)]
 
 
 def is_finished(cell: Cell) -> bool:
-  """Whether the cell's run is; no, where a file is damaged: the run itself will tell."""
+  """Whether the cell's run has finished; no if a file is damaged, which the run will report."""
   try:
     return already_finished(cell.config, cell.run) is not None
   except ValueError:
@@ -45,28 +45,28 @@ def is_finished(cell: Cell) -> bool:
 
 
 class Runner:
-  """Runs cells, at most `jobs` at a time, each once; one line says how far they are.
+  """Runs cells, at most `jobs` processes at a time, and prints one line of progress.
 
-  stack: how many of them, that differ in their seeds alone, one process trains at most.
+  stack: one process trains at most so many cells that differ only in their seeds.
   """
 
   def __init__(self, cells: Sequence[Cell], jobs: int, stack: int = 1):
     self.cells = cells
     self.slots = slots(jobs)
-    self.pending = stacked(unfinished(cells), stack)  # a process each
-    self.failed: list[str] = []  # names
+    self.pending = stacked(unfinished(cells), stack)  # groups of cells, each a process
+    self.failed: list[str] = []  # names of cells
     self._signals: list[int] = []
-    self._there: dict[str, Status] = {}  # by name, as last looked at
+    self._status: dict[str, Status] = {}  # of cells by name, when last looked at
     shown = sys.stderr.isatty()
     self._bar = tqdm(bar_format="{desc}", disable=not shown, dynamic_ncols=True)
     self._say = self._bar.write if shown else functools.partial(print, flush=True)
 
   def run(self) -> int:
-    """Runs what is not finished: the exit code. SIGTERM and SIGINT stop all runs."""
+    """Runs the unfinished cells; the exit code. SIGTERM and SIGINT stop all runs."""
     with contextlib.ExitStack() as stack:
       for number in signals.STOPPING:
         handler = signal.signal(number, lambda number, frame: self._signals.append(number))
-        stack.callback(signal.signal, number, handler)  # the handler before
+        stack.callback(signal.signal, number, handler)  # restores the previous handler
       return self._run()
 
   def _run(self) -> int:
@@ -86,7 +86,7 @@ class Runner:
     self._bar.close()
     print(self.line())
     if self.failed:
-      print(f"each failed run's log.txt says more: {', '.join(self.failed)}")
+      print(f"failed runs, see their log.txt: {', '.join(self.failed)}")
     return INTERRUPTED if self._signals and self.pending else 1 if self.failed else 0
 
   @property
@@ -102,7 +102,7 @@ class Runner:
     return list(itertools.chain(*self.pending))
 
   def start(self) -> None:
-    """Fills the free slots with the first cells that can run."""
+    """Starts the first cells that can run, as long as there are free slots."""
     free = [slot for slot in self.slots if not slot.process]
     for group in list(self.pending):
       if not free:
@@ -120,7 +120,7 @@ class Runner:
         self.fail(left, one_line(error))
 
   def is_taught(self, group: list[Cell]) -> bool:
-    """Whether the teacher is finished, if there is one; fails the cells if it never will be."""
+    """Whether the group's teacher, if any, is finished; fails the cells if it never will be."""
     teacher = group[0].teacher
     with contextlib.suppress(ValueError):  # a damaged file
       if not teacher or teacher.result:
@@ -132,7 +132,7 @@ class Runner:
     return False
 
   def collect(self, slot: Slot) -> bool:
-    """Takes note of a process that has ended; whether it has."""
+    """Handles a process that has ended; False if it is still running."""
     code, cells = slot.poll(), slot.cells
     if code is None:
       return False
@@ -142,7 +142,7 @@ class Runner:
         with contextlib.suppress(ValueError):  # a damaged file
           self._say(f"finished: {cell.name}{outcome(cell)}")
     elif code == INTERRUPTED or any(c.run.holder or is_finished(c) for c in cells):
-      self.pending.append(cells)  # they can go on, or another machine was faster
+      self.pending.append(cells)  # they can be resumed, or another machine has taken them
     else:
       failed = [cell for cell in cells if cell.run.failure] or cells
       self.fail(failed, slot.reason(code, failed))
@@ -157,11 +157,11 @@ class Runner:
       self._say(f"failed: {cell.name}: {reason}")
 
   def stop(self) -> None:
-    """Ends all processes: SIGTERM, after which they leave a checkpoint; then SIGKILL."""
+    """Stops all processes by SIGTERM, with checkpoints; at a second signal by SIGKILL."""
     busy = self.busy
     self.pending = [*(slot.cells for slot in busy), *self.pending]
     self._say(
-      f"stopping {len(self.running)} runs, each with a checkpoint; once more kills them"
+      f"stopping {len(self.running)} runs, each with a checkpoint; a second signal kills them"
     )
     asked = len(self._signals)
     for slot in busy:
@@ -177,12 +177,12 @@ class Runner:
     self.pending = [left for group in self.pending if (left := unfinished(group))]
 
   def line(self) -> str:
-    """How far all is: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
+    """The progress: "12 of 45 runs done, 2 running, 0 failed, about 1:02:03 left"."""
     running, waiting = self.running, self.waiting
-    for cell in self.cells if not self._there else [*running, *waiting]:
+    for cell in self.cells if not self._status else [*running, *waiting]:
       with contextlib.suppress(ValueError):  # a damaged file
-        self._there[cell.name] = status(cell.run)
-    there = (self._there.get(cell.name) for cell in waiting)
+        self._status[cell.name] = status(cell.run)
+    there = (self._status.get(cell.name) for cell in waiting)
     elsewhere = sum(one is not None and one.state == RUNNING for one in there)
     done = len(self.cells) - len(running) - len(waiting) - len(self.failed)
     parts = [f"{done} of {len(self.cells)} runs done", f"{len(running)} running"]
@@ -193,23 +193,27 @@ class Runner:
     return ", ".join(parts)
 
   def seconds_left(self, groups: list[list[Cell]]) -> float | None:
-    """Of these processes: at their own pace, else as others of their entry took, or of all."""
+    """The time left for these processes; None before any run has been evaluated.
+
+    For a run, by its own speed; before its first evaluation, by the mean of the other runs of
+    its entry, or of all runs.
+    """
     took = defaultdict(list)
     for cell in self.cells:
-      if (there := self._there.get(cell.name)) and there.whole:
+      if (there := self._status.get(cell.name)) and there.whole:
         took[cell.entry].append(there.whole)
     if not took:
       return None
     mean = statistics.mean(itertools.chain(*took.values()))
     total = 0.0
     for cell, *_ in groups:
-      left = there.left if (there := self._there.get(cell.name)) else None
+      left = there.left if (there := self._status.get(cell.name)) else None
       total += statistics.mean(took.get(cell.entry, [mean])) if left is None else left
     return total / min(len(self.slots), max(len(groups), 1))
 
 
 def outcome(cell: Cell) -> str:
-  """What a finished cell has come to, in words; nothing for one of several generations."""
+  """The result of a finished cell in words; "" if it has several generations."""
   if not (result := cell.run.result):
     return ""
   best = result["best_single"]
@@ -223,7 +227,7 @@ def outcome(cell: Cell) -> str:
 
 
 class Slot:
-  """A place for one process at a time, with its part of the cores and of the GPUs."""
+  """A place for one process at a time, with its share of the cores and GPUs."""
 
   def __init__(self, cores: list[int] | None, environment: dict[str, str]):
     self.cells: list[Cell] = []
@@ -232,7 +236,7 @@ class Slot:
     self._log_began = 0
 
   def launch(self, cells: list[Cell]) -> None:
-    """Starts `okdph train` for cells; what it prints is added to the first one's log.txt."""
+    """Starts `okdph train` for the cells; its output goes to the log.txt of the first one."""
     for cell in cells:
       cell.run.path.mkdir(parents=True, exist_ok=True)
     with open(cells[0].run.path / LOG, "ab") as log:
@@ -243,12 +247,12 @@ class Slot:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | self._environment,
-        start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on
+        start_new_session=True,  # only the sweep gets Ctrl-C, and stops the runs
       )
     self.cells = cells
 
   def poll(self) -> int | None:
-    """The exit code of a process that has ended."""
+    """The exit code if the process has ended, else None."""
     return self.process.poll() if self.process else None
 
   def send(self, number: int) -> None:
@@ -256,25 +260,25 @@ class Slot:
       self.process.send_signal(number)
 
   def printed(self) -> bytes:
-    """What the process has printed so far; the log is in the first cell's folder."""
+    """What the process has printed so far, from the first cell's log.txt."""
     with open(self.cells[0].run.path / LOG, "rb") as log:
       log.seek(self._log_began)
       return log.read()
 
   def share_log(self) -> None:
-    """Adds what the process has printed to the logs of its other cells."""
+    """Adds the output of the process to the log.txt of its other cells."""
     for cell in self.cells[1:]:
       with contextlib.suppress(OSError), open(cell.run.path / LOG, "ab") as log:
         log.write(self.printed())
 
   def reason(self, code: int, failed: Sequence[Cell]) -> str:
-    """Why the process failed, in one line, which goes into the error.txt of these cells too."""
+    """Why the process failed, in one line; also writes it to the error.txt of these cells."""
     lines = [
       line for line in self.printed().decode(errors="replace").splitlines() if line.strip()
     ]
     last = lines[-1].removeprefix("okdph_jax: ") if lines else "it printed nothing"
     if code < 0:
-      last = f"ended by {signal.Signals(-code).name}; its last line: {last}"
+      last = f"killed by {signal.Signals(-code).name}; its last line: {last}"
     for cell in failed:
       if not cell.run.failure:
         cell.run.write_failure(last)
@@ -282,9 +286,9 @@ class Slot:
 
 
 def slots(jobs: int) -> list[Slot]:
-  """As many slots, each with an equal part of the cores that this process may use.
+  """One slot per job, each with an equal share of the cores that this process may use.
 
-  Where CUDA_VISIBLE_DEVICES is set, its devices are divided too.
+  If CUDA_VISIBLE_DEVICES is set, its devices are shared in the same way.
 
   Raises:
     ValueError: there are fewer cores or devices than jobs.
@@ -305,5 +309,7 @@ def slots(jobs: int) -> list[Slot]:
 def _parts(what, all_of_them, jobs):
   size = len(all_of_them) // jobs
   if not size:
-    raise ValueError(f"--jobs={jobs}, but there are {len(all_of_them)} {what}; ask for no more")
+    raise ValueError(
+      f"--jobs={jobs}, but there are only {len(all_of_them)} {what}; choose at most that many"
+    )
   return [all_of_them[k * size : (k + 1) * size] for k in range(jobs)]

@@ -1,4 +1,4 @@
-"""Cells as jobs of Slurm, by submitit, which is an extra: `pip install okdph_jax[slurm]`."""
+"""Submits cells as Slurm jobs, with submitit: `pip install 'okdph_jax[slurm]'`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from okdph_jax.sweep.runner import PROGRAM, unfinished
 
 
 class Train:
-  """What one process trains, as a job, which is submitted again when its time is up."""
+  """A job that trains cells in one process; submitit resubmits it when its time is up."""
 
   def __init__(self, command: Sequence[str]):
     self.command = command
@@ -25,7 +25,7 @@ class Train:
       raise RuntimeError(f"okdph train ended with exit code {code}: see the output above")
 
   def checkpoint(self) -> Any:
-    """What submitit calls then: stops with a checkpoint, and goes on in another job."""
+    """Called by submitit before the time is up: saves a checkpoint; a new job resumes."""
     from submitit.helpers import DelayedSubmission
 
     self.process.terminate()
@@ -34,14 +34,14 @@ class Train:
 
 
 def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> dict[str, str]:
-  """Submits what is neither finished nor running, as an array: {name: job}.
+  """Submits the cells that are neither finished nor running as job arrays: {name: job}.
 
   options: of submitit, "timeout_min=600,gpus_per_node=1,slurm_partition=gpu"; "cluster=local"
-  makes processes on this machine. Cells with a teacher follow in an array that waits for it.
-  stack: seeds of a config that one job trains, at most.
+    starts processes on this machine. Cells with a teacher are in a second array, which waits.
+  stack: one job trains at most so many cells that differ only in their seeds.
 
   Raises:
-    ValueError: in one line, where there is no submitit, no Slurm, or no such option.
+    ValueError: in one line, without submitit or Slurm, or for an unknown option.
   """
   try:
     import submitit
@@ -67,7 +67,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
       submitted = executor.submit_array([Train([*PROGRAM, *arguments(g)]) for g in wave])
       for group, job in zip(wave, submitted, strict=True):
         jobs |= {cell.name: job for cell in group}
-  except Exception as error:  # submitit raises what it likes
+  except Exception as error:  # submitit may raise anything
     raise ValueError(f"--slurm={options}: {one_line(error)}") from error
   return {name: job.job_id for name, job in jobs.items()}
 

@@ -135,9 +135,9 @@ def test_a_wrapper_is_selected_as_a_method_is():
   ("only", "says"),
   [
     ("method", "'method' is not NAME=VALUE"),
-    ("methd=dml", "no cell has a 'methd'; did you mean 'method'"),
-    ("method=dml", "no cell is left with method=dml, there are base, kd"),
-    ("method=kd,epochs=3", "no cell is left with epochs=3, there are 20"),
+    ("methd=dml", "no run has a 'methd'; did you mean 'method'"),
+    ("method=dml", "no run has method=dml; there are base, kd"),
+    ("method=kd,epochs=3", "no run has epochs=3; there are 20"),
   ],
 )
 def test_a_selection_of_nothing_is_refused(file, only, says):
@@ -156,7 +156,7 @@ def test_a_selection_of_nothing_is_refused(file, only, says):
     ('"wrappers": ({"name": "sma"},)', "own: unknown wrapper 'sma'; did you mean 'swa'"),
     ('"network": "resnet9"', "own: unknown network 'resnet9'"),
     ('"epochs": "many"', "own: "),
-    ('"seed": 3', "own: the seeds are SEEDS of the file"),
+    ('"seed": 3', "own: seeds are set by SEEDS in the file"),
   ],
 )
 def test_a_bad_cell_is_one_line(tmp_path, entry, says):
@@ -171,7 +171,10 @@ def test_a_bad_cell_is_one_line(tmp_path, entry, says):
   ("text", "says"),
   [
     ("def get_sweep(): return []", "must return {name: options}"),
-    ("def get_sweep(): return {'a b': {'config': 'digits'}}", "a name has letters"),
+    (
+      "def get_sweep(): return {'a b': {'config': 'digits'}}",
+      "names of entries may contain letters",
+    ),
     ("def get_sweep(): return {'a': {'epochs': 3}}", "lack 'config'"),
     ("def get_sweep(): return {'a': {'config': 'digitz'}}", "did you mean 'digits'"),
     ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),

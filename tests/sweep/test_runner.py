@@ -148,7 +148,7 @@ def test_what_becomes_of_each_cell(sweep, tmp_path):
   for line in (
     "finished: student-seed42: best single network hybrid 0.5000 at epoch 3, chosen on test",
     "failed: fails-seed42: no such thing; do another",
-    "failed: dies-seed42: ended by SIGKILL; its last line: working",
+    "failed: dies-seed42: killed by SIGKILL; its last line: working",
     f"failed: orphan-seed42: its teacher, {root}/fails-seed42, is neither finished nor",
     "4 of 7 runs done, 0 running, 3 failed",
   ):
@@ -207,7 +207,7 @@ def test_a_cell_that_another_process_holds_is_left_to_it(sweep, tmp_path):
 @linux
 def test_more_jobs_than_cores_or_devices_are_refused(monkeypatch):
   with pytest.raises(
-    ValueError, match=r"--jobs=5000, but there are \d+ cores; ask for no more"
+    ValueError, match=r"--jobs=5000, but there are only \d+ cores; choose at most that many"
   ):
     slots(5000)
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 5, 7, 9})
