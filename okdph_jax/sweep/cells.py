@@ -12,9 +12,9 @@ those of `okdph train`: "config", and any config.OPTION by its name.
       }
 
 `teacher` may name an earlier entry, "base" or "base:ensemble", which is trained first. An entry
-with `"seeds": 1` has one run, which teaches all seeds. `REPLICATE` in the file names the options
-that are set to a run's seed: ("seed",) by default, or ("seed", "data.seed") to also draw other
-training images in each run.
+with `"seeds": 1` has one run, which teaches all seeds. `REPLICATE` in the file names the
+options that are set to a run's seed: ("seed",) by default, or ("seed", "data.seed") to also
+draw other training images in each run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sets up the process of a run, then executes its command: `python prepare.py PARENT CORES ...`.
+"""Sets up the process of a run, then runs its command: `python prepare.py PARENT CORES ...`.
 
 The `preexec_fn` of `subprocess` is no alternative: it runs in a fork of a process with JAX's
 threads, and may hang. This runs in the new process.

@@ -217,7 +217,7 @@ def test_more_jobs_than_cores_or_devices_are_refused(monkeypatch):
     ([1, 3], {"CUDA_VISIBLE_DEVICES": "4"}),
     ([5, 7], {"CUDA_VISIBLE_DEVICES": "5"}),
   ]
-  with pytest.raises(ValueError, match="there are 2 devices in CUDA_VISIBLE_DEVICES"):
+  with pytest.raises(ValueError, match="there are only 2 devices in CUDA_VISIBLE_DEVICES"):
     slots(3)
 
 
