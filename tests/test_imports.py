@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "okdph_jax"
 
 FLOORS = [  # from the lowest up; the rooms of one floor do not import each other
-  ["core", "errors", "durations"],
+  ["core", "errors", "durations", "intervals"],
   ["schedules", "losses", "hybridization", "files", "saved_config", "runtime"],
   ["optimizers", "nn", "data", "views", "models"],
   ["methods", "trained_network"],

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from okdph_jax.analysis import figures, hessian, sharpness
 from okdph_jax.analysis.finding import Finding
@@ -23,6 +22,7 @@ from okdph_jax.analysis.points import (
   network_loss,
   once_per_network,
 )
+from okdph_jax.analysis.progress import Progress
 from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Target
 from okdph_jax.nn.students import run
@@ -68,7 +68,8 @@ def analyse(
   on test images.
   """
   rows, numbers, before = [], {}, None
-  for target in tqdm(targets, desc="ablation", disable=None):
+  bar = Progress("ablation", len(targets), "network")
+  for target in targets:
     train = target.subject.images(images, split="train", seed=seed, batch=batch)
     test = target.subject.images(images, split="test", seed=seed, batch=batch)
     variables, net, key = target.variables, target.net, jax.random.key(seed)
@@ -96,6 +97,8 @@ def analyse(
     before = answers
     numbers[target.name] = found | {"images": train.label.size}
     rows.append((target.name, *found.values()))
+    bar.update()
+  bar.close()
   headers = ("network", *(name.replace("_", " ") for name in found))
   panels = {
     "test_accuracy": ("test accuracy", False),
@@ -109,4 +112,6 @@ def analyse(
     name: {m: x for m, x in row.items() if m not in ("images", "agreement")}
     for name, row in numbers.items()
   }
-  return Finding(headers, rows, numbers, figures.dots(panels, merged(scalars)), scalars=scalars)
+  figure = figures.dots(panels, merged(scalars))
+  notes = (f"{bar.speed()}, {top.products} Hessian-vector products for the last",)
+  return Finding(headers, rows, numbers, figure, notes, scalars)

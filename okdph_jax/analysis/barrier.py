@@ -14,7 +14,14 @@ from jaxtyping import Float
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.points import Images, measure, once_per_network, reestimate, sweep
+from okdph_jax.analysis.points import (
+  Images,
+  measure,
+  once_per_network,
+  reestimate,
+  speed_note,
+  sweep,
+)
 from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Subject, students
 from okdph_jax.core import Variables
@@ -113,7 +120,7 @@ def analyse(
       (s * len(names) + a, s * len(names) + b) for s in range(len(steps)) for a, b in couples
     ]
     pictures = subject.images(images, split=split, seed=seed, batch=batch)
-    values, _ = between(
+    values, speed = between(
       subject.net,
       networks,
       pairs,
@@ -183,5 +190,6 @@ def analyse(
   notes = (
     "Barrier: how far the cross-entropy rises above the straight line of its ends, in nats; "
     "curves are means over the pairs of students.",
+    speed_note(speed, 3 * pictures.label.size, subject.net, rows_there[-1], pictures),
   )
   return Finding(headers, rows, numbers, figure, notes, scalars)

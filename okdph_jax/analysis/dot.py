@@ -6,17 +6,18 @@ to test is that distillation by plain SGD ends at a higher task loss, and that D
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
-from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
 from okdph_jax.analysis.points import mean_of_calls
+from okdph_jax.analysis.progress import Progress
 from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Subject
 from okdph_jax.core import Batch, Learner, Views
@@ -56,8 +57,9 @@ def analyse(
   kd's are unweighted.
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
+  bar = Progress("dot", sum(len(subject.steps()) - 1 for subject in subjects), "snapshot")
   for subject in subjects:
-    found = _over_training(subject, images, seed, batch)
+    found = _over_training(subject, images, seed, batch, bar)
     losses = _logged(subject)
     numbers[subject.name] = {"gradients": found, "losses": losses}
     curves[subject.name] = losses | {
@@ -82,7 +84,11 @@ def analyse(
     "cos(task, update)",
     "cos(distill, update)",
   )
-  notes = ("Losses at the last evaluation; cosines are means over the snapshots.",)
+  bar.close()
+  notes = (
+    "Losses at the last evaluation; cosines are means over the snapshots.",
+    f"{bar.speed()}, two gradients of at most {images} images each",
+  )
   return Finding(headers, rows, numbers, _draw(merged(curves)), notes, scalars)
 
 
@@ -95,7 +101,7 @@ def _logged(subject):
   }
 
 
-def _over_training(subject, images, seed, batch):
+def _over_training(subject, images, seed, batch, bar):
   experiment = subject.experiment
   pictures = subject.raw_images(images, seed=seed, batch=batch)
   key = jax.random.key(seed)
@@ -117,11 +123,10 @@ def _over_training(subject, images, seed, batch):
   steps = subject.steps()
   learners = [subject.trained(step) for step in steps]
   found = []
-  for now, after in tqdm(
-    zip(learners[:-1], learners[1:], strict=True), desc=subject.name, disable=None
-  ):
+  for now, after in itertools.pairwise(learners):
     way = jax.tree.map(lambda a, b: jnp.asarray(b) - a, now.params, after.params)
     found.append(jax.device_get(measured(now, way)))
+    bar.update()
   epochs = [step / subject.epoch_steps for step in steps[:-1]]
   return {"epoch": epochs} | {
     name: np.array([values[name] for values in found], np.float64) for name in found[0]

@@ -1,6 +1,7 @@
 """Figures fit for a paper: sizes in inches, colours that a colour-blind reader tells apart."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLORS = (  # Okabe and Ito's palette, its yellow left out: it is lost on white
   "#0072B2",
@@ -83,20 +85,31 @@ def legend(axes: Axes, **kwargs: Any) -> None:
   axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **kwargs)
 
 
+def logarithmic(axes: Axes, direction: str) -> None:
+  """Makes an axis, "x" or "y", logarithmic after its data are drawn; its ticks are plain."""
+  (axes.set_xscale if direction == "x" else axes.set_yscale)("log")
+  low, high = axes.get_xlim() if direction == "x" else axes.get_ylim()
+  decades = math.log10(high / low)
+  steps = (1, 1.5, 2, 3, 4, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2 else (1,)
+  axis = axes.xaxis if direction == "x" else axes.yaxis
+  axis.set_major_locator(LogLocator(subs=steps))
+  axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+  axis.set_minor_formatter(NullFormatter())
+
+
 @styled
 def lines(
   panels: Panels,
   curves: Mapping[str, Mapping[str, Any]],
   *,
   xlabel: str,
-  log_x: bool = False,
 ) -> Figure:
   """Curves with error bars in panels.
 
   curves: {name: {"x": [...], measure: [...], "MEASURE_error": [...] or absent}}.
   """
   figure, axes = new(len(panels), width=2.7)
-  for axis, (measure, (label, logarithmic)) in zip(axes[0], panels.items(), strict=True):
+  for axis, (measure, (label, log)) in zip(axes[0], panels.items(), strict=True):
     for i, (name, curve) in enumerate(curves.items()):
       axis.errorbar(
         curve["x"],
@@ -109,10 +122,8 @@ def lines(
         linestyle=("-", "--", ":")[i // len(COLORS) % 3],
       )
     axis.set(xlabel=xlabel, ylabel=label)
-    if logarithmic:
-      axis.set_yscale("log")
-    if log_x:
-      axis.set_xscale("log")
+    if log:
+      logarithmic(axis, "y")
   legend(axes[0, -1])
   return figure
 
@@ -125,7 +136,7 @@ def dots(panels: Panels, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
   """
   names = list(rows)
   figure, axes = new(len(panels), width=2.2, height=0.8 + 0.18 * len(names), sharey=True)
-  for axis, (measure, (label, logarithmic)) in zip(axes[0], panels.items(), strict=True):
+  for axis, (measure, (label, log)) in zip(axes[0], panels.items(), strict=True):
     for i, name in enumerate(names):
       error = rows[name].get(f"{measure}_error")
       axis.errorbar(
@@ -138,7 +149,7 @@ def dots(panels: Panels, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
       )
     axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     axis.margins(y=0.5 / max(len(names), 1))
-    if logarithmic:
-      axis.set_xscale("log")
+    if log:
+      logarithmic(axis, "x")
   axes[0, 0].invert_yaxis()
   return figure

@@ -34,9 +34,10 @@ def write(finding: Finding, directory: str | os.PathLike[str], name: str, **abou
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   content = _plain({"analysis": name} | about | {"results": finding.numbers})
-  content["notes"] = list(finding.notes)
+  content |= {"scalars": _plain(finding.scalars), "notes": list(finding.notes)}
   temporary = directory / f"{name}.{os.getpid()}.tmp"
-  temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+  text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+  temporary.write_text(text + "\n")
   temporary.replace(directory / f"{name}.json")
   figures.save(finding.figure, directory / name)
 

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Float64, Key, PyTree
-from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
@@ -26,8 +25,18 @@ from okdph_jax.analysis.points import (
   network_loss,
   plain_speed,
 )
+from okdph_jax.analysis.progress import Progress
 from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Target
+
+ITERATIONS = 100  # of Lanczos for eigenvalues, at most
+
+
+class Spectrum(NamedTuple):
+  """Stochastic Lanczos quadrature: every probe's eigenvalues and their weights."""
+
+  nodes: Float64[np.ndarray, "probes m"]
+  weights: Float64[np.ndarray, "probes m"]  # each row sums to one
 
 
 class Eigenvalues(NamedTuple):
@@ -36,6 +45,7 @@ class Eigenvalues(NamedTuple):
   values: Float64[np.ndarray, " k"]
   residuals: Float64[np.ndarray, " k"]  # |H v - value v| of the unit eigenvector v
   products: int  # Hessian-vector products that it took
+  spectrum: Spectrum  # what these products tell of all of it: one probe
 
 
 class Trace(NamedTuple):
@@ -47,19 +57,24 @@ class Trace(NamedTuple):
   normalized_standard_error: float
 
 
-class Spectrum(NamedTuple):
-  """Stochastic Lanczos quadrature: every probe's eigenvalues and their weights."""
-
-  nodes: Float64[np.ndarray, "probes m"]
-  weights: Float64[np.ndarray, "probes m"]  # each row sums to one
+Tick = Callable[[], Any]  # called after every product, for a bar
 
 
 def product(
-  loss: Callable[..., Any], params: PyTree, batches: PyTree | None = None
+  loss: Callable[..., Any],
+  params: PyTree,
+  batches: PyTree | None = None,
+  tick: Tick = lambda: None,
 ) -> Callable[[PyTree], PyTree]:
   """`multiply(v) -> H v` for trees like `params`, compiled: forward over reverse."""
   one = partial(_multiply, as_tree(loss), params)
-  return lambda v: mean_of_calls(partial(one, v), batches)
+
+  def multiply(v):
+    result = mean_of_calls(partial(one, v), batches)
+    tick()
+    return result
+
+  return multiply
 
 
 @compiled()
@@ -74,8 +89,9 @@ def top_eigenvalues(
   *,
   key: Key[Array, ""],
   batches: PyTree | None = None,
-  iterations: int = 100,
+  iterations: int = ITERATIONS,
   tolerance: float = 1e-3,
+  tick: Tick = lambda: None,
 ) -> Eigenvalues:
   """The k largest eigenvalues, by Lanczos with full re-orthogonalisation: `Eigenvalues`.
 
@@ -85,7 +101,7 @@ def top_eigenvalues(
   flat, _ = ravel_pytree(params)
   k = min(k, flat.size)
   start = np.asarray(jax.random.normal(key, flat.shape), np.float64)
-  for alpha, beta in lanczos(_flat_product(loss, params, batches), start, iterations):
+  for alpha, beta in lanczos(_flat_product(loss, params, batches, tick), start, iterations):
     if len(alpha) < k:
       continue
     values, vectors = _tridiagonal(alpha, beta)
@@ -93,7 +109,8 @@ def top_eigenvalues(
     order = np.argsort(values)[::-1][:k]
     if (residuals[order] <= tolerance * np.abs(values).max()).all():
       break
-  return Eigenvalues(values[order], residuals[order], len(alpha))
+  spectrum = Spectrum(values[None], vectors[:1] ** 2)
+  return Eigenvalues(values[order], residuals[order], len(alpha), spectrum)
 
 
 def trace(
@@ -103,10 +120,11 @@ def trace(
   key: Key[Array, ""],
   batches: PyTree | None = None,
   probes: int = 50,
+  tick: Tick = lambda: None,
 ) -> Trace:
   """The trace by Hutchinson's estimator with Rademacher probes: `Trace`."""
   scale = [float(jnp.vdot(w, w)) / w.size for w in jax.tree.leaves(params)]
-  multiply = product(loss, params, batches)
+  multiply = product(loss, params, batches, tick)
   estimates = []
   for i in range(probes):
     v = _signs(params, jax.random.fold_in(key, i))
@@ -145,11 +163,12 @@ def spectral_density(
   batches: PyTree | None = None,
   probes: int = 2,
   iterations: int = 30,
+  tick: Tick = lambda: None,
 ) -> Spectrum:
   """The spectrum by stochastic Lanczos quadrature: `Spectrum` (Ghorbani et al., ICML 2019,
   arXiv:1901.10159)."""
   flat, _ = ravel_pytree(params)
-  multiply = _flat_product(loss, params, batches)
+  multiply = _flat_product(loss, params, batches, tick)
   iterations = min(iterations, flat.size)
   nodes, weights = np.zeros((2, probes, iterations))
   for i in range(probes):
@@ -205,9 +224,9 @@ def _tridiagonal(alpha, beta):
   return np.linalg.eigh(np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1))
 
 
-def _flat_product(loss, params, batches):
+def _flat_product(loss, params, batches, tick):
   _, unravel = ravel_pytree(params)
-  multiply = product(loss, params, batches)
+  multiply = product(loss, params, batches, tick)
 
   def flat(v):
     leaves = jax.device_get(jax.tree.leaves(multiply(unravel(jnp.asarray(v)))))
@@ -232,16 +251,18 @@ def analyse(
   network too it is the Hessian of the cross-entropy on the labels, not of what it trained on.
   """
   rows, numbers, scalars, speeds = [], {}, {}, []
-  for target in tqdm(targets, desc="hessian", disable=None):
+  bar = Progress("hessian", len(targets) * (ITERATIONS + probes), "product")
+  for target in targets:
     pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
     params, stats = target.variables["params"], target.variables["batch_stats"]
     loss, key = network_loss(target.net, stats), jax.random.key(seed)
+    how = dict[str, Any](key=key, batches=pictures, tick=bar.update)
     jax.block_until_ready(product(loss, params, pictures)(params))  # compiles
     began = time.monotonic()
-    top = top_eigenvalues(loss, params, k, key=key, batches=pictures)
+    top = top_eigenvalues(loss, params, k, **how)
     seconds = time.monotonic() - began
-    traced = trace(loss, params, key=key, batches=pictures, probes=probes)
-    spectrum = spectral_density(loss, params, key=key, batches=pictures)
+    bar.update(ITERATIONS - top.products)
+    traced = trace(loss, params, probes=probes, **how)
     plain = plain_speed(target.net, target.variables, pictures)
     forward = pictures.label.size / plain
     speeds.append((top.products / seconds, seconds / top.products / forward))
@@ -271,7 +292,6 @@ def analyse(
       "images": pictures.label.size,
       "eigenvalues": top,
       "trace": traced,
-      "spectrum": spectrum,
       "weight_norm": size,
       "products_per_second": speeds[-1][0],
       "forward_passes_per_product": speeds[-1][1],
@@ -286,6 +306,7 @@ def analyse(
     "normalised trace",
     "weight norm",
   )
+  bar.close()
   rate, passes = np.mean(speeds, 0)
   notes = (
     f"{rate:.3g} Hessian-vector products per second, each in the time of {passes:.1f} plain "
@@ -298,14 +319,16 @@ def analyse(
 def _draw(numbers):
   figure, axes = figures.new(2, width=3.0, height=2.6)
   left, right = axes[0]
-  nodes = np.concatenate([found["spectrum"].nodes.ravel() for found in numbers.values()])
+  nodes = np.concatenate(
+    [found["eigenvalues"].spectrum.nodes.ravel() for found in numbers.values()]
+  )
   low, high = nodes.min(), nodes.max()
   x = np.linspace(low - 0.05 * (high - low), high + 0.1 * (high - low), 800)
   curves = merged(
     {
       name: {
         "eigenvalues": found["eigenvalues"].values,
-        "density": density(found["spectrum"], x, 0.01 * (high - low)),
+        "density": density(found["eigenvalues"].spectrum, x, 0.01 * (high - low)),
       }
       for name, found in numbers.items()
     }

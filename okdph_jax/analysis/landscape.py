@@ -18,8 +18,8 @@ from okdph_jax.analysis.points import (
   Images,
   measure,
   once_per_network,
-  plain_speed,
   reestimate,
+  speed_note,
   sweep,
 )
 from okdph_jax.analysis.subject import Subject, students, targets
@@ -113,10 +113,10 @@ def at(origin: Variables, directions: Variables, point: Float[Array, " 2"]) -> V
 def grid(
   scores: Float[np.ndarray, "R 2"], points: int, margin: float = 0.2
 ) -> tuple[Float[np.ndarray, " n"], ...]:
-  """Coordinates (x, y) of a square grid around `scores`, with a margin."""
+  """Coordinates (x, y) around `scores`, with a margin: this part of the longer side."""
   low, high = scores.min(0), scores.max(0)
-  reach = (high - low).max() * (0.5 + margin)
-  return tuple(np.linspace(c - reach, c + reach, points) for c in (low + high) / 2)
+  around = margin * (high - low).max()
+  return tuple(np.linspace(low - around, high + around, points).T)
 
 
 @once_per_network
@@ -260,7 +260,7 @@ def analyse(
   notes = (
     f"explained variance {fitted.explained[0]:.1%} and {fitted.explained[1]:.1%}; lowest loss "
     f"on the grid {values['loss'][lowest]:.4g}",
-    _speed(speed, seen, plain_speed(subjects[0].net, origin, measured)),
+    speed_note(speed, seen, subjects[0].net, origin, measured),
   )
   table = [(name, *end) for name, end in ends.items()]
   figure = _draw_plane(numbers, value, subjects[0].config["data"]["classes"], split)
@@ -288,7 +288,7 @@ def _random(networks, pictures, size, look, reach, value, partial_file):
     flat = (values["loss"] < middle + 1).mean()
     rows.append((target.name, target.test_accuracy, middle, values["loss"].mean(), flat))
   seen = measured.label.size + (0 if new is None else new.shape[0] * new.shape[1])
-  notes = (_speed(speed, seen, plain_speed(target.net, target.variables, measured)),)
+  notes = (speed_note(speed, seen, target.net, target.variables, measured),)
   headers = ("network", "test accuracy", "loss", "mean loss on the plane", "share below +1 nat")
   figure = _draw_random(
     numbers, value, networks[0].subject.config["data"]["classes"], look["split"]
@@ -306,8 +306,14 @@ def _lines(subjects, images, look, which, value, statistics, partial_file):
     stack = jax.tree.map(lambda *leaves: np.stack(leaves), *(networks[n] for n in names))
     pairs = list(itertools.combinations(range(len(names)), 2))
     pictures = subject.images(images, **look)
-    values, _ = between(
-      subject.net, stack, pairs, pictures, points=21, partial_file=partial_file
+    values, speed = between(
+      subject.net,
+      stack,
+      pairs,
+      pictures,
+      points=21,
+      partial_file=partial_file,
+      title=f"line {subject.name}",
     )
     numbers[subject.name] = {"pairs": pairs, **values, "images": pictures.label.size}
     for (a, b), loss, accuracy in zip(
@@ -319,45 +325,38 @@ def _lines(subjects, images, look, which, value, statistics, partial_file):
       apart = distance(networks[names[a]], networks[names[b]])
       rows.append((name, apart, loss[0], loss[-1], loss.max(), height(loss)))
   headers = ("students", "distance", "first loss", "second loss", "highest", "barrier")
-  panels = {value: (LABELS[value].format(split=look["split"]), False)}
+  panels = {value: (_label(value, look["split"]), False)}
   figure = figures.lines(panels, curves, xlabel="position between two students")
-  return Finding(headers, rows, numbers, figure)
+  one = jax.tree.map(jnp.asarray, networks[names[0]])
+  notes = (speed_note(speed, 3 * pictures.label.size, subject.net, one, pictures),)
+  return Finding(headers, rows, numbers, figure, notes)
 
 
-def _speed(points, images, plain):
-  """How fast a sweep was, beside plain evaluation of as many images."""
-  rate = points * images
-  return (
-    f"{points:.3g} points per second of {images:,} images: {rate:,.0f} images per second, "
-    f"{rate / plain:.0%} of plain evaluation's {plain:,.0f}"
-  )
+def _label(value, split):
+  quantity, unit = {"loss": ("cross-entropy", "nats"), "error": ("error", "%")}[value]
+  return f"{quantity},\n{'training' if split == 'train' else split} images [{unit}]"
 
 
-LABELS = {
-  "loss": "cross-entropy, {split} images [nats]",
-  "error": "error, {split} images [%]",
-}
-
-
-def _shown(values, value, classes):
-  """(what is drawn, contour levels): a loss only up to twice that of a guess, ln K."""
+def _shown(panels, value, classes):
+  """([what each shows], contour levels): a loss only up to twice that of a guess, ln K."""
   if value == "error":
-    return 100 * (1 - values["accuracy"]), np.linspace(0, 100, 21)
+    return [100 * (1 - panel["accuracy"]) for panel in panels], np.linspace(0, 100, 21)
   clip = 2 * np.log(classes)
-  loss = np.nan_to_num(values["loss"], nan=clip, posinf=clip).clip(1e-6, clip)
-  low = max(loss.min(), 1e-3)
-  return loss, np.geomspace(low * 0.98, clip, 21)
+  losses = [np.nan_to_num(panel["loss"], nan=clip).clip(1e-3, clip) for panel in panels]
+  low, high = np.min(losses), np.max(losses)
+  return losses, np.geomspace(0.98 * low, 1.02 * high, 21)
 
 
 @figures.styled
 def _draw_plane(numbers, value, classes, split):
   labels = len(numbers["trajectories"]) + 3
-  figure, ((axes,),) = figures.new(width=4.0, height=3.3 + 0.16 * (-(-labels // 2)))
-  z, levels = _shown(numbers, value, classes)
+  height = 2.65 * np.ptp(numbers["y"]) / np.ptp(numbers["x"])
+  figure, ((axes,),) = figures.new(width=4.0, height=height + 0.5 + 0.18 * (-(-labels // 2)))
+  (z,), levels = _shown([numbers], value, classes)
   filled = _contours(axes, numbers, z, levels)
   bar = figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.03, format="%.2g")
   bar.minorticks_off()
-  bar.set_label(LABELS[value].format(split=split))
+  bar.set_label(_label(value, split))
   for i, (name, path) in enumerate(numbers["trajectories"].items()):
     a, b = path["scores"].T
     axes.plot(a, b, color="white", linewidth=2.2)
@@ -365,7 +364,7 @@ def _draw_plane(numbers, value, classes, split):
     axes.plot(a[-1:], b[-1:], color=figures.color(i), marker="o", mec="white", markersize=6)
     if path["steps"][0] == 0:
       first = None if i else "start"
-      axes.plot(a[:1], b[:1], "D", color="black", mec="white", markersize=5, label=first)
+      axes.plot(a[:1], b[:1], "D", color="black", mec="white", markersize=4, label=first)
   runs = {}
   for name, path in numbers["trajectories"].items():
     runs.setdefault(name.rpartition(": ")[0], []).append(path["scores"][-1])
@@ -403,22 +402,31 @@ def _draw_plane(numbers, value, classes, split):
 
 @figures.styled
 def _draw_random(numbers, value, classes, split):
-  columns = min(len(numbers), 4)
-  rows = -(-len(numbers) // columns)
-  figure, axes = figures.new(columns, rows, width=2.2, height=2.5, sharex=True, sharey=True)
-  shown = {name: _shown(panel, value, classes) for name, panel in numbers.items()}
-  levels = min((levels for _, levels in shown.values()), key=lambda levels: levels[0])
-  for axis, (name, panel) in zip(axes.flat, numbers.items(), strict=False):
-    filled = _contours(axis, panel, shown[name][0], levels)
+  """A plane around each network, and in the last panel the losses along its first direction."""
+  cells = len(numbers) + 1
+  columns = cells if cells < 4 else 2 if cells == 4 else 4
+  figure, axes = figures.new(columns, -(-cells // columns), width=2.4, height=2.3)
+  *planes, line = axes.flat[:cells]
+  shown, levels = _shown(numbers.values(), value, classes)
+  for i, (axis, z, name) in enumerate(zip(planes, shown, numbers, strict=True)):
+    panel = numbers[name]
+    filled = _contours(axis, panel, z, levels)
     axis.plot(0, 0, "+", color="white")
-    axis.set(title=name, aspect="equal", xlabel="direction 1 [filter norms]")
-  for axis in axes.flat[len(numbers) :]:
-    axis.set_axis_off()
-  for axis in axes[:, 0]:
+    axis.set(title=name, aspect="equal")
+    style = dict[str, Any](color=figures.color(i), marker=figures.marker(i), markersize=3)
+    line.plot(panel["x"], z[len(z) // 2], label=name, **style)
+  line.set(title="along direction 1", ylabel=_label(value, split))
+  line.set_box_aspect(1)
+  figure.legend(*line.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+  for axis in (*planes, line):
+    axis.set_xlabel("direction 1 [filter norms]")
+  for axis in planes:
     axis.set_ylabel("direction 2 [filter norms]")
-  bar = figure.colorbar(filled, ax=axes, format="%.2g", fraction=0.046, pad=0.03)
+  for axis in axes.flat[cells:]:
+    axis.set_axis_off()
+  bar = figure.colorbar(filled, ax=planes, format="%.2g", fraction=0.046, pad=0.03)
   bar.minorticks_off()
-  bar.set_label(LABELS[value].format(split=split))
+  bar.set_label(_label(value, split))
   return figure
 
 

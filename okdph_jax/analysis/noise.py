@@ -7,11 +7,17 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float64, Key
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.points import Images, mean_over, measure, once_per_network, sweep
+from okdph_jax.analysis.points import (
+  Images,
+  mean_over,
+  measure,
+  once_per_network,
+  speed_note,
+  sweep,
+)
 from okdph_jax.analysis.replicates import merged, repeated
 from okdph_jax.analysis.subject import Target
 from okdph_jax.core import Variables
@@ -42,13 +48,17 @@ def under_noise(
   strengths: ArrayLike,
   *,
   key: Key[Array, ""],
-) -> dict[str, Float64[np.ndarray, " P"]]:
-  """Loss and accuracy with noise N(0, strength^2) on normalised images, at P strengths.
+  title: str = "noise",
+) -> tuple[dict[str, Float64[np.ndarray, " P"]], float]:
+  """Loss and accuracy with noise N(0, strength^2) on normalised images, at P strengths, and how
+  many of these per second.
 
   The same draw at every strength, and for every network with the same key.
   """
   strengths = np.asarray(strengths, np.float32)
-  return sweep(_under_noise(net), (variables, images, key), strengths, per_device=1)[0]
+  return sweep(
+    _under_noise(net), (variables, images, key), strengths, per_device=1, title=title
+  )
 
 
 def analyse(
@@ -63,9 +73,11 @@ def analyse(
   """Accuracy of every network under noise of growing strength: `Finding`."""
   rows, numbers, curves = [], {}, {}
   key = jax.random.key(seed)
-  for target in tqdm(targets, desc="noise", disable=None):
+  for target in targets:
     pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
-    found = under_noise(target.net, target.variables, pictures, strengths, key=key)
+    found, speed = under_noise(
+      target.net, target.variables, pictures, strengths, key=key, title=f"noise {target.name}"
+    )
     count, p = pictures.label.size, found["accuracy"]
     numbers[target.name] = found | {"strengths": strengths, "images": count}
     curves[target.name] = {
@@ -82,7 +94,10 @@ def analyse(
   }
   figure = figures.lines(panels, merged(curves), xlabel="noise, σ of the normalised input")
   bars = "standard deviations over runs" if repeated(curves) else "one s.e."
-  notes = (f"Fractions; the noise is added to the normalised input. Error bars: {bars}.",)
+  notes = (
+    f"Fractions; the noise is added to the normalised input. Error bars: {bars}.",
+    speed_note(speed, count, target.net, target.variables, pictures),
+  )
   scalars = {
     name: {f"σ = {s:g}": p for s, p in zip(strengths, row["accuracy"], strict=True)}
     for name, row in numbers.items()

@@ -17,7 +17,6 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PyTree
 from scipy import optimize
-from tqdm import tqdm
 
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.finding import Finding
@@ -27,9 +26,10 @@ from okdph_jax.analysis.points import (
   mean_over,
   network_accuracy,
   network_loss,
+  perturbed,
 )
+from okdph_jax.analysis.progress import Progress
 from okdph_jax.analysis.replicates import merged
-from okdph_jax.analysis.sharpness import perturbed
 from okdph_jax.analysis.subject import Subject
 
 WARNING = (
@@ -279,6 +279,8 @@ def analyse(
   spaced. steps: of RMSprop on the bound.
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
+  total = sum(min(points, len(subject.steps())) for subject in subjects)
+  bar = Progress("pac_bayes", total, "snapshot")
   for subject in subjects:
     trajectory = subject.trajectory()
     steps_there = list(trajectory)
@@ -288,12 +290,13 @@ def analyse(
     pictures = subject.images(images, seed=seed, batch=batch)
     chosen = np.unique(np.linspace(0, len(steps_there) - 1, points).round().astype(int))
     found = []
-    for i in tqdm(chosen, desc=f"pac_bayes {subject.name}", disable=None):
+    for i in chosen:
       variables = trajectory[steps_there[i]][reader]
       found.append(
         {"epoch": steps_there[i] / subject.epoch_steps}
         | _quantities(subject, variables, start, pictures, seed, steps)
       )
+      bar.update()
     name = f"{subject.name}: {reader}"
     numbers[name] = {"reader": reader, "images": pictures.label.size, "epochs": found}
     curves[name] = {"x": [f["epoch"] for f in found]}
@@ -302,6 +305,7 @@ def analyse(
     last = found[-1]
     scalars[name] = {measure: last[measure] for measure in last if measure != "epoch"}
     rows.append((name, *last.values()))
+  bar.close()
   headers = ("network", *(measure.replace("_", " ") for measure in last))
   panels = {
     "kl_start": ("KL of Table S5 / 10⁶ (w₀: start)", False),
@@ -311,7 +315,8 @@ def analyse(
   for curve in curves.values():
     curve["kl_start"] = [value / 1e6 for value in curve["kl_start"]]
   figure = figures.lines(panels, merged(curves), xlabel="epoch")
-  return Finding(headers, rows, numbers, figure, (f"Warning: {WARNING}",), scalars)
+  notes = (f"Warning: {WARNING}", f"{bar.speed()}, of {pictures.label.size} images each")
+  return Finding(headers, rows, numbers, figure, notes, scalars)
 
 
 def _quantities(subject, variables, start, pictures, seed, steps):

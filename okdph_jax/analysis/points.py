@@ -15,9 +15,9 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Float64, Int, PyTree
-from tqdm import tqdm
+from jaxtyping import Array, Float, Float64, Int, Key, PyTree
 
+from okdph_jax.analysis.progress import Progress
 from okdph_jax.core import Variables
 from okdph_jax.losses import accuracy, cross_entropy
 from okdph_jax.methods.statistics import with_mean_statistics
@@ -124,6 +124,17 @@ def mean_of_calls(function: Callable[..., PyTree], batches: PyTree | None) -> Py
   return jax.tree.map(lambda *xs: sum(xs) / len(results), *results)
 
 
+def perturbed(key: Key[Array, ""], params: PyTree, sigma: Any, *, relative: bool) -> PyTree:
+  """params + N(0, sigma^2), or where `relative` N(0, sigma^2 |w|^2), element by element."""
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  moved = [
+    w + sigma * jax.random.normal(k, w.shape, w.dtype) * (jnp.abs(w) if relative else 1)
+    for k, w in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, moved)
+
+
 def unstacked(batches: PyTree) -> list[PyTree]:
   """The batches one by one."""
   leaves, structure = jax.tree.flatten(batches)
@@ -171,7 +182,7 @@ def sweep(
   *,
   per_device: int = 4,
   partial_file: str | os.PathLike[str] | None = None,
-  title: str = "",
+  title: str = "points",
 ) -> tuple[dict[str, Float64[np.ndarray, " P"]], float]:
   """`function(context, point)` at every point, and the speed.
 
@@ -199,7 +210,7 @@ def sweep(
   done = _read_partial(partial_file, fingerprint)
   first = start = len(next(iter(done.values()))) if done else 0
   saved = time.monotonic()
-  with tqdm(total=total, initial=start, unit="point", desc=title, disable=None) as bar:
+  with Progress(title, total, "point", done=start) as bar:
     while start < total:
       values = jax.device_get(program(context, part(start)))
       count = min(size, total - start)
@@ -249,6 +260,17 @@ def plain_speed(
     jax.block_until_ready(evaluate(variables, images))
     rounds += 1
   return rounds * images.label.size / (time.monotonic() - began)
+
+
+def speed_note(
+  points: float, seen: int, net: nn.Module, variables: Variables, images: Images
+) -> str:
+  """How fast a sweep over points was, `seen` images each, beside plain evaluation."""
+  plain, rate = plain_speed(net, variables, images), points * seen
+  return (
+    f"{points:.3g} points per second of {seen:,} images: {rate:,.0f} images per second, "
+    f"{rate / plain:.0%} of plain evaluation's {plain:,.0f}"
+  )
 
 
 def _fingerprint(context, points):

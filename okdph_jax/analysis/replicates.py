@@ -1,29 +1,14 @@
 """Runs of a sweep, ENTRY-seedN, as replicates: means, spreads, and paired differences."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import stats
 from tabulate import tabulate
 
+from okdph_jax.intervals import Interval, interval
+
 Rows = Mapping[str, Mapping[str, Any]]  # {"RUN: NETWORK" or "RUN": {measure: number or array}}
-
-
-class Interval(NamedTuple):
-  """A mean of independent values and its 95 % confidence interval (Student's t)."""
-
-  mean: float
-  low: float
-  high: float
-
-
-def interval(values: ArrayLike) -> Interval:
-  """Of one value alone, low and high are NaN."""
-  values = np.asarray(values, np.float64)
-  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else np.nan
-  return Interval(values.mean(), values.mean() - half, values.mean() + half)
 
 
 def run_of(name: str) -> str:
@@ -106,7 +91,7 @@ def summary(rows: Rows, baseline: str | None = None) -> dict[str, Any]:
     if entry != baseline and both and baseline is not None:
       theirs = found[baseline]
       differences[entry] = {"runs": len(both)} | {
-        m: interval([seeds[s][m] - theirs[s][m] for s in both]) for m in measures
+        m: interval([float(seeds[s][m] - theirs[s][m]) for s in both]) for m in measures
       }
   return {"entries": entries, "differences": differences}
 
@@ -116,12 +101,12 @@ def spread(mean: float, sd: float | None) -> str:
   return f"{mean:.4g}" + (f" ± {sd:.2g}" if sd is not None else "")
 
 
-def difference(mean: float, low: float | None, high: float | None) -> str:
-  """A difference and its interval, which one value has not; bold where it leaves out zero."""
-  if low is None or high is None or np.isnan(low):
-    return f"{mean:+.3g}"
-  text = f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
-  return f"**{text}**" if low > 0 or high < 0 else text
+def difference(found: Interval) -> str:
+  """A difference and its interval, if it has one; bold where it leaves out zero."""
+  if found.low is None:
+    return f"{found.mean:+.3g}"
+  text = f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+  return f"**{text}**" if found.clear else text
 
 
 def table(found: Mapping[str, Any], baseline: str | None) -> str:
@@ -138,5 +123,5 @@ def table(found: Mapping[str, Any], baseline: str | None) -> str:
   parts = ["Mean ± standard deviation over runs", text(found["entries"], lambda x: spread(**x))]
   if found["differences"]:
     about = f"Paired difference to {baseline} [95 % interval]"
-    parts += ["", about, text(found["differences"], lambda x: difference(*x))]
+    parts += ["", about, text(found["differences"], difference)]
   return "\n".join(parts)

@@ -4,6 +4,7 @@
 then the loss.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,20 +15,24 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Key, PyTree
-from tqdm import tqdm
 
 from okdph_jax.analysis import correlation, figures
 from okdph_jax.analysis.finding import Finding
+from okdph_jax.analysis.pac_bayes import kl_table
 from okdph_jax.analysis.points import (
   as_tree,
   compiled,
   mean_of_calls,
   mean_over,
   network_loss,
+  perturbed,
+  plain_speed,
   unstacked,
 )
-from okdph_jax.analysis.replicates import Interval, interval, merged, run_of
+from okdph_jax.analysis.progress import Progress
+from okdph_jax.analysis.replicates import merged, run_of
 from okdph_jax.analysis.subject import Target
+from okdph_jax.intervals import Interval, interval
 
 
 def epsilon_sharpness(
@@ -80,7 +85,8 @@ def expected_sharpness(
   """mean L(w + d) - L(w) with d ~ N(0, sigma^2 |w|^2), element by element: `Interval`."""
 
   keys = jax.random.split(key, draws)
-  return interval(_rises(as_tree(loss), params, jnp.float32(sigma), batches, keys))
+  rises = _rises(as_tree(loss), params, jnp.float32(sigma), batches, keys)
+  return interval(rises.tolist())
 
 
 @compiled()
@@ -90,17 +96,6 @@ def _rises(loss, params, sigma, batches, keys):
 
   base = value(params)
   return lax.map(lambda key: value(perturbed(key, params, sigma, relative=True)) - base, keys)
-
-
-def perturbed(key: Key[Array, ""], params: PyTree, sigma: Any, *, relative: bool) -> PyTree:
-  """params + N(0, sigma^2), or where `relative` N(0, sigma^2 |w|^2), element by element."""
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(key, len(leaves))
-  moved = [
-    w + sigma * jax.random.normal(k, w.shape, w.dtype) * (jnp.abs(w) if relative else 1)
-    for k, w in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(structure, moved)
 
 
 def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
@@ -164,58 +159,74 @@ def analyse(
   the batches that there are, m = `batch`.
   """
   rows, numbers = [], {}
-  for target in tqdm(targets, desc="sharpness", disable=None):
-    pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
-    params, stats = target.variables["params"], target.variables["batch_stats"]
-    loss, key = network_loss(target.net, stats), jax.random.key(seed)
-    found = {
-      "test_accuracy": target.test_accuracy,
-      "weight_norm": float(optax.tree.norm(params)),
-    }
-    for radius in rho:
+  with Progress("sharpness", len(targets) * (3 * len(rho) + 1), "number") as bar:
+    for target in targets:
+      pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
+      params, stats = target.variables["params"], target.variables["batch_stats"]
+      loss, key = network_loss(target.net, stats), jax.random.key(seed)
       ball = dict[str, Any](key=key, batches=pictures)
-      found[f"epsilon_{radius:g}"] = epsilon_sharpness(loss, params, radius, **ball)
-      found[f"adaptive_{radius:g}"] = epsilon_sharpness(
-        loss, params, radius, adaptive=True, **ball
-      )
-      one = len(pictures.label) == 1  # then both are the same
-      found[f"m_{radius:g}"] = (
-        found[f"epsilon_{radius:g}"] if one else m_sharpness(loss, params, radius, **ball)
-      )
-    expected = expected_sharpness(loss, params, sigma, key=key, batches=pictures, draws=draws)
-    found["expected"] = expected
-    numbers[target.name] = found | {"images": pictures.label.size, "m": pictures.label.shape[1]}
-    rows.append(
-      (target.name, *(v for name, v in found.items() if name != "expected"), expected.mean)
-      + ((expected.high - expected.low) / 2,)
-    )
-  names = [name for name in found if name != "expected"]
-  headers = ("network", *(n.replace("_", " ") for n in names), "expected", "± 95 %")
+      found = {
+        "test_accuracy": target.test_accuracy,
+        "weight_norm": float(optax.tree.norm(params)),
+        "kl_table": kl_table(params) / 1e6,
+      }
+      for radius in rho:
+        plain = found[f"epsilon_{radius:g}"] = epsilon_sharpness(loss, params, radius, **ball)
+        bar.update()
+        began = time.monotonic()  # what follows is compiled now
+        found[f"adaptive_{radius:g}"] = epsilon_sharpness(
+          loss, params, radius, adaptive=True, **ball
+        )
+        seconds = time.monotonic() - began
+        bar.update()
+        one = len(pictures.label) == 1  # then both are the same
+        found[f"m_{radius:g}"] = plain if one else m_sharpness(loss, params, radius, **ball)
+        bar.update()
+      found["expected"] = expected_sharpness(loss, params, sigma, draws=draws, **ball)
+      bar.update()
+      count, m = pictures.label.size, pictures.label.shape[1]
+      numbers[target.name] = found | {"images": count, "m": m}
   drawn = {
-    name: found
-    | {
-      "expected": found["expected"].mean,
-      "expected_error": (found["expected"].high - found["expected"].low) / 2,
-    }
+    name: found | {"expected": found["expected"].mean, "expected_error": found["expected"].half}
     for name, found in numbers.items()
   }
+  names = list(found)
+  headers = ("network", *(n.replace("_", " ") for n in names), "± 95 %")
+  rows = [
+    (name, *(row[n] for n in names), row["expected_error"]) for name, row in drawn.items()
+  ]
   last = f"{rho[-1]:g}"
   panels = {
-    f"epsilon_{last}": (f"ε-sharpness, ρ = {last} [nats]", True),
-    f"adaptive_{last}": (f"adaptive, ρ = {last} [nats]", True),
     "expected": (f"expected, σ = {sigma:g} |w| [nats]", True),
+    f"epsilon_{last}": (f"ε-sharpness, ρ = {last} [nats]", True),
+    f"adaptive_{last}": (f"adaptive sharpness, ρ = {last} [nats]", True),
     "weight_norm": ("weight norm", False),
+    "kl_table": ("KL of Table S5 [10⁶ nats]", False),
   }
-  notes = ["Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight)."]
+  rate = 22 / seconds  # gradients of all images, those of an ascent
+  times = plain_speed(target.net, target.variables, pictures) / (rate * count)
+  notes = [
+    "Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight); "
+    "kl table in 10⁶ nats.",
+    f"{rate:.3g} gradients per second of {count} images, each in the time of {times:.1f} plain "
+    "evaluations of them",
+  ]
   runs = {name: run_of(name) for name in drawn}
+  groups = {target.name: target.group for target in targets}
   correlations = correlation.with_accuracy(drawn, panels, runs)
+  several = len(set(groups.values())) >= correlation.LEAST
+  over_methods = correlation.with_accuracy(drawn, panels, groups) if several else {}
   if correlations:
-    notes.append(correlation.note(correlations))
-    groups = {target.name: target.group for target in targets}
+    notes.append(correlation.note(correlations, "runs"))
+    if over_methods:
+      notes.append(correlation.note(over_methods, "methods"))
     figure = correlation.scatter(panels, drawn, groups, correlations)
   else:
     figure = figures.dots({"test_accuracy": ("test accuracy", False)} | panels, merged(drawn))
-  numbers = {"networks": numbers, "correlations": correlations}
-  measures = ("test_accuracy", *names[1:], "expected")
-  scalars = {name: {m: row[m] for m in measures} for name, row in drawn.items()}
+  numbers = {
+    "networks": numbers,
+    "correlations": correlations,
+    "correlations_over_methods": over_methods,
+  }
+  scalars = {name: {m: row[m] for m in names} for name, row in drawn.items()}
   return Finding(headers, rows, numbers, figure, tuple(notes), scalars)

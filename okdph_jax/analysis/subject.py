@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import json
 import os
 import re
 import sys
@@ -90,9 +91,7 @@ class Subject:
 
   @functools.cached_property
   def dataset(self) -> data.Dataset:
-    from ml_collections import ConfigDict
-
-    return data.load(ConfigDict(self.config))
+    return _dataset(json.dumps(self.config["data"], sort_keys=True))
 
   @functools.cached_property
   def net(self) -> nn.Module:
@@ -205,6 +204,13 @@ class Subject:
       lambda *arrays: jnp.stack(arrays), *(batch for batch, _ in part[chosen].padded(size))
     )
     return jax.device_put(stack, batches_sharding(mesh, size, axis=1))
+
+
+@functools.lru_cache(maxsize=8)  # one for each draw of the seeds
+def _dataset(config):
+  from ml_collections import ConfigDict
+
+  return data.load(ConfigDict({"data": json.loads(config)}))
 
 
 def students(networks: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from okdph_jax.intervals import interval
 from okdph_jax.report import readers, statistics
 from okdph_jax.report.runs import Row, Trial, variant
 from okdph_jax.report.statistics import MEASURES, accuracies
@@ -104,7 +105,7 @@ def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> C
   for label, trials in rows:
     several = [statistics.highest(trial, "last", single=False) for trial in trials]
     if known := [value for value in several if value is not None]:
-      mean = statistics.interval(known)._replace(high=None)
+      mean = interval(known)._replace(high=None)
       for measure in ("students", "last"):  # both are of the last epoch
         trace = _dot(mean, label, style, trials, index, measure)
         trace["marker"] |= {"symbol": "diamond-open"}
@@ -179,7 +180,7 @@ def _marker(label, style):
 
 def _bar(intervals):
   """Error bars in per cent, hidden where no interval is known."""
-  halves = [interval.half for interval in intervals]
+  halves = [found.half for found in intervals]
   return {"array": _percent([h or 0 for h in halves]), "visible": any(halves), "thickness": 1.5}
 
 
@@ -534,7 +535,7 @@ def _line(option, name, members, measure, numeric, style, index):
     return None
   return {
     "x": [value if numeric else str(value) for value, _ in members],
-    "y": _percent([interval.mean for interval in found]),
+    "y": _percent([there.mean for there in found]),
     "mode": "lines+markers" if numeric else "markers",
     "error_y": _bar(found),
     "line": {"color": style.colour(name)},

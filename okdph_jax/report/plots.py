@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from okdph_jax.intervals import Interval
 from okdph_jax.report import readers
 from okdph_jax.report.runs import milestones
-from okdph_jax.report.statistics import Interval
 from okdph_jax.run import Run
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.

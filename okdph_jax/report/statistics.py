@@ -2,12 +2,10 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from okdph_jax.intervals import Interval, interval
 from okdph_jax.report.readers import is_student
 from okdph_jax.report.runs import Row, Trial, replicates
-
-LEVEL = 0.95
 
 MEASURES = {  # of a run's accuracy -> as tables name it; the first one selects nothing on test
   "students": "mean of students, last epoch",
@@ -15,37 +13,6 @@ MEASURES = {  # of a run's accuracy -> as tables name it; the first one selects 
   "chosen": "single network and epoch chosen on validation",
   "best": "best single network and epoch on test",
 }
-
-
-class Interval(NamedTuple):
-  """A mean with its 95 % t confidence interval; low and high are None for a single value."""
-
-  n: int
-  mean: float
-  low: float | None
-  high: float | None
-
-  @property
-  def half(self) -> float | None:
-    """Half the interval's width."""
-    return None if self.high is None else self.high - self.mean
-
-  @property
-  def clear(self) -> bool:
-    """Whether the interval leaves out zero."""
-    return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-def interval(values: Sequence[float]) -> Interval:
-  """The mean of independent values, one at least, and its t interval."""
-  from scipy import stats
-
-  n = len(values)
-  if n < 2:
-    return Interval(n, values[0], None, None)
-  mean = statistics.mean(values)
-  half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * statistics.stdev(values) / n**0.5
-  return Interval(n, mean, float(mean - half), float(mean + half))
 
 
 def accuracy(trial: Trial, measure: str) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from okdph_jax.errors import nearest
+from okdph_jax.intervals import interval
 from okdph_jax.report import paper, statistics
 from okdph_jax.report.runs import Group, Row, Trial, grouped, missing
 from okdph_jax.report.statistics import MEASURES, accuracies, spread
@@ -483,7 +484,7 @@ def _csv_line(
 ) -> dict[str, Any]:
   result = trials[0].result
   single = result["readers"].get(reader, {"single": True})["single"]
-  ours = statistics.interval(values) if values else None
+  ours = interval(values) if values else None
   published = _paper(trials) if reader == "best single network" else None
 
   def percent(value):

@@ -30,7 +30,7 @@ def test_networks_of_one_run_do_not_make_the_interval_narrow():
   x, y = np.random.default_rng(0).normal(size=(2, 12))
   alone = correlation.spearman(x, y)
   copies = correlation.spearman(x.repeat(5), y.repeat(5), np.arange(12).repeat(5))
-  assert copies.n == 60 and copies.runs == 12
+  assert copies.n == 60 and copies.clusters == 12
   assert copies.rho == pytest.approx(alone.rho)
   width = alone.high - alone.low
   assert copies.high - copies.low == pytest.approx(width, rel=0.05)

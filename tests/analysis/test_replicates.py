@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from okdph_jax.analysis import replicates
+from okdph_jax.intervals import Interval, interval
 
 ROWS = {
   "okdph-seed42: student_0": {"sharp": 1.0, "curve": np.array([1.0, 2.0])},
@@ -13,6 +14,7 @@ ROWS = {
   "base-seed43": {"sharp": 3.5, "curve": np.zeros(2)},
   "base-seed44": {"sharp": None, "curve": np.zeros(2)},
 }
+SHARP = {name: {"sharp": row["sharp"]} for name, row in ROWS.items()}
 
 
 def test_entries_and_seeds_are_in_the_names():
@@ -26,13 +28,13 @@ def test_entries_and_seeds_are_in_the_names():
 
 
 def test_the_networks_of_a_run_count_as_one_value():
-  found = replicates.summary(ROWS, "base")
+  found = replicates.summary(SHARP, "base")
   sharp = found["entries"]["okdph"]["sharp"]
   assert sharp["mean"] == 3.5 and sharp["sd"] == pytest.approx(np.std([2, 5], ddof=1))
   assert found["entries"]["base"]["runs"] == 3
   difference = found["differences"]["okdph"]  # 2 - 1 and 5 - 3.5, the third seed left out
   assert difference["runs"] == 2 and difference["sharp"].mean == 1.25
-  assert difference["sharp"] == replicates.interval([1.0, 1.5])
+  assert difference["sharp"] == interval([1.0, 1.5])
 
 
 def test_merged_curves_are_means_and_deviations_over_runs():
@@ -47,12 +49,7 @@ def test_merged_curves_are_means_and_deviations_over_runs():
 
 
 def test_the_table_has_means_and_differences():
-  rows = {name: {"sharp": row["sharp"]} for name, row in ROWS.items()}
-  text = replicates.table(replicates.summary(rows, "base"), "base")
+  text = replicates.table(replicates.summary(SHARP, "base"), "base")
   assert "3.5 ± 2.1" in text and "+1.25 [-1.93, +4.43]" in text
-
-
-def test_the_interval_is_students():
-  found = replicates.interval([1.0, 2.0, 3.0])
-  assert found.mean == 2
-  assert found.high - 2 == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
+  assert replicates.difference(Interval(1, 1.25, None, None)) == "+1.25"
+  assert replicates.difference(Interval(3, 1.25, 0.25, 2.25)) == "**+1.25 [+0.25, +2.25]**"

@@ -9,10 +9,10 @@ import pytest
 from okdph_jax.cli import report
 from okdph_jax.experiment import paper as settings
 from okdph_jax.experiment.config import defaults
+from okdph_jax.intervals import Interval
 from okdph_jax.methods import METHODS
 from okdph_jax.report import paper, plots, statistics, tables
 from okdph_jax.report.runs import Trial
-from okdph_jax.report.statistics import Interval
 from okdph_jax.run import Run
 from okdph_jax.saved_config import completed
 from okdph_jax.training import logbook
