@@ -39,8 +39,8 @@ def configure(
   with contextlib.suppress(RuntimeError):  # JAX is in use already, as in a notebook
     jax.config.update("jax_num_cpu_devices", count)
   # With asynchronous dispatch, a single CPU device allocates the buffers of the next step while
-  # it still holds those of this one.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
+  # it still holds those of this one; several devices wait for one another.
+  jax.config.update("jax_cpu_enable_async_dispatch", count > 1)
   use_compilation_cache()
   # The cache identifies oneDNN's convolutions by metadata, see `nn.onednn`. With the address of
   # the partitioning function in the key, other processes would not find them.

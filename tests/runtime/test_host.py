@@ -32,6 +32,12 @@ def test_a_device_per_core_or_as_asked():
   assert python("host.configure(); print(jax.device_count())") == [str(count)]
 
 
+def test_a_single_device_is_not_dispatched_to_ahead():
+  code = "host.configure({}); print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+  assert python(code.format(1)) == ["False"]
+  assert python(code.format(2)) == ["True"]
+
+
 def test_the_default_divides_the_batch():
   four = "host.cores = lambda: 64\n"
   assert python(four + "host.configure(batch=128); print(jax.device_count())") == ["4"]
