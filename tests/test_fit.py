@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import json
 import shutil
 import signal
@@ -133,7 +134,7 @@ def test_branches_start_from_a_whole_network(images, tmp_path):
   result = fit(differently(asked, learning_rate=1e-12), tmp_path / "run")
   start = source.run.network("student_1").variables["params"]
   learner = result.run.learner("last")
-  same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
+  same = functools.partial(np.testing.assert_allclose, atol=1e-6)
   jax.tree.map(same, learner.params["shared"]["stem"], start["stem"])
   first = jax.tree.map(lambda leaf: leaf[0], learner.params["students"])
   jax.tree.map(same, first, start["branch"])

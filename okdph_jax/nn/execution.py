@@ -52,7 +52,10 @@ class Execution(NamedTuple):
     """`function` that sums over stacks of `stacked` networks: in each group, then over all."""
     if self.mesh is None or stacked % self.mesh.shape["students"]:
       return function
-    total = lambda *stacks: jax.lax.psum(function(*stacks), "students")  # noqa: E731
+
+    def total(*stacks):
+      return jax.lax.psum(function(*stacks), "students")
+
     return self._on_groups(total, PartitionSpec())
 
   def _on_groups(self, function, result):

@@ -38,7 +38,10 @@ def test_totals(case):
     method = METHODS[name](context, students=branches)
     views = jax.ShapeDtypeStruct((method.views, 2, 32, 32, 3), jnp.float32)
     params = jax.eval_shape(method.init, jax.random.key(0), views).params
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def size(tree):
+      return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     fusion = size(params["shared"].get("fusion", {}))
     return (size(params) - fusion, fusion) if fusion else (size(params),)
 

@@ -1,5 +1,7 @@
 """OKDPH against its equations: one gradient per student, Algorithm 1 by hand, and fusion."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,10 @@ def gradients(method, learner, views):
 def own_loss(net, learner, views, m, theta_m, *, hybrid_gradient=True, hybrid_teaches=True):
   """Eq. 8 of student m, the other students being constants: written out."""
   r = learner.memory["weights"]
-  take = lambda i: jax.tree.map(lambda leaf: leaf[i], learner.students)  # noqa: E731
+
+  def take(i):
+    return jax.tree.map(lambda leaf: leaf[i], learner.students)
+
   students = [take(i) for i in range(N)]
   students[m] = {"params": theta_m, "batch_stats": students[m]["batch_stats"]}
   hybrid = jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(r, leaves)), *students)  # noqa: B905
@@ -419,7 +424,7 @@ def test_the_release_reads_the_hybrid_of_its_last_forward_pass(fuse_with):
     last = hybridize(before.students, uniform(N))
     _, new = Smooth().apply(last, views.image[N], True, mutable=["batch_stats"])
     want = {"params": last["params"], "batch_stats": new["batch_stats"]}
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   jax.tree.map(close, method.networks(moved)["hybrid"], want)
 
 

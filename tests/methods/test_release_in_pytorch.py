@@ -32,7 +32,10 @@ def test_steps_are_those_of_the_pytorch_loop(fuse_every):
   tx = method.optimizer(0.05, **RATES)
   views = np.random.default_rng(0).normal(size=(N + 1, B, 8, 8, 3)).astype(np.float32)
   batch = Batch(np.zeros((B, 8, 8, 3), np.uint8), np.arange(B, dtype=np.int32))
-  augment = lambda key, image: jnp.asarray(views)  # noqa: E731
+
+  def augment(key, image):
+    return jnp.asarray(views)
+
   key = jax.random.key(0)
   state = tiny.jit(lambda: initial_state(method, tx, augment, batch, key))()
   step = tiny.jit(functools.partial(train_step, method, tx, augment))

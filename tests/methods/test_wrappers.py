@@ -146,7 +146,10 @@ def test_dot_splits_the_gradient_by_what_each_term_reaches(name):
     return wrapped.gradient(f, params)[0], plain_gradient(f, params)[0]
 
   split, plain = tiny.jit(three)(learner.params)
-  unseen = lambda g: g is None  # noqa: E731
+
+  def unseen(g):
+    return g is None
+
   whole = jax.tree.map(
     lambda p, a, b: sum(g for g in (a, b) if not unseen(g)), plain, split.task, split.distill
   )
@@ -344,7 +347,10 @@ def test_reestimated_readers_have_the_statistics_of_their_own_weights(name, read
   wrapped = WRAPPERS["reestimate"](method, tiny.context())
   start = tiny.jit(wrapped.init)(KEY, views.image)
   batches = [tiny.batch(4), tiny.batch(2, seed=1)]
-  seen = lambda image: np.stack([*[-image] * (method.views - 1), image])  # noqa: E731
+
+  def seen(image):
+    return np.stack([*[-image] * (method.views - 1), image])
+
   passes = [Views(seen(b.image), b.label) for b in batches]  # they see the last view
   ready = wrapped.before_eval(start, passes)
   close(ready.replace(memory={}), start.replace(memory={}), 0, 0)
@@ -387,7 +393,10 @@ def test_statistics_of_a_layer_that_is_called_with_keywords():
 
   x = np.random.default_rng(0).normal(2, 3, (4, 5)).astype(np.float32)
   variables = Outer().init(KEY, x, False)
-  forward = lambda: Outer().apply(variables, x, train=True, mutable="batch_stats")[1]  # noqa: E731
+
+  def forward():
+    return Outer().apply(variables, x, train=True, mutable="batch_stats")[1]
+
   stats = with_mean_statistics(forward, jnp.int32(0), 4)["batch_stats"]["BatchNorm_0"]
   close(stats, {"mean": x.mean(0), "var": x.var(0)}, 1e-4)
 

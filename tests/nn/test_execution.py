@@ -77,7 +77,10 @@ def test_bfloat16_leaves_the_state_and_the_losses_alone(compute):
   assert ("bf16[" in text or "xbf16" in text) == (compute == "bfloat16")
   after, metrics = step(state, batch, key)
   want, wanted = plain(state, batch, key)
-  kinds = lambda tree: jax.tree.map(lambda x: x.dtype, tree)  # noqa: E731
+
+  def kinds(tree):
+    return jax.tree.map(lambda x: x.dtype, tree)
+
   assert kinds(after) == kinds(want) and kinds(metrics) == kinds(wanted)
   np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=0.02)
   assert metrics["loss"] != wanted["loss"]

@@ -1,5 +1,7 @@
 """The compiled step: its numbers are arguments, and what comes later compiles in a thread."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +99,7 @@ def test_a_step_is_that_of_constants(name):
     return step(given, initial_state(*parts, batch, key), batch, key)
 
   ours, theirs = tiny.jit(traced)(given, key), tiny.jit(plain)(key)
-  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   jax.tree.map(compare, ours[0].learner, theirs[0].learner)
   jax.tree.map(compare, ours[1], theirs[1])
 

@@ -47,7 +47,10 @@ def test_a_step_of_several_runs_is_the_step_of_each():
     start, one = step_of(okdph(tiny.context(), fuse_every="2 steps"))
     batches = [[tiny.batch(seed=10 * s + i) for i in range(4)] for s in SEEDS]
     keys = jnp.stack([jax.random.key(s) for s in SEEDS])
-    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+
+    def floating(x):
+      return jnp.issubdtype(x.dtype, jnp.floating)
+
     double = functools.partial(
       jax.tree.map, lambda x: jnp.float64(x) if floating(x) else jnp.asarray(x)
     )

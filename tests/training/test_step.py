@@ -117,7 +117,10 @@ def test_every_draw_is_a_function_of_the_key_and_the_step():
   method = okdph(Context(Stateless(3), 3, 3, 4))
   method = method._replace(init=lambda key, views: Learner({}, {}, {"key": key}))
   tx = method.optimizer(0.1, momentum=0.9, weight_decay=0.0)
-  augment = lambda key, image: image[None] / 255.0  # noqa: E731
+
+  def augment(key, image):
+    return image[None] / 255.0
+
   batch = Batch(np.zeros((2, 6, 6, 3), np.uint8), np.zeros(2, np.int32))
   begun = without_sums(method, tx, augment, batch, key).learner.memory["key"]
   np.testing.assert_array_equal(
@@ -163,7 +166,7 @@ def test_parts_of_a_batch_give_its_gradient_where_nothing_normalises(size, count
   whole, metrics = jax.jit(functools.partial(train_step, *parts))(state, batch, key)
   step = jax.jit(functools.partial(train_step, *parts, accumulate=count))
   ours, mine = step(state, batch, key)
-  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   jax.tree.map(compare, (ours.learner, mine), (whole.learner, metrics))
   assert mine["steps"] == 1
   jax.tree.map(np.testing.assert_array_equal, ours.learner.memory, whole.learner.memory)

@@ -39,7 +39,10 @@ def run_of(mesh, steps=3):
   everywhere = jax.NamedSharding(mesh, jax.P())
   batch = jax.device_put(tiny.batch(SIZE), jax.NamedSharding(mesh, jax.P("data")))
   key = jax.device_put(jax.random.key(0), everywhere)
-  start = lambda key: initial_state(*parts, batch, key)  # noqa: E731
+
+  def start(key):
+    return initial_state(*parts, batch, key)
+
   layout = host.layout(lambda: jax.eval_shape(start, key), mesh)
   state = tiny.jit(start, out_shardings=layout)(key)
   step = tiny.jit(functools.partial(train_step, *parts), out_shardings=(layout, everywhere))
@@ -54,7 +57,7 @@ def check(groups):
   auto = (jax.sharding.AxisType.Auto,)
   _, want, wanted = run_of(jax.make_mesh((jax.device_count(),), ("data",), auto))
   step, state, metrics = run_of(host.mesh(groups=groups))
-  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)  # noqa: E731
+  compare = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
   jax.tree.map(compare, jax.device_get((state, metrics)), jax.device_get((want, wanted)))
   own = {}  # shapes of what belongs to the students, on one device
   for leaf in jax.tree.leaves((state.opt_state, state.learner.params["students"])):
