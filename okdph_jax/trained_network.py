@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Key, UInt8
+from scipy.special import softmax
 
 from okdph_jax import views
 from okdph_jax.core import Variables
@@ -65,9 +66,7 @@ class TrainedNetwork:
 
   def probabilities(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
     """The softmax of the logits."""
-    logits = self(images)
-    odds = np.exp(logits - logits.max(-1, keepdims=True))
-    return odds / odds.sum(-1, keepdims=True)
+    return softmax(self(images), axis=-1)
 
   def predict(self, images: UInt8[np.ndarray, "B H W C"]) -> list[str]:
     """The name of the most probable class of each image."""

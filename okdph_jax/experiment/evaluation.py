@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import log_softmax
 
 from okdph_jax import data as datasets
 from okdph_jax import views
@@ -158,9 +159,7 @@ def measure(
   """The `Evaluation` of logits. The strings are copied into it."""
   from sklearn.metrics import confusion_matrix
 
-  logits = np.asarray(logits, np.float64)
-  shifted = logits - logits.max(-1, keepdims=True)
-  log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+  log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
   chosen = logits.argmax(-1)
   confusion = confusion_matrix(labels, chosen, labels=np.arange(len(class_names)))
   counts = confusion.sum(1)

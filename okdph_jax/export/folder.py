@@ -32,11 +32,11 @@ CHOSEN_ON = {LAST: None, BEST_VALIDATION: "validation", BEST_TEST: "test"}
 
 
 class Comparison(NamedTuple):
-  """A file's logits beside the checkpoint's, on the same images."""
+  """A file's logits compared with those of the checkpoint, on the same images."""
 
   max_difference: float  # of a logit
-  tolerance: float | None  # of it; None for int8
-  agreement: float  # the part of the images with the same most probable class
+  tolerance: float | None  # of max_difference; None for int8
+  agreement: float  # the fraction of images with the same most probable class
 
 
 def export(
@@ -51,19 +51,18 @@ def export(
   images: int = 256,
   data: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
-  """Writes a network of the run in `workdir` to a folder: (what model.json says, the folder).
+  """Exports a network of the run in `workdir`: (the content of model.json, the folder).
 
-  out: the folder, by default `workdir`/export.
-
-  reader, which, network: as in `Run.network`. formats: of `FORMATS`; the weights come with
-  them. int8: also a file of 8 bits for ONNX and TFLite. images: so many of the test split
-  are compared. data: options of `config.data` that differ from the run's, such as a `dir`.
-
-  An export that is there is replaced when the new one is complete.
+  out: the folder, by default `workdir`/export. An earlier export in it is replaced.
+  reader, which, network: as in `Run.network`.
+  formats: keys of `FORMATS`; the weights are always written as safetensors.
+  int8: also write ONNX and TFLite with 8-bit weights and activations.
+  images: the number of test images on which every file is compared with the checkpoint.
+  data: options of `config.data` that differ from the run's, such as `dir`.
 
   Raises:
-    ValueError: in one line, for what cannot be exported, or a file whose logits differ from
-      the checkpoint's by more than the tolerance; nothing has been written then.
+    ValueError: in one line, if the network cannot be exported, or the logits of a file differ
+      from the checkpoint's by more than the tolerance; then nothing has been written.
   """
   from okdph_jax.experiment.evaluation import dataset_for  # configs come with it
 
@@ -90,7 +89,7 @@ def export(
 
 
 def _checked(formats, int8):
-  """The formats to write, in the order of FORMATS; a ValueError for what there is not."""
+  """The formats to write, in the order of FORMATS; ValueError if one is not available."""
   floats = [name for name in FORMATS if not FORMATS[name].int8]
   for name in formats:
     if name not in floats:
@@ -107,7 +106,7 @@ def _checked(formats, int8):
 
 
 def describe(run: Run, trained: TrainedNetwork, which: str | None) -> dict[str, Any]:
-  """model.json without the files: what the network is, takes, gives and was measured at."""
+  """The content of model.json without the files: network, accuracy, input and output."""
   config = run.require_config()
   which, step = run.chosen(which)
   reader = trained.origin.split()[0]
@@ -158,10 +157,10 @@ def write(
   images: UInt8[np.ndarray, "N H W C"],
   calibration: UInt8[np.ndarray, "M H W C"],
 ) -> dict[str, dict[str, Any]]:
-  """Writes the files and compares each with the network: {format: what model.json says}.
+  """Writes the files, and compares each with the network: {format: its entry in model.json}.
 
   Raises:
-    ValueError: in one line, for a file that differs by more than the tolerance.
+    ValueError: in one line, if a file differs by more than the tolerance.
   """
   expected = dataclasses.replace(trained, test_view="plain")(images)
   files = {WEIGHTS: _write_weights(trained, folder)}
@@ -193,7 +192,7 @@ def write(
 
 
 def compare(logits: np.ndarray, expected: np.ndarray, int8: bool = False) -> Comparison:
-  """Logits [B, K] beside those of the checkpoint."""
+  """Compares logits [B, K] with those of the checkpoint."""
   tolerance = None if int8 else TOLERANCE * max(1.0, float(np.abs(expected).max()))
   difference = float(np.abs(logits - expected).max())
   return Comparison(
@@ -202,7 +201,7 @@ def compare(logits: np.ndarray, expected: np.ndarray, int8: bool = False) -> Com
 
 
 def _write_weights(trained, folder):
-  """The Linen variables as they are in the checkpoint, read again and compared."""
+  """Writes the Linen variables as in the checkpoint, and checks them by reading them again."""
   from safetensors import numpy as safetensors
 
   path = folder / "model.safetensors"
@@ -212,7 +211,7 @@ def _write_weights(trained, folder):
   if {n: (x.dtype, x.tobytes()) for n, x in again.items()} != {
     n: (x.dtype, x.tobytes()) for n, x in weights.items()
   }:
-    raise ValueError(f"{path.name} does not hold the weights that were written to it")
+    raise ValueError(f"{path.name} does not contain the weights that were written to it")
   return _file(path) | Comparison(0.0, 0.0, 1.0)._asdict()
 
 
@@ -230,22 +229,22 @@ def _file(path):
 
 
 def spread(split: Split, count: int) -> UInt8[np.ndarray, "N H W C"]:
-  """Images of all of a split: folders are ordered by class."""
+  """`count` images at equal distances, because folders are sorted by class."""
   chosen = np.unique(np.linspace(0, len(split) - 1, count).astype(int))
   return split[chosen].first(len(chosen))
 
 
 def _refuse_others(out):
-  """A ValueError where `out` is something else than an export."""
+  """Raises ValueError if `out` exists and is not an export."""
   if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
-    raise ValueError(f"{out} is not empty and no exported network; choose another --out")
+    raise ValueError(f"{out} is not empty and not an exported network; choose another --out")
   if out.exists() and not out.is_dir():
     raise ValueError(f"{out} is a file; choose another --out")
 
 
 @contextlib.contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-  """A folder that takes the place of `out` when the body has succeeded."""
+  """Yields a new folder, which replaces `out` if the body succeeds."""
   fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{age}") for age in ("new", "old"))
   fresh.mkdir(parents=True)
   try:

@@ -1,4 +1,4 @@
-"""Models to predict with: an exported folder by the runtime of any of its formats, or a run."""
+"""Models for prediction: an exported folder, in any of its formats, or a network of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
+from scipy.special import softmax
 
 from okdph_jax.data import pictures
 from okdph_jax.export.formats import FORMATS, Logits
@@ -30,23 +31,21 @@ class Model(NamedTuple):
   (16, 3)
   """
 
-  name: str  # which network, by which runtime
+  name: str  # which network, and in which format
   logits: Logits  # uint8 [B, H, W, C] -> float32 [B, K]
   class_names: tuple[str, ...]
   image_shape: tuple[int, ...]  # (H, W, C)
   shorter_side: int | None  # to which a picture is resized before its centre is cut out
 
   def probabilities(self, images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B K"]:
-    """Softmax of the logits."""
-    logits = self.logits(images)
-    odds = np.exp(logits - logits.max(-1, keepdims=True))
-    return odds / odds.sum(-1, keepdims=True)
+    """The softmax of the logits."""
+    return softmax(self.logits(images), axis=-1)
 
   def picture(self, name: str, content: bytes | Path) -> UInt8[np.ndarray, "H W C"]:
-    """A picture's pixels as the network takes them, resized and cut as in the evaluation.
+    """The pixels of a picture, resized and cropped as in the run's evaluation.
 
     Raises:
-      ValueError: in one line that names it, where it is no picture.
+      ValueError: in one line with its name, if it is not a picture.
     """
     height, width, channels = self.image_shape
     image = pictures.decode(name, content, channels)
@@ -74,11 +73,12 @@ def load(
 ) -> Model:
   """The model in an exported folder, or one of the networks of a run.
 
-  format: a key of `FORMATS`; by default ONNX, or what else is there. reader, which, network:
-  of a run, as in `Run.network`. threads: of the runtime; by default all cores.
+  format: a key of `FORMATS`; by default ONNX if it was exported.
+  reader, which, network: of a run, as in `Run.network`.
+  threads: of the runtime; by default all cores.
 
   Raises:
-    ValueError: in one line, where there is no such model.
+    ValueError: in one line, if there is no such model.
   """
   folder = Path(path)
   if not (folder / ABOUT).is_file():
@@ -107,7 +107,7 @@ def load(
 
 
 def described(folder: Path) -> dict[str, Any]:
-  """model.json of an exported folder; ValueError, in one line, where it is damaged."""
+  """The content of model.json in an exported folder; ValueError, in one line, if damaged."""
   path = folder / ABOUT
   try:
     about = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def formats(path: str | os.PathLike[str]) -> list[str]:
-  """The formats that `load` can open there."""
+  """The formats of an exported folder or a run that `load` can open."""
   if not (Path(path) / ABOUT).is_file():
     return [CHECKPOINT]
   there = described(Path(path))["files"]
@@ -125,7 +125,7 @@ def formats(path: str | os.PathLike[str]) -> list[str]:
 
 
 def digest(path: Path) -> str:
-  """sha256 of a file, hexadecimal."""
+  """The SHA-256 of a file, hexadecimal."""
   try:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,7 +138,8 @@ def _of_run(folder, format, reader, which, network):
     raise ValueError(f"there is no folder {folder}; name an exported network or a run")
   if format not in (None, CHECKPOINT):
     raise ValueError(
-      f"{folder} is a run; `okdph export --workdir={folder}` gives it the format {format}"
+      f"{folder} is a run; to have the format {format}, export it: okdph export "
+      f"--workdir={folder}"
     )
   trained = Run(folder).network(reader, which, network)
   return Model(trained.origin, trained, trained.class_names, trained.image_shape, None)

@@ -1,4 +1,4 @@
-"""What the name of a reader says: the kind of network, and whether a run trained it."""
+"""The kind of a reader, by its name: a network, an average, or several networks."""
 
 import re
 
@@ -9,15 +9,15 @@ _AVERAGES = ("hybrid", "center", "mean_", "teacher", "swa_", "ema_")
 
 
 def kind(reader: str) -> str:
-  """Of "student_0", "hybrid", "ensemble", ...: one of `KINDS`."""
+  """The kind of "student_0", "hybrid", "ensemble", ...: one of `KINDS`."""
   if reader.removeprefix("swa_").removeprefix("ema_").startswith(_SEVERAL):
     return SEVERAL
   return AVERAGE if reader.startswith(_AVERAGES) else NETWORK
 
 
 def is_student(reader: str) -> bool:
-  """Whether it is one of the networks that the run trains, each with weights of its own.
+  """Whether it is a network that the run trains by gradient descent.
 
-  Not so: averages of weights ("hybrid", "teacher", "swa_student_0"), and ensembles.
+  Averages of weights ("hybrid", "teacher", "swa_student_0") and ensembles are not.
   """
   return re.fullmatch(r"student_\d+|leader", reader) is not None

@@ -1,4 +1,4 @@
-"""The runs below some folders, finished or not, and what tells one experiment from another."""
+"""Finds runs, finished or not, and groups them by experiment."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from okdph_jax.report import paper
 from okdph_jax.run import CONFIG, ERROR, RESULT, Run
 from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed, flat
 
-# Runs that differ in these alone are the same experiment.
+# Runs that differ only in these options are the same experiment.
 NOT_THE_EXPERIMENT = NO_EFFECT | LAST_BITS | {"seed", "data.seed", "snapshots"}
-# These name a group of rows, or the row itself.
+# Options that are in the title of a group, or begin the label of a row.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
-ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run without JSON of ours
+ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run to leave out
 
 PICTURES = (".svg", ".png")
 
 Config = Mapping[str, Any]
-Result = dict[str, Any]  # what is in a result.json
+Result = dict[str, Any]  # the content of a result.json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-  """One run as a report needs it: its folder, or a result file that lies alone."""
+  """A run in a report: a run directory, or only a result file."""
 
-  name: str  # its path below the folder that was asked for
+  name: str  # its path below the given folder
   config: Config
-  result: Result | None  # None while it is not finished
-  run: Run | None
+  result: Result | None  # None if it is not finished
+  run: Run | None  # None for a result file without a run directory
 
   @functools.cached_property
   def lines(self) -> list[dict[str, Any]]:
-    """Its evaluations."""
+    """Its evaluations, see `Run.lines`."""
     return self.run.lines if self.run else []
 
   @functools.cached_property
@@ -54,22 +54,22 @@ class Trial:
 
   @property
   def draw(self) -> int:
-    """The seed of the draw of its images."""
+    """The seed with which its training images were drawn."""
     return self.config["data"]["seed"]
 
   @functools.cached_property
   def record(self) -> dict[str, Any]:
-    """config.json, or nothing of a result file that lies alone."""
+    """config.json; {} without a run directory."""
     return self.run and self.run.record or {}
 
   @property
   def command(self) -> str | None:
-    """What was typed to train it, where the run has recorded it."""
+    """The command that trained it, if recorded."""
     return self.record.get("command")
 
   @property
   def images(self) -> int | None:
-    """How many images it trains on, where the run has recorded it."""
+    """The number of its training images, if recorded."""
     return self.record.get("fingerprint", {}).get("train", {}).get("images")
 
   @property
@@ -79,7 +79,7 @@ class Trial:
 
 
 def milestones(config: Config, planned_epochs: int | None) -> list[float]:
-  """The epochs at which a run's learning rate drops, those given in steps left out."""
+  """The epochs at which a run's learning rate drops, except those given in steps."""
   found = []
   for when in config.get("milestones") or ():
     count, unit = durations.parse(when) if isinstance(when, str) else (when, "")
@@ -90,7 +90,7 @@ def milestones(config: Config, planned_epochs: int | None) -> list[float]:
 
 
 class Group(NamedTuple):
-  """What stands in one table: runs whose accuracies may be compared."""
+  """The runs of one table, whose accuracies may be compared."""
 
   dataset: str
   setting: str  # as `paper.setting` gives it
@@ -103,24 +103,24 @@ class Group(NamedTuple):
 
   @property
   def data(self) -> str:
-    """The same without the network."""
+    """The title without the network."""
     words = self.setting.replace("noisy", "noisy inputs")
     words = words.replace("%", "% of the training set")
     return self.dataset if words == "clean" else f"{self.dataset}, {words}"
 
 
-Row = tuple[str, list[Trial]]  # an experiment: its label, and its finished runs
+Row = tuple[str, list[Trial]]  # an experiment: (its label, its runs)
 
 
 # Finding.
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str]]:
-  """The runs and result files below files and directories; links are followed.
+  """Finds the runs and result files in these files and directories; links are followed.
 
   Returns:
-    ([trial, ...], [warning, ...]): a warning for each file that is no result, and for each
-    second run of the same config and seed, which is left out.
+    ([trial, ...], [warning, ...]): there is a warning for each file that is not a result, and
+    for each further run of the same config and seed; both are left out.
   """
   trials, warnings, seen = [], [], {}
   for root in map(Path, paths):
@@ -140,7 +140,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
 
 
 def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
-  """(JSON, picture) of everything that `okdph analysis` wrote below folders.
+  """(JSON file, picture) of each analysis that `okdph analysis` wrote below these folders.
 
   The picture is the smaller of .png and .svg.
   """
@@ -155,7 +155,7 @@ def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]
 
 
 def _pictures(file):
-  """Those that lie beside a JSON file, as those of an analysis do."""
+  """The pictures beside a JSON file; those of analyses have some."""
   there = (file.with_suffix(suffix) for suffix in PICTURES)
   return [picture for picture in there if picture.exists()] if file.suffix == ".json" else []
 
@@ -174,16 +174,16 @@ def _walk(root):
 
 
 def _below(root, warnings):
-  """Of each run its result, or else its config; then the JSON files that lie elsewhere.
+  """The result, or else the config, of each run; then the JSON files outside of runs.
 
-  What failed before it had a config is added to the warnings.
+  Adds a warning for each run that failed before it had a config.
   """
   runs, found, alone = [], [], []
   for here, files in _walk(root):
     if CONFIG in files:
       runs.append(here)
     if ERROR in files and CONFIG not in files:
-      warnings.append(f"{here}: failed before it began, {Run(here).failure}")
+      warnings.append(f"{here}: failed before training, {Run(here).failure}")
     if CONFIG in files or RESULT in files:
       found.append(here / (RESULT if RESULT in files else CONFIG))
     if not any(here.is_relative_to(run) for run in runs):
@@ -212,10 +212,10 @@ def _trial(file, root):
 
 
 def read(file: str | os.PathLike[str]) -> Result:
-  """One result.json as `training.logbook.result` made it.
+  """Reads a result.json, see `training.logbook.result`.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: it is not a result.
   """
   try:
     result = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -246,7 +246,7 @@ def group(config: Config) -> Group:
 
 
 def variant(config: Config) -> tuple[tuple[str, str], ...]:
-  """What tells one experiment from another: ((key, value as JSON), ...)."""
+  """The options that identify an experiment: ((name, value as JSON), ...)."""
   return tuple(
     (key, json.dumps(value))
     for key, value in sorted(flat(completed(config)).items())
@@ -257,7 +257,7 @@ def variant(config: Config) -> tuple[tuple[str, str], ...]:
 def grouped(
   trials: Iterable[Trial], *, hidden: Set[str] = frozenset()
 ) -> Iterator[tuple[Group, list[Row]]]:
-  """(Group, [(label, its runs), ...]) of each group, all in alphabetical order."""
+  """Yields (Group, [(label, runs), ...]), all in alphabetical order."""
   groups = defaultdict(lambda: defaultdict(list))
   for trial in trials:
     groups[group(trial.config)][variant(trial.config)].append(trial)
@@ -269,10 +269,10 @@ def grouped(
 def labels(
   variants: Iterable[tuple[tuple[str, str], ...]], hidden: Set[str] = frozenset()
 ) -> list[str]:
-  """Each variant's method, and the settings in which it differs from others of the group.
+  """The label of each variant: its method, and the options in which it differs from others.
 
-  A method's own options are compared within the method, all else within the group; the
-  settings `hidden` are left out where the label is unique without them.
+  A method's own options are compared within the method, other options within the group. The
+  options in `hidden` are left out if the label is unique without them.
   """
   configs = [dict(variant) for variant in variants]
   full, short = (
@@ -292,9 +292,9 @@ def method(config: Mapping[str, str]) -> str:
 
 
 def _as_released(name, config):
-  """Whether a method has the options of the release, where these are not our defaults."""
+  """Whether a method has the options of the release, if these are not our defaults."""
   asked = {f"method.{option}": value for option, value in RELEASE.get(name, {}).items()}
-  asked.pop("method.students", None)  # a number of networks is no mode: the label names it
+  asked.pop("method.students", None)  # the label has the number of networks
   return name in RELEASED_OTHERWISE and all(
     key in config and json.loads(config[key]) == value for key, value in asked.items()
   )
@@ -304,7 +304,7 @@ def _settings(config, configs, hidden):
   kin = [other for other in configs if method(other) == method(config)]
   for key in sorted(config.keys() - IN_THE_TITLES - hidden):
     others = kin if key.startswith(("method.", "wrappers", "views")) else configs
-    # Runs of an earlier version may lack an option; that is no difference.
+    # Runs of earlier versions may lack an option, which is not a difference.
     if any(other.get(key, config[key]) != config[key] for other in others):
       value = json.loads(config[key])
       shown = " / ".join(value) if key == "views" else value
@@ -312,9 +312,9 @@ def _settings(config, configs, hidden):
 
 
 def replicates(trials: Iterable[Trial]) -> tuple[str, Callable[[Trial], int]]:
-  """What repeats an experiment and pairs its runs with another's: (word, value of a run).
+  """How runs of one experiment are paired with those of another: (option, its value of a run).
 
-  The draw of the images where runs have several, else the seed.
+  By the draw of the images if there are several draws, else by the seed.
   """
   draws = {trial.draw for trial in trials}
   return ("data.seed", lambda t: t.draw) if len(draws) > 1 else ("seed", lambda t: t.seed)
@@ -324,10 +324,10 @@ def replicates(trials: Iterable[Trial]) -> tuple[str, Callable[[Trial], int]]:
 
 
 def missing(trials: Iterable[Trial]) -> list[str]:
-  """The gaps of the grid that the runs make up, a line for each.
+  """What is missing in the grid of runs, a line for each gap.
 
-  A seed, or draw of the images, that others of the group have, and a method that another
-  network or dataset has. Runs that are not finished count as there.
+  A gap is a seed, or draw of the images, that other rows of the group have, or a method that
+  another network or dataset has. Runs that are not finished are not gaps.
   """
   found, lines = list(grouped(trials)), []
   everywhere = {_base(label) for _, rows in found for label, _ in rows}

@@ -7,7 +7,7 @@ from okdph_jax.intervals import Interval, interval
 from okdph_jax.report.readers import is_student
 from okdph_jax.report.runs import Row, Trial, replicates
 
-MEASURES = {  # of a run's accuracy -> as tables name it; the first one selects nothing on test
+MEASURES = {  # of a run's accuracy -> its name in tables; the first selects nothing on test
   "students": "mean of students, last epoch",
   "last": "best single network on test, last epoch",
   "chosen": "single network and epoch chosen on validation",
@@ -18,8 +18,8 @@ MEASURES = {  # of a run's accuracy -> as tables name it; the first one selects 
 def accuracy(trial: Trial, measure: str) -> float | None:
   """A finished run's test accuracy as one of `MEASURES`, a fraction.
 
-  None where the run has no such number: "students" of a method whose networks have other
-  names, "chosen" without a validation split.
+  None if the run has no such number: "students" if its networks have other names, "chosen"
+  without a validation split.
   """
   assert trial.result
   if measure == "students":
@@ -33,28 +33,28 @@ def accuracy(trial: Trial, measure: str) -> float | None:
 
 
 def highest(trial: Trial, which: str, *, single: bool) -> float | None:
-  """The highest "last" or "best" of a run's single networks, or else of its ensembles."""
+  """The highest "last" or "best" accuracy of a run's single networks, or of its ensembles."""
   assert trial.result
   readers = trial.result["readers"].values()
   return max((r[which] for r in readers if r["single"] == single), default=None)
 
 
 def accuracies(trials: Iterable[Trial], measure: str) -> list[float]:
-  """Of each run, those without left out."""
+  """The accuracies of all runs that have this measure."""
   found = (accuracy(trial, measure) for trial in trials)
   return [value for value in found if value is not None]
 
 
 def of_all(trials: Sequence[Trial], measure: str) -> Interval | None:
-  """The mean and interval of a measure, None where a run lacks it."""
+  """The mean and interval of a measure; None if a run lacks it."""
   values = accuracies(trials, measure)
   return interval(values) if values and len(values) == len(trials) else None
 
 
 def difference(ours: Sequence[Trial], theirs: Sequence[Trial], measure: str) -> Interval | None:
-  """ours - theirs over what both have, as fractions; None where they have nothing in common.
+  """ours - theirs over pairs of runs, as fractions; None if there are no pairs.
 
-  Several runs of one replicate count as their mean.
+  If an experiment has several runs with the same seed or draw, their mean is used.
   """
   _, key = replicates([*ours, *theirs])
   mine, other = (_by_replicate(trials, key, measure) for trials in (ours, theirs))
@@ -71,14 +71,14 @@ def _by_replicate(trials, key, measure):
 
 
 def typical(row: Row) -> float:
-  """What rows are ordered by: the mean of their students, or else of their best networks."""
+  """The accuracy that orders rows: the mean of their students, or of their best networks."""
   return statistics.mean(accuracies(row[1], "students") or accuracies(row[1], "last"))
 
 
 def clear_best(rows: Sequence[Row], measure: str) -> str | None:
-  """The label of the row with the highest mean, if it is above every other row for certain.
+  """The label of the row with the highest mean, if it is clearly better than every other row.
 
-  That is, if the interval of its paired difference to each of them leaves out zero.
+  That is, if the interval of its paired difference to each of them excludes zero.
   """
   measured = [row for row in rows if accuracies(row[1], measure)]
   if len(measured) < 2:

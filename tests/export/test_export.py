@@ -152,7 +152,7 @@ def test_an_export_is_replaced_and_other_folders_are_not(run, tmp_path, capsys):
   shutil.move(tmp_path / "out" / "model.json", tmp_path / "elsewhere.json")
   capsys.readouterr()
   assert cli.dispatch(command) == 2
-  assert "is not empty and no exported network" in capsys.readouterr().err
+  assert "is not empty and not an exported network" in capsys.readouterr().err
   assert (tmp_path / "out" / "model.stablehlo").exists()
 
 

@@ -199,4 +199,4 @@ def test_a_torn_config_is_named_and_the_others_stand(tmp_path):
   (tmp_path / "early" / "error.txt").write_text("there is no such dataset\n")
   found, warnings = runs.find([tmp_path])
   assert [trial.name for trial in found] == ["good"]
-  assert len(warnings) == 4 and "early: failed before it began, there is no such" in warnings[0]
+  assert len(warnings) == 4 and "early: failed before training, there is no such" in warnings[0]

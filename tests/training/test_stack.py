@@ -280,9 +280,9 @@ def test_runs_at_different_steps_are_refused_and_nothing_is_touched(config, alon
   assert run.checkpoint_steps == {4, 8} and run.lines == alone[0].lines
 
 
-def test_views_of_the_host_and_several_steps_per_dispatch(config, alone, tmp_path):
-  """Four steps per epoch: two at once, and two single ones."""
-  more = "--config.views_on=host", "--config.steps_per_dispatch=2"
+def test_other_ways_to_compute_a_step_go_with_several_runs(config, alone, tmp_path):
+  """Of four steps per epoch two at once; the network has no batch statistics."""
+  more = "--config.views_on=host", "--config.steps_per_dispatch=2", "--config.accumulate=2"
   results = fit_seeds([config(seed, *more) for seed in SEEDS], folders(tmp_path))
   for result, single in zip(results, alone, strict=True):
     check_numbers(result.run, single)
