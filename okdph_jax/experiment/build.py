@@ -81,17 +81,7 @@ def build(
     taught_by and (taught_by.module, taught_by.variables),
   )
   numbers = hyperparameters(config, epochs, epoch_steps)
-  groups = config.student_groups
-  mesh = host.mesh(config.devices, groups) if groups > 1 else None
-  if mesh and onednn.choice().onednn:
-    raise ValueError(
-      "config.student_groups is for accelerators; on a CPU set the "
-      f"environment variable {onednn.VARIABLE}=xla"
-    )
-  compute = config.compute
-  if compute == "bfloat16" and jax.default_backend() == "cpu":
-    compute = "products"  # converting all activations would cost more than it saves
-  execution = Execution(compute, config.batch_norm_images, mesh)
+  execution = execution_of(config)
 
   def schedule_of(method: Method, numbers: Numbers) -> Any:
     rates: Any = schedules.multistep(numbers["learning_rate"], numbers["milestones"])
@@ -113,12 +103,7 @@ def build(
   check_views(config, method)
   views.check((*config.views, config.test_view), dataset.image_shape)
   learner, single = check_shapes(config.network, method, dataset)
-  stacked = jax.tree.leaves(learner.params["students"])[0].shape[0]
-  if stacked % groups:
-    raise ValueError(
-      f"config.student_groups={groups} does not divide the {stacked} networks of "
-      f"{described(config)}; choose a number that does"
-    )
+  check_groups(config, learner)
   return Experiment(
     net=net,
     method=method,
@@ -134,6 +119,20 @@ def build(
     teacher=taught_by and taught_by.origin,
     start=start,
   )
+
+
+def execution_of(config: ConfigDict) -> Execution:
+  """How the training step runs its networks; ValueError, in one line, if it cannot."""
+  groups, compute = config.student_groups, config.compute
+  mesh = host.mesh(config.devices, groups) if groups > 1 else None
+  if mesh and onednn.choice().onednn:
+    raise ValueError(
+      "config.student_groups is for accelerators; on a CPU set the "
+      f"environment variable {onednn.VARIABLE}=xla"
+    )
+  if compute == "bfloat16" and jax.default_backend() == "cpu":
+    compute = "products"  # converting all activations would cost more than it saves
+  return Execution(compute, config.batch_norm_images, mesh)
 
 
 def hyperparameters(config: ConfigDict, epochs: int, epoch_steps: int) -> Numbers:
@@ -199,6 +198,16 @@ def _check_call(table, kind, options):
     if default is not None:
       wanted = type(default) if stated is inspect.Parameter.empty else stated
       check_type(f"{kind} {name}'s {option}", value, wanted)
+
+
+def check_groups(config: ConfigDict, learner: Learner) -> None:
+  """Raises ValueError, in one line, if `student_groups` does not divide the networks."""
+  stacked = jax.tree.leaves(learner.params["students"])[0].shape[0]
+  if stacked % config.student_groups:
+    raise ValueError(
+      f"config.student_groups={config.student_groups} does not divide the {stacked} networks "
+      f"of {described(config)}; choose a number that does"
+    )
 
 
 def described(config: ConfigDict) -> str:

@@ -1,6 +1,12 @@
 """Fine-tuning: a network that is initialised with trained variables."""
 
+from typing import Any
+
 import jax
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from okdph_jax.core import Variables
 
 
 class Pretrained:
@@ -10,19 +16,20 @@ class Pretrained:
   random. Methods use it in place of `net`; it differs in its initialisation only.
   """
 
-  def __init__(self, net, variables):
-    self._net, self._variables = net, variables
+  def __init__(self, net: nn.Module, variables: Variables):
+    self._net: Any = net  # its stem and branch, if it has them
+    self._variables = variables
 
-  def __getattr__(self, name):
+  def __getattr__(self, name: str) -> Any:
     return getattr(self._net, name)
 
-  def lazy_init(self, *args, **kwargs):
+  def lazy_init(self, *args: Any, **kwargs: Any) -> PyTree:
     return self._merged(self._net.lazy_init(*args, **kwargs))[0]
 
-  def own_start(self, image):
+  def own_start(self, image: jax.ShapeDtypeStruct) -> list[str]:
     """Paths of the parameters that are initialised at random, "branch/Dense_0/kernel".
 
-    image: shape and dtype of a batch of images.
+    image: shape and dtype of a batch [B, H, W, C].
     """
     key = jax.random.key(0)
     fresh = jax.eval_shape(
@@ -31,11 +38,11 @@ class Pretrained:
     return self._merged(fresh)[1]
 
   @property
-  def stem(self):
+  def stem(self) -> "Pretrained":
     return self._part("stem")
 
   @property
-  def branch(self):
+  def branch(self) -> "Pretrained":
     return self._part("branch")
 
   def _part(self, name):
