@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
   @property
   def clear(self) -> bool:
-    """Whether the interval leaves out zero."""
+    """Whether the interval excludes zero."""
     return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
