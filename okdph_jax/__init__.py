@@ -2,13 +2,12 @@
 
     import okdph_jax
 
-    result = okdph_jax.fit(config, "runs/digits")      # train, or go on where it stopped
+    result = okdph_jax.fit(config, "runs/digits")      # train, or resume the run
     network = okdph_jax.load("runs/digits")            # a trained network, without its data
     network.predict(images)                            # uint8 [B, H, W, C] -> class names
 
 Names are imported when they are first used, so that importing the package imports no JAX:
-`Run` reads configs, metrics and results on machines that have none. The command line is
-`python -m okdph_jax.main`.
+`Run` reads configs, metrics and results on machines without JAX. The command line is `okdph`.
 """
 
 import importlib
@@ -42,7 +41,7 @@ __all__ = [
   "views",
 ]
 
-_MODULE = {  # of what is not a module itself
+_MODULE = {  # name -> the module that defines it, for names that are not modules
   "fit": "experiment.fit",
   "fit_seeds": "experiment.fit",
   "load_config": "experiment.config",

@@ -258,7 +258,7 @@ class Run:
 
   @property
   def checkpoint_steps(self) -> set[int]:
-    """The steps of the checkpoints that there are."""
+    """The steps of all checkpoints."""
     return {int(f.name) for f in (self.path / "checkpoints").glob("*") if f.name.isdigit()}
 
   @property

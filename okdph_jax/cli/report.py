@@ -19,7 +19,7 @@ docs/report.md explains the numbers.
 
 @command
 def main(arguments: list[str]) -> int:
-  """Prints or writes what is asked for; the exit code, 2 where there is nothing to show."""
+  """Prints or writes the tables; the exit code, 2 if there are no runs."""
   if arguments[:1] == ["curves"]:
     return _curves(arguments[1:])
   parser = Parser("report", DESCRIPTION)

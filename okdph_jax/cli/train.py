@@ -26,7 +26,7 @@ the result has the same bits as that of a run that was never stopped.
 
 okdph train --config=NAME --help shows the values of that config.
 """
-SEED = "{seed}"  # stands for the seed of each run of --seeds
+SEED = "{seed}"  # is replaced by the seed of each run of --seeds
 
 
 def parser() -> Parser:
@@ -51,12 +51,13 @@ def parser() -> Parser:
 
 
 def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
-  """(config, flags); flags.workdir is the default folder where none is given.
+  """(config, flags) of a command line; without --workdir, flags.workdir is the default one.
 
-  flags.runs are all (config, folder): one, or with --seeds several, the first of them this one.
+  flags.runs: (config, folder) of each run, several with --seeds. The first one is also
+  (config, flags.workdir).
 
   Raises:
-    ValueError: in one line, for anything that is wrong.
+    ValueError: in one line, for an unknown option or a wrong value.
   """
   spec, overrides, rest = split_options(arguments)
   flags = parser().parse(rest)
@@ -80,21 +81,20 @@ def parse(arguments: list[str]) -> tuple["ConfigDict", argparse.Namespace]:
 def of_each_seed(
   overrides: list[tuple[str, str]], flags: argparse.Namespace
 ) -> list[tuple[list[tuple[str, str]], str | None]]:
-  """(options, --workdir) of each run: those given, or for each of --seeds."""
+  """(options, --workdir) of each run: one, or one for each seed of --seeds."""
   if flags.seeds is None:
     return [(overrides, flags.workdir)]
   seeds = flags.seeds.split(",")
-  if not all(re.fullmatch(r"\d+", seed) for seed in seeds) or len({*map(int, seeds)}) < len(
-    seeds
-  ):
-    raise ValueError(f"--seeds={flags.seeds}: different whole numbers are needed, 42,43,44")
+  numbers = {int(seed) for seed in seeds if re.fullmatch(r"\d+", seed)}
+  if len(numbers) < len(seeds):
+    raise ValueError(f"--seeds={flags.seeds}: give different whole numbers, such as 42,43,44")
   if "seed" in dict(overrides):
     raise ValueError("--config.seed and --seeds: leave one of them out")
   if flags.pod:
     raise ValueError("--pod and --seeds: a pod trains one run at a time; leave one of them out")
   if flags.workdir and SEED not in flags.workdir:
     raise ValueError(
-      f"--workdir={flags.workdir} is one folder; --seeds needs one for each, such as "
+      f"--workdir={flags.workdir} is one directory; --seeds needs one per seed, such as "
       f"'--workdir={flags.workdir}-seed{SEED}'"
     )
 
@@ -106,7 +106,7 @@ def of_each_seed(
 
 
 def show_help(arguments: list[str]) -> None:
-  """The options, with the values of the --config if there is one."""
+  """Prints the options, with the values of --config if it is given."""
   from okdph_jax.experiment import options
 
   spec, overrides, _ = split_options(arguments)
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(flags: argparse.Namespace) -> int:
-  # JAX comes with it: a misspelt flag needs no JAX
+  # These import JAX, which a misspelt flag does not need.
   from okdph_jax.experiment.fit import fit, fit_seeds
   from okdph_jax.runtime import distributed
 
@@ -170,7 +170,7 @@ def train(flags: argparse.Namespace) -> int:
 
 
 def at_run_time(error: Exception, pod: bool) -> str | None:
-  """What an error of XLA means, in one line; None where it is none, or a mistake of ours."""
+  """What an error of XLA means, in one line; None for other errors and for bugs."""
   if not of_devices(error):
     return None
   if "RESOURCE_EXHAUSTED" in str(error):

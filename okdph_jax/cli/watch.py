@@ -1,4 +1,4 @@
-"""`okdph watch`: all runs under a folder, from their files alone; needs no JAX."""
+"""`okdph watch`: the progress of all runs below a directory, without JAX."""
 
 import functools
 import time

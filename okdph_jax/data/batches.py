@@ -60,7 +60,7 @@ def on_device(
 ) -> Callable[[int], Batch]:
   """Copies a training set to the devices, once, and returns `batch(step) -> Batch`.
 
-  mesh: each of its devices holds the whole set; by default the first device alone. Batches are
+  mesh: each of its devices holds the whole set; by default only the first device. Batches are
   gathered on the devices, so the host sends only indices.
   """
   size, devices = len(labels), mesh or host.mesh(1)

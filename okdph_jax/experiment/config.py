@@ -25,7 +25,7 @@ Overrides = Sequence[tuple[str, str]]  # ("method.omega", "0.5"), ...
 
 
 def default() -> ConfigDict:
-  """The default config: every option of `OPTIONS`, and the method's name alone."""
+  """The default config: every option of `OPTIONS`; of the method only its name."""
   return _with_defaults(ml_collections.ConfigDict())
 
 
@@ -319,8 +319,6 @@ def check(config: ConfigDict) -> None:
       bounds = f"lie in {bounds}" if isinstance(bounds, str) else f"be {' or '.join(bounds)}"
       raise ValueError(f"config.{option.name} is {shown(value)}; it must {bounds}")
   _check_sequences(config)
-  if config.seed + config.generations > 2**32:  # generation k has the seed + k
-    raise ValueError(f"config.seed is {config.seed}; with its generations it exceeds 32 bits")
   check_parts(config)
   if config.data.test == config.data.train:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""How fast the formats of an exported network are on this machine's CPU."""
+"""Measures the speed of the formats of an exported network on this machine's CPU."""
 
 import os
 import time
@@ -9,22 +9,22 @@ import numpy as np
 from okdph_jax.export.model import Model, formats, load
 
 SIZES = (1, 8, 32, 128)  # images at a time
-SECONDS = 1.0  # of measuring each
+SECONDS = 1.0  # for each format and size
 
 
 class Speed(NamedTuple):
-  """One format."""
+  """The speed of one format."""
 
   format: str
-  latency_ms: float  # of one image, the median
-  images_per_second: dict[int, float]  # by images at a time, at the median
+  latency_ms: float  # the median for one image
+  images_per_second: dict[int, float]  # {images at a time: images / median seconds}
 
 
 def bench(path: str | os.PathLike[str], threads: int | None = None) -> list[Speed]:
-  """The `Speed` of every format there, one after the other, on random pixels.
+  """The `Speed` of every format in a folder, measured on random pixels.
 
   Raises:
-    ValueError: in one line, for what cannot be opened.
+    ValueError: in one line, if a file cannot be opened.
   """
   found = []
   for name in formats(path):
@@ -36,7 +36,7 @@ def bench(path: str | os.PathLike[str], threads: int | None = None) -> list[Spee
 
 
 def median_seconds(model: Model, size: int) -> float:
-  """Seconds for `size` images at once: the median of at least five runs after a first."""
+  """Seconds for `size` images at once: the median of at least five calls after the first."""
   shape = (size, *model.image_shape)
   images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
   model.logits(images)  # compiles

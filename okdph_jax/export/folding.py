@@ -7,16 +7,16 @@ from okdph_jax.export.program import Atom, Operation, Program, Value, used
 
 
 def fold(program: Program) -> Program:
-  """The same function, with what scales and shifts a convolution's channels in its kernel.
+  """The same function, with scales and shifts per channel folded into convolutions.
 
       (conv(x, W) - mean) * s + bias = conv(x, s W) + (bias - s mean)
 
-  in float64, rounded once: equal but for the order of float32 sums. Only where it is exact:
-  where the kernel is constant and nothing else reads the convolution's output.
+  is computed in float64 and rounded once, so only the order of float32 sums changes. It is
+  done if the kernel is constant and nothing else reads the convolution's output.
   """
   readers = _readers(program)
   made_by = {x: operation for operation in program.operations for x in operation.outputs}
-  replaced: dict[Value, list[Operation]] = {}  # the last output of a chain -> what computes it
+  replaced: dict[Value, list[Operation]] = {}  # output of a chain -> its new operations
   for operation in program.operations:
     if operation.name != "conv_general_dilated" or isinstance(operation.inputs[1], Value):
       continue
@@ -68,7 +68,7 @@ def _readers(program) -> dict[Value, list[tuple[Operation | None, int]]]:
 
 
 def _per_channel(reader, at, axis, made_by) -> np.ndarray | None:
-  """Input `at` of an operation as float64 [C] or [1]; None where it is not such a constant."""
+  """Input `at` of an operation as float64 [C] or [1]; None if it is not such a constant."""
   if reader.name == "div" and at == 0:
     return None
   x: Atom = reader.inputs[at]

@@ -1,7 +1,4 @@
-"""The formats of an exported network: how each is written, and how it is opened again.
-
-Opening needs no more than the format's own runtime.
-"""
+"""The formats of an exported network: how each is written, and opened by its own runtime."""
 
 from __future__ import annotations
 
@@ -22,9 +19,9 @@ Logits = Callable[[Images], Float32[np.ndarray, "B K"]]
 
 
 class Format(NamedTuple):
-  """One kind of file.
+  """One format of a file.
 
-  write: (network, path, images to calibrate on); ValueError where the network has no such form.
+  write: (network, path, calibration images); ValueError if the network cannot be converted.
   open: (path, threads or None) -> logits(images), computed by the format's own runtime.
   """
 
@@ -35,7 +32,7 @@ class Format(NamedTuple):
   int8: bool = False
 
   def check_installed(self) -> None:
-    """A ValueError, in one line, where a package is missing."""
+    """Raises ValueError, in one line, if a package is missing."""
     missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
     if missing:
       raise ValueError(
@@ -60,7 +57,7 @@ def _open_stablehlo(path, threads):
   import jax
   from jax import export
 
-  del threads  # XLA's are the process's
+  del threads  # XLA uses those of the process
   call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
   return lambda images: np.asarray(call(images))
 
@@ -85,7 +82,7 @@ def _write_onnx_int8(network, path, calibration):
     def get_next(self) -> dict:
       return next(batches, None)  # pyright: ignore[reportReturnType]
 
-  logging.disable(logging.WARNING)  # it recommends a pass that nothing here needs
+  logging.disable(logging.WARNING)  # it recommends a preprocessing that is not needed here
   try:
     quantization.quantize_static(whole, path, Reader(), per_channel=True)
   finally:
@@ -121,7 +118,7 @@ def _write_tflite_int8(network, path, calibration):
 def _open_tflite(path, threads):
   from okdph_jax.runtime import host
 
-  with host.silent():  # it greets
+  with host.silent():  # it prints when it is imported
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=threads or host.cores())

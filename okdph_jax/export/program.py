@@ -1,8 +1,7 @@
 """A trained network as a program: a list of `lax` operations, from raw pixels to logits.
 
-It is the network's jaxpr without calls and with everything computed that does not depend on
-the images. It has stock operations alone: the convolutions that this package trains with, and
-their code for CPUs, are not in it.
+It is the network's jaxpr with calls inlined and with constants computed. It has only stock
+operations, not the convolutions with which this package trains.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from okdph_jax.trained_network import TrainedNetwork
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-  """What an operation computes. Of its shape the batch size alone is symbolic."""
+  """The result of an operation. In its shape only the batch size is symbolic."""
 
   shape: tuple[Any, ...]
   dtype: np.dtype
@@ -47,7 +46,7 @@ class Operation(NamedTuple):
     return self.primitive.name
 
   def __call__(self, *inputs: Any) -> Sequence[Any]:
-    """What it computes of arrays."""
+    """Applies it to arrays."""
     results = self.primitive.bind(*inputs, **self.primitive.get_bind_params(self.params))
     return results if self.primitive.multiple_results else [results]
 
@@ -74,9 +73,9 @@ class Program:
 
 
 def trace(network: TrainedNetwork, batch: int | None = None) -> Program:
-  """The `Program` of a trained network for `batch` images, or for any number of them.
+  """The `Program` of a trained network for `batch` images, by default for any number.
 
-  Normalisation is part of it, a test view other than "plain" is not.
+  It includes the normalisation, but no test view other than "plain".
   """
   normalise = partial(views.normalise(network.mean, network.std), jax.random.key(0))
 
@@ -90,7 +89,7 @@ def trace(network: TrainedNetwork, batch: int | None = None) -> Program:
   images = jax.ShapeDtypeStruct(shape if batch is None else (batch, *shape[1:]), jnp.uint8)
   try:
     closed = jax.make_jaxpr(logits)(images)
-  except Exception:  # a network that asks for a number, len(x): it sees one image at a time
+  except Exception:  # the network uses its batch size as a number, len(x): map over the images
     closed = jax.make_jaxpr(each)(images)
   (image,) = (_value(variable.aval) for variable in closed.jaxpr.invars)
   operations: list[Operation] = []
@@ -99,7 +98,7 @@ def trace(network: TrainedNetwork, batch: int | None = None) -> Program:
 
 
 def _inline(jaxpr, constants, arguments, operations) -> list[Atom]:
-  """Appends the operations of `jaxpr`, without calls and constant ones; what it returns."""
+  """Appends the operations of `jaxpr`, calls inlined, constants computed; its outputs."""
   atoms: dict[Any, Atom] = dict(
     zip(jaxpr.constvars, map(_constant, constants), strict=True)
   ) | dict(zip(jaxpr.invars, arguments, strict=True))
@@ -129,7 +128,7 @@ def _inline(jaxpr, constants, arguments, operations) -> list[Atom]:
   return list(map(read, jaxpr.outvars))
 
 
-# Calls that are what they call; in inference the rule for a derivative has no part.
+# Primitives that only call a jaxpr, and the parameter that holds it.
 _CALLS = {
   "jit": "jaxpr",
   "closed_call": "call_jaxpr",
@@ -142,7 +141,7 @@ _CALLS = {
 
 
 def _called(equation):
-  """(jaxpr, constants) that an equation merely calls, or None."""
+  """(jaxpr, constants) if the equation only calls a jaxpr, else None."""
   jaxpr = equation.params.get(_CALLS.get(equation.primitive.name))
   if jaxpr is None:
     return None
@@ -150,7 +149,7 @@ def _called(equation):
 
 
 def _constant(x):
-  keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)  # of random draws, which NNX makes ready
+  keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)  # PRNG keys, which NNX modules create
   return x if keys else np.asarray(x)
 
 
@@ -163,7 +162,7 @@ def _is_static(size):
 
 
 def is_static(shape: Sequence[Any]) -> bool:
-  """Whether no size in `shape` depends on the batch's."""
+  """Whether no size in `shape` depends on the batch size."""
   return all(map(_is_static, shape))
 
 

@@ -1,4 +1,4 @@
-"""A page on this machine: drop a picture on it and see its classes."""
+"""Serves a page on this machine that shows the classes of dropped pictures."""
 
 import json
 from http import HTTPStatus
@@ -14,17 +14,17 @@ LARGEST = 32 * 2**20  # bytes of a picture
 
 
 def server(model: Model, port: int = 8000, top: int = 5) -> ThreadingHTTPServer:
-  """The server, for this machine alone; port 0 takes a free one (`server_address`).
+  """A server that only this machine can reach. port: 0 takes a free one (`server_address`).
 
-  GET / is the page, GET /model what it shows of the model; POST /predict takes a picture's
-  bytes and gives {"classes": [{"class", "probability"}, ...]}, or {"error": "one line"}.
+  GET / returns the page, GET /model a description of the model. POST /predict takes the bytes
+  of a picture and returns {"classes": [{"class", "probability"}, ...]} or {"error": message}.
 
   Raises:
     OSError: the port is taken.
   """
   page = resources.files("okdph_jax.export").joinpath("page.html").read_bytes()
   about = {"name": model.name, "image": model.image_shape, "classes": len(model.class_names)}
-  one_at_a_time = Lock()  # of the runtimes TFLite's cannot be called by several threads
+  one_at_a_time = Lock()  # TFLite's runtime cannot be called by several threads
 
   class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -40,7 +40,7 @@ def server(model: Model, port: int = 8000, top: int = 5) -> ThreadingHTTPServer:
       if self.path != "/predict":
         self.answer({"error": f"there is no {self.path}"}, HTTPStatus.NOT_FOUND)
       elif not 0 < length <= LARGEST:
-        message = f"a picture of 1 to {LARGEST:,} bytes is needed, this has {length:,}"
+        message = f"the picture has {length:,} bytes; it must have 1 to {LARGEST:,}"
         self.close_connection = True  # the body stays unread
         self.answer({"error": message}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
       else:
@@ -63,7 +63,7 @@ def server(model: Model, port: int = 8000, top: int = 5) -> ThreadingHTTPServer:
       self.wfile.write(body)
 
     def log_message(self, format, *args):
-      """Nothing: the page says what happens."""
+      """Logs nothing: the page shows errors."""
 
   return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

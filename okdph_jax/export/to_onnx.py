@@ -68,7 +68,7 @@ def _refuse(operation: Operation, what: str = "") -> NoReturn:
 class Tensor(NamedTuple):
   """A tensor of the graph: its axis i is axis `order[i]` of the value that it holds.
 
-  Where it is 1 long and the value longer, it is to be repeated.
+  An axis of length 1 may stand for a longer one of the value, and is then broadcast.
   """
 
   name: str
@@ -77,18 +77,18 @@ class Tensor(NamedTuple):
 
 
 class Graph:
-  """The nodes so far, and which tensors hold which values."""
+  """The nodes of the graph so far, and the tensors that hold the values."""
 
   def __init__(self, image: Value):
     self.nodes: list[Any] = []
     self.constants: dict[str, np.ndarray] = {}
     self.batch = image.shape[0]
     self._held: dict[Value, Tensor] = {}
-    self._made: dict[Any, str] = {}  # constants and transposes that are there
+    self._made: dict[Any, str] = {}  # names of constants and transposes
     self.hold(image, "images")
 
   def __call__(self, kind: str, *inputs: str, **attributes: Any) -> str:
-    """Appends a node; the name of its output."""
+    """Appends a node; returns the name of its output."""
     import onnx
 
     name = f"{kind.lower()}_{len(self.nodes)}"
@@ -119,13 +119,13 @@ class Graph:
     order: Sequence[int] | None = None,
     shape: Sequence[Any] | None = None,
   ) -> None:
-    """Notes that the tensor `name` holds `value`: by default whole, and in its own order."""
+    """Records that the tensor `name` holds `value`, by default in its own order and shape."""
     order = tuple(range(len(value.shape)) if order is None else order)
     shape = tuple((value.shape[i] for i in order) if shape is None else shape)
     self._held[value] = Tensor(name, order, shape)
 
   def order(self, *atoms: Atom) -> tuple[int, ...]:
-    """The order in which these are best combined: that of the first which has another."""
+    """The order of axes in which to combine these: the first that is not the plain one."""
     rank = max(len(x.shape) for x in atoms)
     own = tuple(range(rank))
     orders = [
@@ -154,7 +154,7 @@ class Graph:
     return name if shape == full else self("Expand", name, self.sizes(full))
 
   def sizes(self, shape: Sequence[Any]) -> str:
-    """A shape as a tensor; the size of the batch is read off the images."""
+    """A shape as a tensor; the batch size is taken from the images."""
     if is_static(shape):
       return self.integers(shape)
     batch = self("Shape", "images", start=0, end=1)

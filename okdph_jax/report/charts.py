@@ -18,12 +18,12 @@ from okdph_jax.report.runs import Row, Trial, variant
 from okdph_jax.report.statistics import MEASURES, accuracies
 from okdph_jax.report.tables import Section
 
-# Okabe and Ito's, told apart by all common kinds of colour vision, on light and on dark; black
-# and yellow, which one of the two would swallow, are left out.
+# Okabe and Ito's palette, for all common kinds of colour vision, without black and yellow: one
+# is hard to see on a dark page, the other on a light one.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
 DASHES = dict(zip(readers.KINDS, ("solid", "dash", "dot"), strict=True))
-POINTS = 400  # of a curve, at most
+POINTS = 400  # at most so many in a curve
 
 Numbers = Callable[[Trial], Mapping[float, float]]  # of a run: {epoch: value}
 
@@ -36,11 +36,11 @@ class Option(NamedTuple):
   colour: str = ""
   dash: str = ""
   chosen: bool = True
-  layout: Mapping[str, Any] = {}  # what choosing it changes
+  layout: Mapping[str, Any] = {}  # changes of the chart's layout if it is chosen
 
 
 class Control(NamedTuple):
-  """What a reader of the page can choose: several options, or one of them."""
+  """A choice on the page: of several options, or of one."""
 
   name: str
   label: str
@@ -56,11 +56,11 @@ class Chart(NamedTuple):
   traces: list[dict[str, Any]]
   layout: dict[str, Any]
   controls: list[Control]
-  wide: bool = False  # over all columns of the page
+  wide: bool = False  # spans all columns of the page
 
 
 class Style:
-  """A colour and a symbol for each label, the same for the same labels."""
+  """Colours and symbols of labels, which depend only on the set of labels."""
 
   def __init__(self, labels: Iterable[str]):
     self._index = {label: i for i, label in enumerate(sorted(set(labels)))}
@@ -72,12 +72,12 @@ class Style:
     return SYMBOLS[self._index[label] // len(COLOURS) % len(SYMBOLS)]
 
   def options(self, labels: Iterable[str]) -> list[Option]:
-    """Of a control of methods."""
+    """The options of a control of methods."""
     return [Option(label, label, self.colour(label)) for label in labels]
 
 
 def of_section(section: Section, index: Mapping[Trial, int]) -> list[Chart]:
-  """The charts of one group; `index` numbers the runs."""
+  """The charts of one group. index: the number of each run on the page."""
   style = Style(label for label, _ in section.everything)
   charts = [
     standing(section.rows, style, index),
@@ -92,7 +92,7 @@ def of_section(section: Section, index: Mapping[Trial, int]) -> list[Chart]:
 
 
 def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Chart | None:
-  """Mean and interval of each experiment, the most accurate on top, and its single runs."""
+  """Each experiment's mean, interval and single runs, the most accurate on top."""
   if not rows:
     return None
   rows = sorted(rows, key=statistics.typical)
@@ -278,7 +278,7 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
 
 
 def _measured(rows):
-  """((split, measure), the axis's title, a factor) of what the evaluations have."""
+  """Yields ((split, measure), title of the axis, factor) of what was evaluated."""
   for measure, title, scale in (("accuracy", "[%]", 100), ("cross_entropy", "[nats]", 1)):
     for split in _names(line.get(measure, {}) for t in _all(rows) for line in t.lines):
       words = f"{split} {measure.replace('_', '-')} {title}"
@@ -340,7 +340,7 @@ def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):
 
 
 def _over_seeds(values: Sequence[Mapping[float, float]]):
-  """(epochs that all have, means, standard deviations), of long series means over windows."""
+  """(epochs in all series, means, standard deviations); long series are averaged in windows."""
   epochs = sorted(set.intersection(*(set(series) for series in values)))
   window = math.ceil(len(epochs) / POINTS)
   parts = [epochs[i : i + window] for i in range(0, len(epochs), window)]
@@ -384,7 +384,7 @@ def _drops(trials):
 
 
 def cost(sections: Sequence[Section], index: Mapping[Trial, int]) -> Chart | None:
-  """Accuracy against what it costs, of all networks on the same data."""
+  """Accuracy against cost, for all networks on the same data."""
   rows = [(s.group.network, *row) for s in sections for row in s.rows]
   style = Style(label for _, label, _ in rows)
   if len(rows) < 2:
@@ -419,7 +419,7 @@ def cost(sections: Sequence[Section], index: Mapping[Trial, int]) -> Chart | Non
 
 
 def _priced(name, network, label, trials, style, index):
-  """The point of an experiment, None where its cost is not known."""
+  """The point of an experiment; None if its cost is not known."""
   there = (COSTS[name][1](trial) for trial in trials)
   amounts = [amount for amount in there if amount is not None]
   found = statistics.of_all(trials, "students")
@@ -442,7 +442,7 @@ def _result(name: str) -> Callable[[Any], float | None]:
 
 
 def _whole_flops(trial):
-  """Of the whole training, from the images of an epoch as the run recorded them."""
+  """FLOPs of the whole training, if the run recorded its number of images."""
   per_image = trial.result.get("flops_per_image")
   return per_image and trial.images and per_image * trial.images * trial.config["epochs"]
 
@@ -463,9 +463,9 @@ COSTS: dict[str, tuple[str, Callable[[Any], float | None]]] = {
 def varied(
   rows: Sequence[Row],
 ) -> Iterator[tuple[str, list[tuple[str, list[tuple[Any, Row]]]]]]:
-  """(option, [(what else is fixed, [(value, row), ...]), ...]) of options that vary alone.
+  """Yields (option, [(label of the fixed options, [(value, row), ...]), ...]).
 
-  Rows of one method that are equal in all else belong together.
+  For each option in which rows differ while all other options are equal.
   """
   configs = [(dict(variant(trials[0].config)), (label, trials)) for label, trials in rows]
   for option in sorted({key for config, _ in configs for key in config}):
@@ -496,13 +496,13 @@ def _is_number(value):
 
 
 def _natural(value):
-  """Words as "5 steps", "200 steps", "1 epoch" in an order that a reader expects."""
+  """A sort key: "5 steps" < "200 steps" < "1 epoch"."""
   count, _, unit = str(value).partition(" ")
   return (unit.rstrip("s") != "step", unit, float(count) if count.isdigit() else 0, count)
 
 
 def sensitivity(rows: Sequence[Row], index: Mapping[Trial, int]) -> Iterator[Chart]:
-  """A chart for each hyper-parameter that varies while all else is equal."""
+  """A chart for each option that varies while all others are equal."""
   for option, lines in varied(rows):
     numeric = all(_is_number(value) for _, members in lines for value, _ in members)
     style = Style(name for name, _ in lines)
@@ -516,7 +516,7 @@ def sensitivity(rows: Sequence[Row], index: Mapping[Trial, int]) -> Iterator[Cha
     controls += [Control("line", "lines", style.options(name for name, _ in lines))]
     yield Chart(
       f"Sensitivity to {option}" if numeric else f"Ablation of {option}",
-      f"Runs that differ in {option} alone{which}: test accuracy, mean and 95 % interval.",
+      f"Runs that differ only in {option}{which}: test accuracy, mean and 95 % interval.",
       traces,
       {
         "height": 380,
@@ -528,7 +528,7 @@ def sensitivity(rows: Sequence[Row], index: Mapping[Trial, int]) -> Iterator[Cha
 
 
 def _line(option, name, members, measure, numeric, style, index):
-  """The accuracies over the values of an option, None where one was not measured."""
+  """The accuracies over the values of an option; None if one was not measured."""
   there = (statistics.of_all(trials, measure) for _, (_, trials) in members)
   found = [interval for interval in there if interval]
   if len(found) < len(members):
@@ -551,5 +551,5 @@ def _percent(fractions):
 
 
 def _short(number):
-  """Six digits: a page of many curves stays small."""
+  """Rounds to six digits, to keep the page small."""
   return float(f"{number:.6g}")

@@ -1,7 +1,7 @@
-"""`report.html`: one file with everything in it, which opens from disk without a network.
+"""`report.html`: a page in a single file, which opens from disk and needs no network.
 
-The template, its style and its script lie in `template/`; plotly.js comes from the package
-plotly and is kept compressed in the page, which the browser undoes: 1.9 MB rather than 4.7.
+Its template, style and script are in `template/`. plotly.js comes from the package plotly and
+is compressed in the page (1.9 MB instead of 4.7); the browser decompresses it.
 """
 
 import base64
@@ -31,7 +31,7 @@ def render(
   title: str,
   analyses: Iterable[tuple[Path, Path]] = (),
 ) -> str:
-  """The page of these runs and analyses; equal files give equal pages."""
+  """The page of these runs and analyses, a function of their files."""
   import jinja2
 
   index = {trial: i for i, trial in enumerate(trials)}
@@ -104,7 +104,7 @@ def _runs(trials, labels) -> Table:
 
 
 def _details(trial: Trial, label: str) -> dict[str, Any]:
-  """What the page says about a run that is clicked on."""
+  """What the page shows about a run after a click on it."""
   result = trial.result or {}
   readers = result.get("readers", {}).items()
   return {

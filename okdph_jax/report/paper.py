@@ -161,12 +161,12 @@ EITHER = {
 
 
 def counts(method: str, reader: str) -> bool:
-  """Whether the paper's number may be this reader's."""
+  """Whether the paper's number may be the accuracy of this reader."""
   return reader.removeprefix(AVERAGED).startswith(COUNTED.get(method, ("student_",)))
 
 
 def setting(config: Mapping[str, Any]) -> str:
-  """Of a run's config: "clean", "noisy", or the share of the training set, "10 %"."""
+  """The setting of a config: "clean", "noisy", or a part of the training set, "10 %"."""
   fraction = config["data"].get("fraction", 1.0)
   parts = ["noisy"] * any("noise" in view for view in config["views"])
   parts += [f"{100 * fraction:g} %"] * (fraction != 1)
@@ -176,9 +176,8 @@ def setting(config: Mapping[str, Any]) -> str:
 def cell(config: Mapping[str, Any]) -> Cell | None:
   """The `Cell` that describes the run of this config, or None.
 
-  It describes a run of the same method, network, data, hyper-parameters and training, in
-  which other views alone may differ: they are named by the cell. `config` is that of a
-  result.json.
+  It describes a run with the same method, network, data, hyper-parameters and training. Only
+  the views may differ; the cell has the paper's. config: of a result.json.
   """
   config = completed(config)
   method, wrappers = dict(config["method"]), [dict(w) for w in config.get("wrappers", ())]
@@ -198,7 +197,7 @@ def cell(config: Mapping[str, Any]) -> Cell | None:
 
 
 def _row(method, wrappers):
-  """The row of the paper's tables that a run would be in, or None."""
+  """The row of the paper's tables for a run, or None."""
   if not wrappers:
     return method["name"]
   names = [wrapper["name"] for wrapper in wrappers]
@@ -210,12 +209,12 @@ def _has(method, options):
 
 
 def _same(a, b):
-  """Equal, "1 epochs" being "1 epoch"."""
+  """Whether two values are equal; "1 epochs" equals "1 epoch"."""
   return a == b or isinstance(a, str) and isinstance(b, str) and a.rstrip("s") == b.rstrip("s")
 
 
 def _trained_alike(config):
-  """Whether a run trained as the paper's did, from scratch, on the images of its setting."""
+  """Whether a run was trained like the paper's: from scratch, on the images of its setting."""
   data = config["data"]
   imagenet = data["name"] == "imagenet2012"
   training: dict[str, Any] = settings.IMAGENET_TRAINING if imagenet else settings.CIFAR_TRAINING

@@ -309,8 +309,8 @@ def test_what_cannot_go_together_is_refused_in_one_line(config, capsys):
   asked = asked_for(config(0).data.dir)
   for wrong, says in (
     (["--seeds=5,9", "--workdir=runs/x"], "such as '--workdir=runs/x-seed{seed}'"),
-    (["--seeds=5,5"], "--seeds=5,5: different whole numbers are needed"),
-    (["--seeds=a"], "--seeds=a: different whole numbers are needed"),
+    (["--seeds=5,5"], "--seeds=5,5: give different whole numbers"),
+    (["--seeds=a"], "--seeds=a: give different whole numbers"),
     (["--seeds=5,9", "--config.seed=3"], "--config.seed and --seeds: leave one of them out"),
     (
       ["--seeds=5,9", "--config.student_groups=2"],
