@@ -50,32 +50,29 @@ def local(sharding: Sharding, batch_size: int) -> Int[np.ndarray, " b"]:
   return np.flatnonzero(mine)
 
 
-def on_device(
-  images: UInt8[np.ndarray, "N H W C"],
-  labels: Int[np.ndarray, " N"],
-  *,
-  seed: int,
-  batch_size: int,
-  mesh: Mesh | None = None,
-) -> Callable[[int], Batch]:
-  """Copies a training set to the devices, once, and returns `batch(step) -> Batch`.
-
-  mesh: each of its devices holds the whole set; by default only the first device. Batches are
-  gathered on the devices, so the host sends only indices.
-  """
-  size, devices = len(labels), mesh or host.mesh(1)
+def placed(
+  images: UInt8[np.ndarray, "N H W C"], labels: Int[np.ndarray, " N"], mesh: Mesh
+) -> Batch:
+  """A whole training set as one batch, copied to every device of `mesh`."""
   whole = np.asarray(images), np.asarray(labels, np.int32)
-  whole = Batch(*host.place(whole, NamedSharding(devices, PartitionSpec())))
+  return Batch(*host.place(whole, NamedSharding(mesh, PartitionSpec())))
+
+
+def gathered(whole: Batch, *, seed: int, batch_size: int, mesh: Mesh) -> Callable[[int], Batch]:
+  """Returns `batch(step) -> Batch`, gathered on the devices: the host sends only indices.
+
+  whole: the training set, `placed` on `mesh`.
+  """
 
   @functools.cache  # one per shape: the full batch and the short one
   def gather(count):
     return jax.jit(
       lambda whole, chosen: jax.tree.map(lambda x: jnp.take(x, chosen, axis=0), whole),
-      out_shardings=sharding(devices, count),
+      out_shardings=sharding(mesh, count),
     )
 
   def batch(step):
-    chosen = indices(seed, step, size, batch_size)
+    chosen = indices(seed, step, len(whole.label), batch_size)
     return gather(len(chosen))(whole, chosen)
 
   return batch

@@ -1,6 +1,7 @@
 """Images and labels of a split, in memory or streamed."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections import defaultdict
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Int, Int32, UInt8
 
 from okdph_jax.core import Batch
 from okdph_jax.data import batches, stream
+from okdph_jax.runtime import host
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 
@@ -97,12 +99,19 @@ class Split:
   ) -> Callable[[int], Batch]:
     """`batch(step) -> Batch` for training, a function of (seed, step).
 
-    The image is uint8 [B, H, W, C], for all views.
+    The image is uint8 [B, H, W, C], for all views. mesh: its devices each hold the whole split,
+    one copy for all seeds; by default only the first device.
     """
     del views
-    return batches.on_device(
-      self.images, self.labels, seed=seed, batch_size=batch_size, mesh=mesh
-    )
+    mesh = mesh or host.mesh(1)
+    if mesh not in self._placed:
+      self._placed[mesh] = batches.placed(self.images, self.labels, mesh)
+    return batches.gathered(self._placed[mesh], seed=seed, batch_size=batch_size, mesh=mesh)
+
+  @functools.cached_property
+  def _placed(self) -> dict[Mesh, Batch]:
+    """The whole split on the devices of each mesh that has asked for batches."""
+    return {}
 
   def padded(
     self, batch_size: int, *, mesh: Mesh | None = None

@@ -45,15 +45,19 @@ def images():
 
 
 @pytest.mark.parametrize("mesh", [False, True])
-def test_on_device_gathers_what_the_indices_say(images, mesh):
-  mesh = Mesh(jax.devices(), ("data",)) if mesh else None
-  batch = batches.on_device(*images, seed=5, batch_size=4, mesh=mesh)
-  for step in (0, 1, 2, 5):
-    chosen = data.indices(5, step, 10, 4)
-    image, label = batch(step)
-    assert image.dtype == np.uint8 and label.dtype == np.int32
-    np.testing.assert_array_equal(image, images[0][chosen])
-    np.testing.assert_array_equal(label, chosen)
+def test_batches_are_gathered_as_the_indices_say_from_one_copy(images, mesh, monkeypatch):
+  copies, placed = [], batches.placed
+  monkeypatch.setattr(batches, "placed", lambda *x: copies.append(x) or placed(*x))
+  mesh, split = Mesh(jax.devices(), ("data",)) if mesh else None, data.Split(*images)
+  for seed in (5, 6):
+    batch = split.batches(seed=seed, batch_size=4, mesh=mesh)
+    for step in (0, 1, 2, 5):
+      chosen = data.indices(seed, step, 10, 4)
+      image, label = batch(step)
+      assert image.dtype == np.uint8 and label.dtype == np.int32
+      np.testing.assert_array_equal(image, images[0][chosen])
+      np.testing.assert_array_equal(label, chosen)
+  assert len(copies) == 1
 
 
 def test_a_batch_is_split_over_the_mesh_where_it_divides(images):
