@@ -1,7 +1,7 @@
 """Batch normalisation with an explicit derivative.
 
-Automatic differentiation of `nn.BatchNorm`, through mean and variance, keeps several tensors
-of the size of x for the backward pass; the explicit derivative keeps x alone.
+Automatic differentiation of `nn.BatchNorm` stores several tensors of the size of x for the
+backward pass; the explicit derivative stores only x.
 """
 
 from functools import partial
@@ -23,8 +23,8 @@ def normalize(
   """Normalises x over all axes but the last: (y, mean, variance).
 
   y = scale (x - mean) / sqrt(variance + epsilon) + bias (Ioffe and Szegedy, ICML 2015,
-  arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax. All of it is
-  computed in the type of the scale, and y has that of x.
+  arXiv:1502.03167); the variance is E[x^2] - E[x]^2, clipped at zero, as in Flax. All is
+  computed in the dtype of `scale`; y has that of x.
   """
   dtype, x = x.dtype, x.astype(scale.dtype)
   mean, square = sums(x, x, jnp.zeros_like(scale)) / count(x)
@@ -40,9 +40,9 @@ def _derivative(epsilon, primals, tangents):
   return (y, mean, variance), _tangent(x, scale, mean, variance + epsilon, *tangents)
 
 
-@jax.checkpoint  # else x of another type is kept in that of the scale
+@jax.checkpoint  # else x is stored in the dtype of the scale, which may be larger
 def _tangent(x, scale, mean, variance, dx, dscale, dbias):
-  """Linear in dx, dscale and dbias, with two sums; so is its transpose, the gradient."""
+  """Linear in dx, dscale and dbias, with two sums; the same holds for its transpose."""
   dtype = x.dtype
   x, dx = x.astype(scale.dtype), dx.astype(scale.dtype)
   inverse = lax.rsqrt(variance)
@@ -54,7 +54,7 @@ def _tangent(x, scale, mean, variance, dx, dscale, dbias):
 
 
 def count(x: Float[Array, "*B C"]) -> int:
-  """How many numbers a channel has."""
+  """The number of values per channel."""
   return x.size // x.shape[-1]
 
 
@@ -72,10 +72,10 @@ def is_plain(
 
 
 def batch_norm(module: nn.BatchNorm, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-  """What `module` does to x in training, running statistics included.
+  """The output of `module` in training; also updates its running statistics.
 
-  Groups of the batch with moments of their own (see `Execution`) move the running statistics
-  by the mean of these.
+  If groups of the batch are normalised separately, see `Execution`, the update uses the mean of
+  their means and variances.
   """
   scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
   groups = execution.current().groups(len(x))

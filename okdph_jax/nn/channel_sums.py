@@ -1,7 +1,7 @@
-"""The sums over a batch that batch normalisation needs, two at a time.
+"""The pairs of sums over a batch that batch normalisation needs, in one pass.
 
-XLA:CPU reads its operands once for each sum and writes their product in between. Where the
-extension of `onednn` is in use, a CPU reads them once; elsewhere XLA does it in its own way.
+XLA:CPU reads its operands once for each sum, and writes their product to memory in between. The
+extension of `onednn` reads them once; without it, and on accelerators, XLA computes the sums.
 """
 
 import math
@@ -24,7 +24,7 @@ from okdph_jax.nn import onednn
 def sums(
   a: Float[Array, "*B C"], x: Float[Array, "*B C"], center: Float[Array, " C"]
 ) -> Float[Array, "2 C"]:
-  """Of each channel the sums of a and of a (x - center)."""
+  """The sums of a and of a (x - center) over all axes but the last."""
   return _sums.bind(*_alike(a, x, center), stacked=0)
 
 
@@ -36,7 +36,7 @@ def spread(
 
 
 def _alike(*operands):
-  """The operands, varying over the same axes of `shard_map`."""
+  """The operands, cast to vary over the same axes of `shard_map`."""
   each = [jax.typeof(x).manual_axis_type.varying for x in operands]
   every = frozenset().union(*each)
   return [
@@ -45,7 +45,7 @@ def _alike(*operands):
   ]
 
 
-# `stacked` axes S lead: a and x are [*S, *B, C], center [*S, C], and sums [*S, 2, C].
+# With `stacked` leading axes S, a and x are [*S, *B, C], center is [*S, C], sums [*S, 2, C].
 _sums, _spread = Primitive("channel_sums"), Primitive("channel_spread")
 
 
@@ -67,7 +67,7 @@ def _wide(value, x, stacked):
 def _sums_on_cpu(a, x, center, *, stacked):
   if onednn.choice().onednn is None or x.dtype != jnp.float32 or not x.size:
     return _sums_by_xla(a, x, center, stacked=stacked)
-  # The compilation cache knows a custom partitioning by this text and its shapes alone.
+  # The compilation cache identifies a custom partitioning only by this text and its shapes.
   with set_xla_metadata(channel_sums=repr((stacked, onednn.choice(), onednn.threads()))):
     return _partitioned(a, x, center, stacked)
 
@@ -78,7 +78,7 @@ def _on_one_device(a, x, center, stacked):
 
 
 def _sharding_rule(stacked, mesh, operands, results):
-  """A stack may be split, and the batch, over which there is then a sum over the devices."""
+  """The stack and the batch may be split; sums over a split batch are summed over devices."""
   del mesh, results
   stack = [f"s{axis}" for axis in range(stacked)]
   rest = [f"r{axis}" for axis in range(len(operands[0].shape) - stacked - 2)]
@@ -109,7 +109,7 @@ def _partition(stacked, mesh, operands, result):
 
 
 def _names(spec, count):
-  """The mesh's axes that each of the first dimensions is split over."""
+  """The axes of the mesh over which each of the first dimensions is split."""
   spec = (*spec, *[None] * count)[:count]
   return [names if isinstance(names, tuple) else (names,) if names else () for names in spec]
 
@@ -117,7 +117,7 @@ def _names(spec, count):
 _partitioned = custom_partitioning(_on_one_device, static_argnums=(3,))
 _partitioned.def_partition(_partition, sharding_rule=_sharding_rule)
 
-_call = Primitive("onednn_channel_sums")  # `jax.ffi.ffi_call` does not know shard_map's types
+_call = Primitive("onednn_channel_sums")  # `jax.ffi.ffi_call` does not support `shard_map`
 _call.def_abstract_eval(lambda a, x, center: _abstract_sums(a, x, center, center.ndim - 1))
 
 

@@ -1,4 +1,4 @@
-"""Convolutions on XLA:CPU, for those that oneDNN does not compute.
+"""Faster forms of convolutions for XLA:CPU, for those that oneDNN does not compute.
 
 XLA's convolution is near the machine's peak for some shapes and up to a hundred times slower
 for others. These functions compute the same sums in a form that is fast; docs/onednn.md has the
@@ -21,9 +21,9 @@ PIECE, PIECES, WIDE = 16, 8, 128
 
 
 def solve(a, b, *, target, shape, geometry, plain):
-  """Computes `target` from the other two tensors; arguments as of `convolution_p`.
+  """Computes `target` from the other two tensors; arguments as for `convolution_p`.
 
-  plain: does so for any bilinear `convolve(geometry, lhs, rhs)`, by transposing it.
+  plain: the same for a given bilinear `convolve(geometry, lhs, rhs)`, by transposing it.
   """
   # Without the first barrier XLA:CPU fuses the BatchNorm and ReLU before a convolution into it,
   # and computes them again for every block of the kernel: half of the time of a training step.
@@ -31,7 +31,7 @@ def solve(a, b, *, target, shape, geometry, plain):
   a, b = lax.optimization_barrier((a, b))
   shapes = {"out": (a.shape, b.shape), "lhs": (shape, a.shape), "rhs": (a.shape, shape)}
   convolve = _form(target, geometry, *shapes[target])
-  if target == "lhs" and convolve is _two_pixels_at_once:  # its mirror image is itself
+  if target == "lhs" and convolve is _two_pixels_at_once:  # its transpose has the same form
     solution = convolve(geometry, b, _flip(a))
   else:
     solution = plain(a, b, target=target, shape=shape, geometry=geometry, convolve=convolve)
@@ -75,8 +75,8 @@ def _form(target, geometry, lhs, rhs):
 def _two_pixels_at_once(geometry, lhs, rhs):
   """Computes two neighbouring pixels as one output with twice the channels, to fill registers.
 
-  The window is one pixel wider, with the kernel at its left or right side: for 3x3 a third more
-  multiplications in a quarter less time.
+  The window is one pixel wider, with the kernel on its left or right side. A 3x3 kernel then
+  takes a third more multiplications, and a quarter less time.
   """
   around = [(0, 0)] * (rhs.ndim - 3)
   kernels = [jnp.pad(rhs, [*around, side, (0, 0), (0, 0)]) for side in ((0, 1), (1, 0))]
@@ -90,9 +90,9 @@ def _flip(rhs):
 
 
 def _in_pieces(geometry, lhs, rhs):
-  """Processes a few images at a time; its transpose adds their kernel gradients.
+  """Processes a few images at a time; the transpose adds their kernel gradients.
 
-  The parts interleave, so that a batch that is sharded over devices stays where it is.
+  The parts interleave, so that a batch sharded over devices needs no communication.
   """
   count = min(len(lhs) // PIECE, PIECES)
   images = lhs.reshape(-1, count, *lhs.shape[1:])

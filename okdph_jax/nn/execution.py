@@ -1,4 +1,4 @@
-"""How a training step runs its networks: number formats, batch moments, groups of devices."""
+"""How a training step runs its networks: dtypes, batch normalisation, groups of devices."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Execution(NamedTuple):
-  """Options of `nn.students` and `nn.batch_norm`; the defaults change nothing."""
+  """Options of `nn.students` and `nn.batch_norm`; with the defaults Flax's behaviour."""
 
   # "bfloat16": the type of inputs and outputs of convolutions and dense layers; "products":
   # only the operands of products in convolutions are rounded to bfloat16.
@@ -21,7 +21,7 @@ class Execution(NamedTuple):
 
   @property
   def dtype(self) -> Any:
-    """The dtype of layers that set none; None: that of their inputs and parameters."""
+    """The dtype of layers that specify none; None for that of their inputs and parameters."""
     return jnp.dtype(jnp.bfloat16) if self.compute == "bfloat16" else None
 
   def groups(self, images: int) -> int:
@@ -43,13 +43,13 @@ class Execution(NamedTuple):
     return jax.tree.map(one, x)
 
   def split(self, function: Any, stacked: int) -> Any:
-    """`function` of stacks of `stacked` networks, each group of which has its own devices."""
+    """`function` of stacks of `stacked` networks, split over the groups of devices."""
     if self.mesh is None or stacked % self.mesh.shape["students"]:
       return function
     return self._on_groups(function, PartitionSpec("students"))
 
   def sum(self, function: Any, stacked: int) -> Any:
-    """`function` that sums over stacks of `stacked` networks: in each group, then over all."""
+    """`function`, a sum over `stacked` networks, in each group of devices and then over all."""
     if self.mesh is None or stacked % self.mesh.shape["students"]:
       return function
 

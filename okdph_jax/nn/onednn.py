@@ -1,12 +1,12 @@
-"""oneDNN's convolutions inside XLA:CPU, where the extension `_onednn` was built.
+"""oneDNN's convolutions in XLA:CPU, if the extension `_onednn` has been built.
 
-XLA:CPU's own convolutions reach half the speed of oneDNN's, which PyTorch calls too. The
-lowering of `convolution` on a CPU asks `takes`, and `convolve`s here or by `convolution_cpu`.
+oneDNN, which PyTorch also calls, is about twice as fast as XLA:CPU's own convolutions. On a
+CPU, the lowering of `convolution` uses `convolve` if `takes` allows it, else `convolution_cpu`.
 
 The environment variable `OKDPH_CONVOLUTION` chooses: `xla` switches oneDNN off, `onednn` makes
-it an error not to have it. Each repeats its own bits, and the two agree up to the order of
-float32 sums. With the precision "bfloat16" (`config.compute`) the operands of products are
-rounded, as TPUs do by default; sums and results stay float32.
+it an error if it is missing. Each gives the same bits in every run, and the two agree up to the
+order of float32 sums. With the precision "bfloat16" (`config.compute`) the operands of products
+are rounded, as on TPUs by default; sums and results stay float32.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ TENSORS = ("lhs", "rhs", "out")  # in the order of the handler's `target`
 
 
 class Choice(NamedTuple):
-  """What computes convolutions: oneDNN of this version, or XLA, for this reason."""
+  """The library for convolutions: oneDNN of this version, or XLA, and why."""
 
   onednn: str | None
   reason: str = ""
@@ -79,7 +79,7 @@ def choice():
 
 
 def _load():
-  """Registers the handler; oneDNN's version. Errors say what is missing."""
+  """Registers the handlers; oneDNN's version. ImportError or OSError if it is missing."""
   spec = importlib.util.find_spec("okdph_jax.nn._onednn")
   if spec is None:
     raise ImportError(
@@ -87,23 +87,25 @@ def _load():
       "Linux on x86-64 only"
     )
   if _DEVICES_AT_LOWERING is None:
-    raise ImportError(f"the extension for oneDNN does not know jax {jax.__version__}")
+    raise ImportError(f"the extension for oneDNN does not support jax {jax.__version__}")
   try:
     files = importlib.metadata.files("onednn-cpu-gomp") or []
     packaged = [file for file in files if file.name == "libdnnl.so.3"]
   except importlib.metadata.PackageNotFoundError:
     packaged = []  # the system may have it
-  for file in packaged:  # what is loaded already, the extension need not search
+  for file in packaged:  # once it is loaded, the extension finds it
     ctypes.CDLL(str(file.locate()))
   library = ctypes.CDLL(spec.origin)
-  jax.local_devices(backend="cpu")  # before it runs, a refusal would come too late to be caught
+  jax.local_devices(
+    backend="cpu"
+  )  # until it runs, registering is deferred, and so are its errors
   try:
     for name in (HANDLER, SUMS):
       handler = jax.ffi.pycapsule(getattr(library, name))
       jax.ffi.register_ffi_target(name, handler, platform="cpu")
   except AttributeError:
     raise ImportError(
-      "the extension for oneDNN is that of an older okdph_jax; reinstall okdph_jax"
+      "the extension for oneDNN is from an older okdph_jax; reinstall okdph_jax"
     ) from None
   except RuntimeError:  # an FFI version that this jaxlib does not accept
     raise ImportError(
@@ -115,7 +117,7 @@ def _load():
 
 
 def register(primitive):
-  """Announces a primitive whose lowering uses `convolve`: it has to be told the devices."""
+  """Makes JAX pass the devices to the lowering of a primitive, which `convolve` needs."""
   if _DEVICES_AT_LOWERING is not None:
     _DEVICES_AT_LOWERING.add(primitive)
 
@@ -135,11 +137,11 @@ def takes(target, geometry, lhs, rhs, dtype):
 
 
 def _slower(target, geometry, lhs, rhs):
-  """Where XLA's convolution is the faster one, by `benchmarks.convolutions`."""
+  """Whether XLA's convolution is faster, according to `benchmarks.convolutions`."""
   *window, depth, _ = rhs
   reach = [(k - 1) * d + 1 for k, d in zip(window, geometry.rhs_dilation, strict=True)]
   if any(size < r for size, r in zip(lhs[1:-1], reach, strict=True)):
-    return True  # among them all whose output is empty
+    return True  # includes all with an empty output
   scattered = target == "lhs" and max(geometry.window_strides) > 1
   few = depth < 8 and geometry.feature_group_count == 1
   return scattered and (max(window) == 1 or few)
@@ -147,22 +149,22 @@ def _slower(target, geometry, lhs, rhs):
 
 def convolve(a, b, *, target, shape, geometry, stacked):
   """The tensor `target` from the two others; arguments as `convolution` binds them."""
-  # The compilation cache knows a custom partitioning by this text and its shapes alone.
+  # The compilation cache identifies a custom partitioning only by this text and its shapes.
   with set_xla_metadata(convolution=repr((target, geometry, stacked, choice(), threads()))):
     return _partitioned(a, b, target, shape, geometry, stacked)
 
 
 def threads():
-  """OpenMP threads per call: each host device has a thread of its own already.
+  """OpenMP threads per call; the host's devices, which have a thread each, share the cores.
 
-  Their number changes bits, so the devices of a pod's other processes count too: a pod computes
-  what one process with all its devices does.
+  The number affects the last bits, so the devices of all processes of a pod are counted: a pod
+  then has the bits of one process with all its devices.
   """
   return max(1, host.cores() // jax.device_count("cpu"))
 
 
 def _on_one_device(a, b, target, shape, geometry, stacked):
-  """The same for the part of the batch that a device has."""
+  """`convolve` for the part of the batch on one device."""
   if target != "rhs":
     batch = (a if target == "out" else b).shape[stacked]
     shape = (*shape[:stacked], batch, *shape[stacked + 1 :])
@@ -196,18 +198,18 @@ def _lower(context, a, b, *, target, shape, geometry, stacked):
   )
 
 
-_call = Primitive("onednn_convolution")  # `jax.ffi.ffi_call` does not know shard_map's types
+_call = Primitive("onednn_convolution")  # `jax.ffi.ffi_call` does not support `shard_map`
 _call.def_abstract_eval(_abstract)
 mlir.register_lowering(_call, _lower, platform="cpu")
 
 
 def _roles(target):
-  """The tensors of a call in its order: both operands and the result."""
+  """The names of the tensors of a call, in order: both operands, then the result."""
   return [name for name in TENSORS if name != target] + [target]
 
 
 def _sharding_rule(target, shape, geometry, stacked, mesh, operands, results):
-  """Only the batch may be split; a kernel's gradient is then a sum over the devices."""
+  """Only the batch may be split; the gradient of a kernel is then summed over the devices."""
   del geometry, mesh, operands, results
   tensors = [[f"{role}{axis}" for axis in range(len(shape))] for role in _roles(target)]
   for role, axes in zip(_roles(target), tensors, strict=True):

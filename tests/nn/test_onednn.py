@@ -320,7 +320,7 @@ def absent(path):
       ("jax.ffi.register_ffi_target", refuse), "built for another jaxlib", marks=built
     ),
     pytest.param(
-      ("okdph_jax.nn.onednn._DEVICES_AT_LOWERING", None), "does not know jax", marks=built
+      ("okdph_jax.nn.onednn._DEVICES_AT_LOWERING", None), "does not support jax", marks=built
     ),
   ],
 )
