@@ -149,7 +149,7 @@ def with_arguments(
 ) -> tuple[Any, Callable[..., tuple[State, Metrics]]]:
   """(arguments, step): `step(arguments, state, batch, key)` is `train_step` of these numbers.
 
-  The arguments are the numbers other than 0 and 1, which stay constants of the program.
+  The arguments are the numbers other than 0 and 1; those two stay constants of the program.
   """
   fixed = jax.tree.map(lambda number: number if number in (0, 1) else None, numbers)
   given = jax.tree.map(lambda number: None if number in (0, 1) else number, numbers)
