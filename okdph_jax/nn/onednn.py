@@ -96,9 +96,8 @@ def _load():
   for file in packaged:  # once it is loaded, the extension finds it
     ctypes.CDLL(str(file.locate()))
   library = ctypes.CDLL(spec.origin)
-  jax.local_devices(
-    backend="cpu"
-  )  # until it runs, registering is deferred, and so are its errors
+  # Until the backend runs, registering is deferred, and so are its errors.
+  jax.local_devices(backend="cpu")
   try:
     for name in (HANDLER, SUMS):
       handler = jax.ffi.pycapsule(getattr(library, name))
