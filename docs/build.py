@@ -3,15 +3,72 @@
 A generated part stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
+import json
 import re
 from pathlib import Path
 
+from tabulate import tabulate
+
+from okdph_jax.analysis import replicates
 from okdph_jax.experiment import options
+from okdph_jax.intervals import Interval
 from okdph_jax.report import plots, runs, statistics, tables
 
 ROOT = Path(__file__).parents[1]
 RANKING, RESNET32 = "cifar10_small", "resnet32"  # folders of docs/results
 BASELINE = "base, students=1, views=any(hflip, cutout, augment)"
+FIGURES = ROOT / "docs" / "figures"
+FLATNESS = {  # docs/figures/NAME.json -> {measure: as flatness.md calls it}
+  "sharpness": {
+    "test_accuracy": "test accuracy",
+    "weight_norm": "weight norm",
+    "kl_table": "KL of Table S5 [10⁶ nats]",
+    "epsilon_0.05": "ε-sharpness, ρ = 0.05 [nats]",
+    "expected": "expected, σ = 0.1 w [nats]",
+  },
+  "hessian": {
+    "eigenvalue_1": "largest eigenvalue",
+    "eigenvalue_5": "fifth eigenvalue",
+    "trace": "trace of the Hessian",
+    "normalised_trace": "trace, normalised",
+  },
+  "noise": {"σ = 1": "accuracy at input noise 1"},
+  "barrier": {
+    "relative_distance": "distance / norm",
+    "barrier_reestimated": "barrier [nats]",
+    "barrier_mixed": "barrier, statistics mixed [nats]",
+  },
+}
+COMPARED = ("base3", "okdph", "okdph-release", "dml")
+GENERATIONS = {
+  "test_accuracy": "test accuracy",
+  "weight_norm": "weight norm",
+  "train_loss": "training loss [nats]",
+  "train_margin": "margin",
+  "train_entropy": "entropy [nats]",
+  "largest_eigenvalue": "largest eigenvalue",
+  "expected_sharpness": "expected sharpness [nats]",
+}
+PAIRS = (  # of self-distillation: runs - what they are compared with
+  ("born/generation_0", "base1"),
+  ("born/generation_1", "born/generation_0"),
+  ("born/generation_2", "born/generation_1"),
+  ("born/generation_3", "born/generation_2"),
+  ("born/generation_3", "base1"),
+  ("smoothed", "born/generation_0"),
+  ("by-okdph", "okdph"),
+  ("by-ensemble", "base1"),
+  ("by-ensemble-again", "by-ensemble"),
+  ("dot", "by-ensemble"),
+)
+DOT = {
+  "task_loss": "task loss [nats]",
+  "distillation_loss": "distillation loss [nats]",
+  "test_accuracy": "test accuracy",
+  "task_distill": "cos(task, distillation)",
+  "task_update": "cos(task, update)",
+  "distill_update": "cos(distillation, update)",
+}
 
 
 def results(name):
@@ -27,12 +84,64 @@ def generated():
   ranking = results(RANKING)
   (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(ranking, BASELINE), re.M)
   return {
+    "docs/flatness.md": flatness(),
     "README.md": {"accuracy": table},
     "docs/configs.md": {"options": options.table()},
     "docs/results.md": {
       RANKING: tables.render(tables.sections(ranking, BASELINE)),
       RESNET32: tables.render(tables.sections(results(RESNET32))).removeprefix(tables.NOTES),
     },
+  }
+
+
+def flatness():
+  """{name of the part: Markdown table} of flatness.md, from the numbers of its figures."""
+  measures, differences = [], []
+  for name, titles in FLATNESS.items():
+    found = replicates.summary(networks(name), "base3")
+    for measure, title in titles.items():
+      measures.append({"": title})
+      differences.append({"": title})
+      for entry in COMPARED:
+        measures[-1][entry] = replicates.spread(**found["entries"][entry][measure])
+      for entry in COMPARED[1:]:
+        differences[-1][entry] = replicates.difference(found["differences"][entry][measure])
+  ablation, dot = networks("ablation"), networks("dot")
+  pairs = []
+  for entry, other in PAIRS:
+    between = replicates.summary(ablation, other)["differences"][entry]
+    pairs.append({"": f"`{entry}` - `{other}`"} | cells(between, GENERATIONS))
+  found = replicates.summary(dot, "by-ensemble")
+  terms = [{"": f"`{e}`"} | cells(row, DOT) for e, row in found["entries"].items()]
+  terms.append({"": "difference"} | cells(found["differences"]["dot"], DOT))
+  generations = [
+    {"": f"`{entry}`"} | cells(row, GENERATIONS)
+    for entry, row in replicates.summary(ablation)["entries"].items()
+  ]
+  return {
+    name: tabulate(rows, "keys", "github", disable_numparse=True)
+    for name, rows in {
+      "measures": measures,
+      "differences": differences,
+      "generations": generations,
+      "pairs": pairs,
+      "terms": terms,
+    }.items()
+  }
+
+
+def networks(figure):
+  """{network: {measure: number}} of an analysis, the rows of its replicates."""
+  return json.loads((FIGURES / f"{figure}.json").read_text())["scalars"]
+
+
+def cells(row, titles):
+  """Means with their deviations, or differences with their intervals."""
+  return {
+    title: replicates.difference(x)
+    if isinstance(x := row[measure], Interval)
+    else replicates.spread(**x)
+    for measure, title in titles.items()
   }
 
 

@@ -135,8 +135,8 @@ def _over_training(subject, images, seed, batch, bar):
 
 @figures.styled
 def _draw(curves):
-  figure, axes = figures.new(4, width=2.3, height=2.3)
-  task, distill, trade, angle = axes[0]
+  figure, axes = figures.new(2, 2, width=2.7, height=2.2)
+  task, distill, trade, angle = axes.flat
   for i, (name, curve) in enumerate(curves.items()):
     style = dict(color=figures.color(i), marker=figures.marker(i), markersize=3)
     for axis, x, measure in (

@@ -135,8 +135,12 @@ def dots(panels: Panels, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
   rows: {name: {measure: value, "MEASURE_error": value or absent}}.
   """
   names = list(rows)
-  figure, axes = new(len(panels), width=2.2, height=0.8 + 0.18 * len(names), sharey=True)
-  for axis, (measure, (label, log)) in zip(axes[0], panels.items(), strict=True):
+  columns = min(len(panels), 3)
+  size = dict(width=2.2, height=0.6 + 0.16 * len(names))
+  figure, axes = new(columns, -(-len(panels) // columns), sharey=True, **size)
+  for axis in axes.flat[len(panels) :]:
+    axis.set_axis_off()
+  for axis, (measure, (label, log)) in zip(axes.flat, panels.items(), strict=False):
     for i, name in enumerate(names):
       error = rows[name].get(f"{measure}_error")
       axis.errorbar(

@@ -98,15 +98,21 @@ def summary(rows: Rows, baseline: str | None = None) -> dict[str, Any]:
 
 def spread(mean: float, sd: float | None) -> str:
   """mean ± standard deviation; of one value, the value."""
-  return f"{mean:.4g}" + (f" ± {sd:.2g}" if sd is not None else "")
+  return _rounded(mean, 4) + (f" ± {_rounded(sd, 2)}" if sd is not None else "")
 
 
 def difference(found: Interval) -> str:
   """A difference and its interval, if it has one; bold where it leaves out zero."""
   if found.low is None:
-    return f"{found.mean:+.3g}"
-  text = f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+    return _rounded(found.mean, 3, "+")
+  mean, low, high = (_rounded(x, 3, "+") for x in found[1:])
+  text = f"{mean} [{low}, {high}]"
   return f"**{text}**" if found.clear else text
+
+
+def _rounded(number, digits, sign=""):
+  """To so many significant digits, 310 rather than 3.1e+02."""
+  return f"{float(f'{number:.{digits}g}'):{sign}g}"
 
 
 def table(found: Mapping[str, Any], baseline: str | None) -> str:

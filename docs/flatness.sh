@@ -1,0 +1,35 @@
+#!/bin/sh
+# Draws the figures of flatness.md, then its tables: docs/flatness.sh [ROOT [SELF]], where ROOT
+# has the runs of `okdph sweep cifar10_small`, and SELF those of `okdph sweep self_distillation`.
+#
+# Half an hour on two cores. A figure that is there stays: delete its .json to draw it again.
+set -ef
+root=${1:-runs/cifar10_small} self=${2:-runs/self_distillation}
+docs=$(dirname "$0")
+four="--workdir=$root/base3-seed* --workdir=$root/okdph-seed*"
+four="$four --workdir=$root/okdph-release-seed* --workdir=$root/dml-seed*"
+students=--readers=student_0,student_1,student_2
+
+draw() {  # draw FIGURE ANALYSIS OPTION...
+  figure=$1 analysis=$2 out=${TMPDIR:-/tmp}/okdph-flatness/$1  # where it goes on if interrupted
+  shift 2
+  test -e "$docs/figures/$figure.json" && return
+  echo "# $figure"
+  okdph analysis "$analysis" --out="$out" "$@"
+  for kind in json png svg; do cp "$out/$analysis.$kind" "$docs/figures/$figure.$kind"; done
+}
+
+draw barrier barrier $four --images=250 --points=7 --snapshots=6 --baseline=base3
+draw landscape landscape --workdir=$root/okdph-seed42 --workdir=$root/dml-seed42 --size=21 \
+  --images=250 --statistics-images=250
+draw noise noise $four $students --baseline=base3
+draw sharpness sharpness --workdir=$root $students --images=50 --batch=50 --rho 0.05 \
+  --baseline=base3
+draw hessian hessian $four --readers=student_0 --images=100 --probes=10 --baseline=base3
+draw random-plane landscape --plane=random --workdir=$root/okdph-seed42 \
+  --workdir=$root/base3-seed42 --workdir=$root/dml-seed42 --readers=student_0 --size=21 \
+  --images=100 --statistics-images=100
+draw ablation ablation --workdir=$self --readers=student_0 --images=100 --baseline=base1
+draw dot dot --workdir=$self/by-ensemble-seed* --workdir=$self/dot-seed* \
+  --images=500 --baseline=by-ensemble
+python "$docs/build.py"
