@@ -47,7 +47,8 @@ class Experiment(NamedTuple):
 def configure_jax(config: ConfigDict) -> None:
   """Prepares JAX for a run of this config; call it before JAX is used, see `host.configure`."""
   parameters = 0
-  if config.network in models.NETS:  # one of your own may not take such images
+  ours = config.network in models.NETS  # one of your own may not take such images
+  if ours and config.devices is None:
     net = models.build(config.network, 10, config.network_options)
     parameters = models.parameters(net, (32, 32, 3))
   host.configure(config.devices, config.batch_size // config.accumulate, parameters)
