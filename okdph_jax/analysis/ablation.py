@@ -68,37 +68,36 @@ def analyse(
   on test images.
   """
   rows, numbers, before = [], {}, None
-  bar = Progress("ablation", len(targets), "network")
-  for target in targets:
-    train = target.subject.images(images, split="train", seed=seed, batch=batch)
-    test = target.subject.images(images, split="test", seed=seed, batch=batch)
-    variables, net, key = target.variables, target.net, jax.random.key(seed)
-    logits = {
-      "train": _all_logits(net)(variables, train),
-      "test": _all_logits(net)(variables, test),
-    }
-    answers = np.asarray(logits["test"].argmax(-1))
-    loss, params = network_loss(net, variables["batch_stats"]), variables["params"]
-    top = hessian.top_eigenvalues(loss, params, 1, key=key, batches=train)
-    expected = sharpness.expected_sharpness(loss, params, 0.1, key=key, batches=train)
-    found = {
-      "test_accuracy": target.test_accuracy,
-      "train_accuracy": float(_measured(net)(variables, train)["accuracy"]),
-      "train_loss": float(_measured(net)(variables, train)["loss"]),
-      "test_loss": float(_measured(net)(variables, test)["loss"]),
-      "weight_norm": float(optax.tree.norm(params)),
-      "train_margin": float(jnp.median(margins(logits["train"], train.label))),
-      "test_margin": float(jnp.median(margins(logits["test"], test.label))),
-      "train_entropy": float(jnp.median(entropy(logits["train"]))),
-      "agreement": float((answers == before).mean()) if before is not None else None,
-      "largest_eigenvalue": float(top.values[0]),
-      "expected_sharpness": expected.mean,
-    }
-    before = answers
-    numbers[target.name] = found | {"images": train.label.size}
-    rows.append((target.name, *found.values()))
-    bar.update()
-  bar.close()
+  with Progress("ablation", len(targets), "network") as bar:
+    for target in targets:
+      train = target.subject.images(images, split="train", seed=seed, batch=batch)
+      test = target.subject.images(images, split="test", seed=seed, batch=batch)
+      variables, net, key = target.variables, target.net, jax.random.key(seed)
+      logits = {
+        "train": _all_logits(net)(variables, train),
+        "test": _all_logits(net)(variables, test),
+      }
+      answers = np.asarray(logits["test"].argmax(-1))
+      loss, params = network_loss(net, variables["batch_stats"]), variables["params"]
+      top = hessian.top_eigenvalues(loss, params, 1, key=key, batches=train)
+      expected = sharpness.expected_sharpness(loss, params, 0.1, key=key, batches=train)
+      found = {
+        "test_accuracy": target.test_accuracy,
+        "train_accuracy": float(_measured(net)(variables, train)["accuracy"]),
+        "train_loss": float(_measured(net)(variables, train)["loss"]),
+        "test_loss": float(_measured(net)(variables, test)["loss"]),
+        "weight_norm": float(optax.tree.norm(params)),
+        "train_margin": float(jnp.median(margins(logits["train"], train.label))),
+        "test_margin": float(jnp.median(margins(logits["test"], test.label))),
+        "train_entropy": float(jnp.median(entropy(logits["train"]))),
+        "agreement": float((answers == before).mean()) if before is not None else None,
+        "largest_eigenvalue": float(top.values[0]),
+        "expected_sharpness": expected.mean,
+      }
+      before = answers
+      numbers[target.name] = found | {"images": train.label.size}
+      rows.append((target.name, *found.values()))
+      bar.update()
   headers = ("network", *(name.replace("_", " ") for name in found))
   panels = {
     "test_accuracy": ("test accuracy", False),

@@ -57,24 +57,25 @@ def analyse(
   kd's are unweighted.
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
-  bar = Progress("dot", sum(len(subject.steps()) - 1 for subject in subjects), "snapshot")
-  for subject in subjects:
-    found = _over_training(subject, images, seed, batch, bar)
-    losses = _logged(subject)
-    numbers[subject.name] = {"gradients": found, "losses": losses}
-    curves[subject.name] = losses | {
-      "snapshot": found["epoch"],
-      "task_distill": found["task_distill"],
-    }
-    scalars[subject.name] = {
-      "task_loss": losses["task"][-1],
-      "distillation_loss": losses["distill"][-1],
-      "test_accuracy": max(subject.lines[-1]["accuracy"]["test"].values()),
-    } | {
-      name: np.nanmean(found[name])
-      for name in ("task_distill", "task_update", "distill_update")
-    }
-    rows.append((subject.name, *scalars[subject.name].values()))
+  total = sum(len(subject.steps()) - 1 for subject in subjects)
+  with Progress("dot", total, "snapshot") as bar:
+    for subject in subjects:
+      found = _over_training(subject, images, seed, batch, bar)
+      losses = _logged(subject)
+      numbers[subject.name] = {"gradients": found, "losses": losses}
+      curves[subject.name] = losses | {
+        "snapshot": found["epoch"],
+        "task_distill": found["task_distill"],
+      }
+      scalars[subject.name] = {
+        "task_loss": losses["task"][-1],
+        "distillation_loss": losses["distill"][-1],
+        "test_accuracy": max(subject.lines[-1]["accuracy"]["test"].values()),
+      } | {
+        name: np.nanmean(found[name])
+        for name in ("task_distill", "task_update", "distill_update")
+      }
+      rows.append((subject.name, *scalars[subject.name].values()))
   headers = (
     "run",
     "task loss",
@@ -84,7 +85,6 @@ def analyse(
     "cos(task, update)",
     "cos(distill, update)",
   )
-  bar.close()
   notes = (
     "Losses at the last evaluation; cosines are means over the snapshots.",
     f"{bar.speed()}, two gradients of at most {images} images each",

@@ -251,51 +251,51 @@ def analyse(
   network too it is the Hessian of the cross-entropy on the labels, not of what it trained on.
   """
   rows, numbers, scalars, speeds = [], {}, {}, []
-  bar = Progress("hessian", len(targets) * (ITERATIONS + probes), "product")
-  for target in targets:
-    pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
-    params, stats = target.variables["params"], target.variables["batch_stats"]
-    loss, key = network_loss(target.net, stats), jax.random.key(seed)
-    how = dict[str, Any](key=key, batches=pictures, tick=bar.update)
-    jax.block_until_ready(product(loss, params, pictures)(params))  # compiles
-    began = time.monotonic()
-    top = top_eigenvalues(loss, params, k, **how)
-    seconds = time.monotonic() - began
-    bar.update(ITERATIONS - top.products)
-    traced = trace(loss, params, probes=probes, **how)
-    plain = plain_speed(target.net, target.variables, pictures)
-    forward = pictures.label.size / plain
-    speeds.append((top.products / seconds, seconds / top.products / forward))
-    size = float(optax.tree.norm(params))
-    rows.append(
-      (
-        target.name,
-        target.test_accuracy,
-        *top.values[:1],
-        top.values[-1],
-        traced.trace,
-        traced.standard_error,
-        traced.normalized,
-        size,
+  with Progress("hessian", len(targets) * (ITERATIONS + probes), "product") as bar:
+    for target in targets:
+      pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
+      params, stats = target.variables["params"], target.variables["batch_stats"]
+      loss, key = network_loss(target.net, stats), jax.random.key(seed)
+      how = dict[str, Any](key=key, batches=pictures, tick=bar.update)
+      jax.block_until_ready(product(loss, params, pictures)(params))  # compiles
+      began = time.monotonic()
+      top = top_eigenvalues(loss, params, k, **how)
+      seconds = time.monotonic() - began
+      bar.update(ITERATIONS - top.products)
+      traced = trace(loss, params, probes=probes, **how)
+      plain = plain_speed(target.net, target.variables, pictures)
+      forward = pictures.label.size / plain
+      speeds.append((top.products / seconds, seconds / top.products / forward))
+      size = float(optax.tree.norm(params))
+      rows.append(
+        (
+          target.name,
+          target.test_accuracy,
+          *top.values[:1],
+          top.values[-1],
+          traced.trace,
+          traced.standard_error,
+          traced.normalized,
+          size,
+        )
       )
-    )
-    scalars[target.name] = {
-      "test_accuracy": target.test_accuracy,
-      "eigenvalue_1": top.values[0],
-      f"eigenvalue_{k}": top.values[-1],
-      "trace": traced.trace,
-      "normalised_trace": traced.normalized,
-      "weight_norm": size,
-    }
-    numbers[target.name] = {
-      "test_accuracy": target.test_accuracy,
-      "images": pictures.label.size,
-      "eigenvalues": top,
-      "trace": traced,
-      "weight_norm": size,
-      "products_per_second": speeds[-1][0],
-      "forward_passes_per_product": speeds[-1][1],
-    }
+      scalars[target.name] = {
+        "test_accuracy": target.test_accuracy,
+        "eigenvalue_1": top.values[0],
+        f"eigenvalue_{k}": top.values[-1],
+        "trace": traced.trace,
+        "normalised_trace": traced.normalized,
+        "weight_norm": size,
+      }
+      numbers[target.name] = {
+        "test_accuracy": target.test_accuracy,
+        "images": pictures.label.size,
+        "eigenvalues": top,
+        "trace": traced,
+        "weight_norm": size,
+        "products_per_second": speeds[-1][0],
+        "forward_passes_per_product": speeds[-1][1],
+      }
   headers = (
     "network",
     "test accuracy",
@@ -306,7 +306,6 @@ def analyse(
     "normalised trace",
     "weight norm",
   )
-  bar.close()
   rate, passes = np.mean(speeds, 0)
   notes = (
     f"{rate:.3g} Hessian-vector products per second, each in the time of {passes:.1f} plain "

@@ -280,32 +280,31 @@ def analyse(
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
   total = sum(min(points, len(subject.steps())) for subject in subjects)
-  bar = Progress("pac_bayes", total, "snapshot")
-  for subject in subjects:
-    trajectory = subject.trajectory()
-    steps_there = list(trajectory)
-    reader = next((r for r in readers if r in trajectory[steps_there[-1]]), None)
-    reader = reader or next(iter(trajectory[steps_there[-1]]))
-    start = trajectory[steps_there[0]][reader]["params"]
-    pictures = subject.images(images, seed=seed, batch=batch)
-    chosen = np.unique(np.linspace(0, len(steps_there) - 1, points).round().astype(int))
-    found = []
-    for i in chosen:
-      variables = trajectory[steps_there[i]][reader]
-      found.append(
-        {"epoch": steps_there[i] / subject.epoch_steps}
-        | _quantities(subject, variables, start, pictures, seed, steps)
-      )
-      bar.update()
-    name = f"{subject.name}: {reader}"
-    numbers[name] = {"reader": reader, "images": pictures.label.size, "epochs": found}
-    curves[name] = {"x": [f["epoch"] for f in found]}
-    for measure in found[-1]:
-      curves[name][measure] = [f[measure] for f in found]
-    last = found[-1]
-    scalars[name] = {measure: last[measure] for measure in last if measure != "epoch"}
-    rows.append((name, *last.values()))
-  bar.close()
+  with Progress("pac_bayes", total, "snapshot") as bar:
+    for subject in subjects:
+      trajectory = subject.trajectory()
+      steps_there = list(trajectory)
+      reader = next((r for r in readers if r in trajectory[steps_there[-1]]), None)
+      reader = reader or next(iter(trajectory[steps_there[-1]]))
+      start = trajectory[steps_there[0]][reader]["params"]
+      pictures = subject.images(images, seed=seed, batch=batch)
+      chosen = np.unique(np.linspace(0, len(steps_there) - 1, points).round().astype(int))
+      found = []
+      for i in chosen:
+        variables = trajectory[steps_there[i]][reader]
+        found.append(
+          {"epoch": steps_there[i] / subject.epoch_steps}
+          | _quantities(subject, variables, start, pictures, seed, steps)
+        )
+        bar.update()
+      name = f"{subject.name}: {reader}"
+      numbers[name] = {"reader": reader, "images": pictures.label.size, "epochs": found}
+      curves[name] = {"x": [f["epoch"] for f in found]}
+      for measure in found[-1]:
+        curves[name][measure] = [f[measure] for f in found]
+      last = found[-1]
+      scalars[name] = {measure: last[measure] for measure in last if measure != "epoch"}
+      rows.append((name, *last.values()))
   headers = ("network", *(measure.replace("_", " ") for measure in last))
   panels = {
     "kl_start": ("KL of Table S5 / 10⁶ (w₀: start)", False),

@@ -43,8 +43,5 @@ class Progress(AbstractContextManager["Progress"]):
     rate = (self._done - first) / max(self._now - began, 1e-9)
     return f"{rate:.3g} {self._unit}s per second" + ", compilation included" * alone
 
-  def close(self) -> None:
-    self._bar.close()
-
   def __exit__(self, *_: Any) -> None:
-    self.close()
+    self._bar.close()

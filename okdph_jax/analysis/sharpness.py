@@ -34,6 +34,8 @@ from okdph_jax.analysis.replicates import merged, run_of
 from okdph_jax.analysis.subject import Target
 from okdph_jax.intervals import Interval, interval
 
+STEPS = 20  # of an ascent
+
 
 def epsilon_sharpness(
   loss: Callable[..., Any],
@@ -43,7 +45,7 @@ def epsilon_sharpness(
   key: Key[Array, ""],
   batches: PyTree | None = None,
   adaptive: bool = False,
-  steps: int = 20,
+  steps: int = STEPS,
 ) -> float:
   """max L(w + d) - L(w) over |d| <= rho |w|, by projected gradient ascent from a random d.
 
@@ -62,7 +64,7 @@ def m_sharpness(
   key: Key[Array, ""],
   batches: PyTree,
   adaptive: bool = False,
-  steps: int = 20,
+  steps: int = STEPS,
 ) -> float:
   """The mean over batches of each batch's own epsilon-sharpness (Foret et al., ICLR 2021,
   arXiv:2010.01412); m is the size of a batch."""
@@ -203,7 +205,7 @@ def analyse(
     "weight_norm": ("weight norm", False),
     "kl_table": ("KL of Table S5 [10⁶ nats]", False),
   }
-  rate = 22 / seconds  # gradients of all images, those of an ascent
+  rate = (STEPS + 2) / seconds  # gradients of all images: an ascent's, with start and end
   times = plain_speed(target.net, target.variables, pictures) / (rate * count)
   notes = [
     "Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight); "
