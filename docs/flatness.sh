@@ -29,7 +29,14 @@ draw hessian hessian $four --readers=student_0 --images=100 --probes=10 --baseli
 draw random-plane landscape --plane=random --workdir=$root/okdph-seed42 \
   --workdir=$root/base3-seed42 --workdir=$root/dml-seed42 --readers=student_0 --size=21 \
   --images=100 --statistics-images=100
+draw ball sharpness $four $students --images=250 --rho 0.01 --baseline=base3
+draw pac-bayes pac_bayes $four --readers=student_0 --points=4 --images=500 --baseline=base3
 draw ablation ablation --workdir=$self --readers=student_0 --images=100 --baseline=base1
-draw dot dot --workdir=$self/by-ensemble-seed* --workdir=$self/dot-seed* \
-  --images=500 --baseline=by-ensemble
+draw generations hessian --workdir=$self/base1-seed* --workdir=$self/born-seed* \
+  --readers=student_0 --images=100 --probes=10 --baseline=base1
+draw dot dot --workdir=$self/labels-seed* --workdir=$self/by-ensemble-seed* \
+  --workdir=$self/dot-seed* --images=500 --baseline=by-ensemble
+draw distilled landscape --plane=random --workdir=$self/labels-seed42 \
+  --workdir=$self/by-ensemble-seed42 --workdir=$self/dot-seed42 --size=21 --images=100 \
+  --statistics-images=100
 python "$docs/build.py"

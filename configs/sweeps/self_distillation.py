@@ -10,7 +10,7 @@ from the labels and half from their teacher at T = 1.
 students change is the teacher, its targets, or the optimizer; each is a test of one explanation
 of why self-distillation helps, of our own design (docs/flatness.md). `dot` is
 `by-ensemble` with DOT's momenta, delta as on ImageNet, where its authors weigh the two losses
-alike too.
+alike too; `labels` learns from the labels alone, and logs its distance from the same teacher.
 """
 
 from okdph_jax.experiment import paper
@@ -38,5 +38,8 @@ def get_sweep():
     "by-ensemble": taught | {"teacher": "base3:ensemble"} | for_analysis,
     "by-ensemble-again": taught | {"teacher": "by-ensemble"},
     "dot": taught | {"teacher": "base3:ensemble", "wrappers": delta} | for_analysis,
+    "labels": taught
+    | {"teacher": "base3:ensemble", "method.task_weight": 1.0, "method.distill_weight": 0.0}
+    | for_analysis,
   }
   return {name: options | common for name, options in entries.items()}
