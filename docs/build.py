@@ -18,20 +18,26 @@ ROOT = Path(__file__).parents[1]
 RANKING, RESNET32 = "cifar10_small", "resnet32"  # folders of docs/results
 BASELINE = "base, students=1, views=any(hflip, cutout, augment)"
 FIGURES = ROOT / "docs" / "figures"
+CURVATURE = {
+  "eigenvalue_1": "largest eigenvalue",
+  "eigenvalue_5": "fifth eigenvalue",
+  "trace": "trace of the Hessian",
+  "normalised_trace": "trace, normalised",
+}
 FLATNESS = {  # docs/figures/NAME.json -> {measure: as flatness.md calls it}
   "sharpness": {
     "test_accuracy": "test accuracy",
     "weight_norm": "weight norm",
     "kl_table": "KL of Table S5 [10⁶ nats]",
-    "epsilon_0.05": "ε-sharpness, ρ = 0.05 [nats]",
+    "epsilon_0.01": "ε-sharpness, ρ = 0.01 [nats]",
+    "adaptive_0.01": "adaptive sharpness, ρ = 0.01 [nats]",
     "expected": "expected, σ = 0.1 w [nats]",
   },
-  "hessian": {
-    "eigenvalue_1": "largest eigenvalue",
-    "eigenvalue_5": "fifth eigenvalue",
-    "trace": "trace of the Hessian",
-    "normalised_trace": "trace, normalised",
+  "pac_bayes": {
+    "inverse_sigma_squared": "1/σ², accuracy - 0.1",
+    "inverse_relative_sigma_squared": "1/σ², σ in units of w",
   },
+  "hessian": CURVATURE,
   "noise": {"σ = 1": "accuracy at input noise 1"},
   "barrier": {
     "relative_distance": "distance / norm",
@@ -106,14 +112,13 @@ def flatness():
         measures[-1][entry] = replicates.spread(**found["entries"][entry][measure])
       for entry in COMPARED[1:]:
         differences[-1][entry] = replicates.difference(found["differences"][entry][measure])
-  ablation, dot = networks("ablation"), networks("dot")
+  ablation = networks("ablation")
   pairs = []
   for entry, other in PAIRS:
     between = replicates.summary(ablation, other)["differences"][entry]
     pairs.append({"": f"`{entry}` - `{other}`"} | cells(between, GENERATIONS))
-  found = replicates.summary(dot, "by-ensemble")
-  terms = [{"": f"`{e}`"} | cells(row, DOT) for e, row in found["entries"].items()]
-  terms.append({"": "difference"} | cells(found["differences"]["dot"], DOT))
+  terms = compared("dot", "by-ensemble", DOT)
+  curvature = compared("generations", "base1", CURVATURE)
   generations = [
     {"": f"`{entry}`"} | cells(row, GENERATIONS)
     for entry, row in replicates.summary(ablation)["entries"].items()
@@ -125,6 +130,7 @@ def flatness():
       "differences": differences,
       "generations": generations,
       "pairs": pairs,
+      "curvature": curvature,
       "terms": terms,
     }.items()
   }
@@ -133,6 +139,16 @@ def flatness():
 def networks(figure):
   """{network: {measure: number}} of an analysis, the rows of its replicates."""
   return json.loads((FIGURES / f"{figure}.json").read_text())["scalars"]
+
+
+def compared(figure, baseline, titles):
+  """Rows of the entries of a figure, and of their differences to the baseline."""
+  found = replicates.summary(networks(figure), baseline)
+  rows = [{"": f"`{entry}`"} | cells(row, titles) for entry, row in found["entries"].items()]
+  return rows + [
+    {"": f"`{entry}` - `{baseline}`"} | cells(row, titles)
+    for entry, row in found["differences"].items()
+  ]
 
 
 def cells(row, titles):

@@ -16,21 +16,19 @@ draw() {  # draw FIGURE ANALYSIS OPTION...
   test -e "$docs/figures/$figure.json" && return
   echo "# $figure"
   okdph analysis "$analysis" --out="$out" "$@"
-  for kind in json png svg; do cp "$out/$analysis.$kind" "$docs/figures/$figure.$kind"; done
+  for kind in json png; do cp "$out/$analysis.$kind" "$docs/figures/$figure.$kind"; done
 }
 
 draw barrier barrier $four --images=250 --points=7 --snapshots=6 --baseline=base3
 draw landscape landscape --workdir=$root/okdph-seed42 --workdir=$root/dml-seed42 --size=21 \
   --images=250 --statistics-images=250
 draw noise noise $four $students --baseline=base3
-draw sharpness sharpness --workdir=$root $students --images=50 --batch=50 --rho 0.05 \
-  --baseline=base3
+draw sharpness sharpness --workdir=$root $students --images=250 --rho 0.01 --baseline=base3
 draw hessian hessian $four --readers=student_0 --images=100 --probes=10 --baseline=base3
 draw random-plane landscape --plane=random --workdir=$root/okdph-seed42 \
   --workdir=$root/base3-seed42 --workdir=$root/dml-seed42 --readers=student_0 --size=21 \
   --images=100 --statistics-images=100
-draw ball sharpness $four $students --images=250 --rho 0.01 --baseline=base3
-draw pac-bayes pac_bayes $four --readers=student_0 --points=4 --images=500 --baseline=base3
+draw pac_bayes pac_bayes $four --readers=student_0 --points=4 --images=250 --baseline=base3
 draw ablation ablation --workdir=$self --readers=student_0 --images=100 --baseline=base1
 draw generations hessian --workdir=$self/base1-seed* --workdir=$self/born-seed* \
   --readers=student_0 --images=100 --probes=10 --baseline=base1
