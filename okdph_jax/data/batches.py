@@ -22,6 +22,11 @@ def epoch_steps(size: int, batch_size: int) -> int:
   return -(-size // batch_size)
 
 
+def size_at(step: int, size: int, batch_size: int) -> int:
+  """The number of images in the batch of `step`."""
+  return min(batch_size, size - step % epoch_steps(size, batch_size) * batch_size)
+
+
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " size"]:
   """The order of one epoch. seed: from 0 to 2**32 - 1."""
@@ -58,10 +63,20 @@ def placed(
   return Batch(*host.place(whole, NamedSharding(mesh, PartitionSpec())))
 
 
-def gathered(whole: Batch, *, seed: int, batch_size: int, mesh: Mesh) -> Callable[[int], Batch]:
+Part = Callable[[int], Int[np.ndarray, " b"]]  # (size of a batch) -> positions in it
+
+
+def everything(size: int) -> Int[np.ndarray, " B"]:
+  """The `Part` of a batch that is all of it."""
+  return np.arange(size)
+
+
+def gathered(
+  whole: Batch, *, seed: int, batch_size: int, mesh: Mesh, part: Part = everything
+) -> Callable[[int], Batch]:
   """Returns `batch(step) -> Batch`, gathered on the devices: the host sends only indices.
 
-  whole: the training set, `placed` on `mesh`.
+  whole: the training set, `placed` on `mesh`. part: which images of each batch.
   """
 
   @functools.cache  # one per shape: the full batch and the short one
@@ -73,6 +88,7 @@ def gathered(whole: Batch, *, seed: int, batch_size: int, mesh: Mesh) -> Callabl
 
   def batch(step):
     chosen = indices(seed, step, len(whole.label), batch_size)
+    chosen = chosen[part(len(chosen))]
     return gather(len(chosen))(whole, chosen)
 
   return batch

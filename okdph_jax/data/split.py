@@ -95,18 +95,26 @@ class Split:
     return np.asarray(self.image_shape, "<i4"), self.images
 
   def batches(
-    self, *, seed: int, batch_size: int, views: int = 1, mesh: Mesh | None = None
+    self,
+    *,
+    seed: int,
+    batch_size: int,
+    views: int = 1,
+    mesh: Mesh | None = None,
+    part: batches.Part = batches.everything,
   ) -> Callable[[int], Batch]:
     """`batch(step) -> Batch` for training, a function of (seed, step).
 
     The image is uint8 [B, H, W, C], for all views. mesh: its devices each hold the whole split,
-    one copy for all seeds; by default only the first device.
+    one copy for all seeds; by default only the first device. part: which images of each batch.
     """
     del views
     mesh = mesh or host.mesh(1)
     if mesh not in self._placed:
       self._placed[mesh] = batches.placed(self.images, self.labels, mesh)
-    return batches.gathered(self._placed[mesh], seed=seed, batch_size=batch_size, mesh=mesh)
+    return batches.gathered(
+      self._placed[mesh], seed=seed, batch_size=batch_size, mesh=mesh, part=part
+    )
 
   @functools.cached_property
   def _placed(self) -> dict[Mesh, Batch]:
@@ -168,8 +176,10 @@ class StreamedSplit(Split):
     images = stream.sample(self.images, 1_000, order=(SEED, 0))
     return *moments(images), f"{len(images):,} training images"
 
-  def batches(self, *, seed, batch_size, views=1, mesh=None):
-    return stream.stream(self.images, seed=seed, batch_size=batch_size, views=views, mesh=mesh)
+  def batches(self, *, seed, batch_size, views=1, mesh=None, part=batches.everything):
+    return stream.stream(
+      self.images, seed=seed, batch_size=batch_size, views=views, mesh=mesh, part=part
+    )
 
   def _identity(self):
     text = "\n".join(self.images.store.identity(self.images.chosen))

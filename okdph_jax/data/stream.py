@@ -27,7 +27,14 @@ from jaxtyping import Array, Bool, Int, Int32, UInt8
 from PIL.Image import Image
 
 from okdph_jax.core import Batch
-from okdph_jax.data.batches import epoch_steps, local, permutation, sharding
+from okdph_jax.data.batches import (
+  Part,
+  epoch_steps,
+  everything,
+  local,
+  permutation,
+  sharding,
+)
 from okdph_jax.data.pictures import decode, evaluation_crop, pixels, random_resized_crop
 from okdph_jax.errors import one_line
 from okdph_jax.runtime import host
@@ -193,13 +200,20 @@ class Shards(NamedTuple):
 
 
 def stream(
-  pictures: Pictures, *, seed: int, batch_size: int, views: int, mesh: Mesh | None = None
+  pictures: Pictures,
+  *,
+  seed: int,
+  batch_size: int,
+  views: int,
+  mesh: Mesh | None = None,
+  part: Part = everything,
 ) -> Callable[[int], Batch]:
   """Returns `batch(step) -> Batch` with image uint8 [V, B, S, S, C], one crop per view.
 
   Steps may be requested in any order; the steps after the last request are prepared in advance.
+  part: which images of each batch.
   """
-  preparer = _Preparer(pictures, mesh)
+  preparer = _Preparer(pictures, mesh, part)
   steps = epoch_steps(len(pictures), batch_size)
 
   def following(step):
@@ -300,8 +314,8 @@ def _ahead(results):
 class _Preparer:
   """Prepares batches: one thread per core decodes, another sends to the device."""
 
-  def __init__(self, pictures, mesh):
-    self._pictures, self._mesh = pictures, mesh or host.mesh(1)
+  def __init__(self, pictures, mesh, part=everything):
+    self._pictures, self._mesh, self._part = pictures, mesh or host.mesh(1), part
     self._decoders = futures.ThreadPoolExecutor(host.cores(), "decode")
     self._sender = futures.ThreadPoolExecutor(1, "send")
 
@@ -312,50 +326,47 @@ class _Preparer:
     image i; without them images are cropped for evaluation. pad_to: images in the batch.
     """
     pictures = self._pictures
-    count = pad_to or len(entries)
-    image = np.zeros((views or 1, count, *pictures.shape[1:]), np.uint8)
-    labels = np.zeros(count, np.int32)
+    part = self._part(pad_to or len(entries))
+    image = np.zeros((views or 1, len(part), *pictures.shape[1:]), np.uint8)
+    labels = np.zeros(len(part), np.int32)
 
-    def fill(i, entry):
-      labels[i] = entry.label
+    def fill(place, i):
+      labels[place] = entries[i].label
       if views is None or seeds is None:
-        image[0, i] = pictures.evaluation(entry)
+        image[0, place] = pictures.evaluation(entries[i])
         return
-      decoded = pictures.read(entry)
+      decoded = pictures.read(entries[i])
       for v in range(views):
-        image[v, i] = pictures.crop(decoded, seeds(i, v))
+        image[v, place] = pictures.crop(decoded, seeds(i, v))
 
     decoding = {  # only images for the devices of this process
-      i: self._decoders.submit(fill, i, entries[i])
-      for i in local(sharding(self._mesh, count), count)
-      if i < len(entries)
+      place: self._decoders.submit(fill, place, int(part[place]))
+      for place in local(sharding(self._mesh, len(part)), len(part))
+      if part[place] < len(entries)
     }
 
-    def instead(i):
-      """The first readable image after image i, the same in all processes."""
-      for j in (k % len(entries) for k in range(i + 1, i + len(entries))):
+    def replace(place):
+      """By the first readable image after this one in the batch, the same in all processes."""
+      first = int(part[place]) + 1
+      for k in range(first, first + len(entries) - 1):
         with contextlib.suppress(ValueError):
-          if j in decoding:
-            decoding[j].result()
-          else:  # another process decodes it for its devices, and reports it if it is corrupt
-            fill(j, entries[j])
-          return j
+          return fill(place, k % len(entries))
       raise ValueError("every image of a batch is corrupt")
 
     evaluated = views is None
-    return self._sender.submit(self._send, image, labels, decoding, evaluated, instead)
+    return self._sender.submit(self._send, image, labels, decoding, evaluated, replace)
 
-  def _send(self, image, labels, decoding, evaluation, instead):
+  def _send(self, image, labels, decoding, evaluation, replace):
     mask = np.zeros(len(labels), bool)
-    for i, done in decoding.items():
-      mask[i] = done.exception() is None
-      if not mask[i]:
+    for place, done in decoding.items():
+      mask[place] = done.exception() is None
+      if not mask[place]:
         self._corrupt(done.exception())
     if evaluation:
       return self._placed(Batch(image[0], labels), mask, 0)
-    for i in decoding:
-      if not mask[i]:
-        image[:, i], labels[i] = image[:, j := instead(i)], labels[j]
+    for place in decoding:
+      if not mask[place]:
+        replace(place)
     return self._placed(Batch(image, labels), mask, 1)
 
   def _corrupt(self, error):

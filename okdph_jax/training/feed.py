@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from okdph_jax.core import Batch
 from okdph_jax.data import Dataset
-from okdph_jax.data.batches import sharding
+from okdph_jax.data.batches import everything, local, sharding, size_at
 from okdph_jax.runtime import host
 from okdph_jax.training.step import Augment, keys_of
 
@@ -33,20 +33,27 @@ class Feed(NamedTuple):
 
 
 def feed(
-  config: ConfigDict, dataset: Dataset, augment: Augment, views: int, mesh: Mesh
+  config: ConfigDict,
+  dataset: Dataset,
+  augment: Callable[..., Any],
+  views: int,
+  mesh: Mesh,
 ) -> Feed:
   """The `Feed` of a run, with batches on the devices of `mesh`.
 
+  augment: as `okdph_jax.views.make` returns it.
+
   With `config.views_on="host"` the image of a batch is its views, float32 [V, B, H, W, C]. A
   thread computes them on JAX's CPU backend, `AHEAD` steps in advance; they are equal to those
-  that the step would compute from the same (seed, step).
+  that the step would compute from the same (seed, step). In a pod every process computes those
+  of the images on its own devices.
   """
   options: Any = dict(batch_size=config.batch_size, views=views)
   shapes = dataset.train.shapes(**options, mesh=mesh)
 
   @functools.cache  # copies the dataset to the devices when it is first needed
-  def batches(mesh):
-    return dataset.train.batches(**options, seed=config.seed, mesh=mesh)
+  def batches(mesh, part=everything):
+    return dataset.train.batches(**options, seed=config.seed, mesh=mesh, part=part)
 
   if config.views_on == "device":
     return Feed(batches(mesh), batches(mesh), shapes, augment)
@@ -54,22 +61,28 @@ def feed(
   with jax.default_device(cpu.devices.flat[0]):
     key = jax.random.key(config.seed)
   look = jax.jit(
-    lambda key, step, image: augment(keys_of(key, step)[0], image),
+    lambda key, step, image, position: augment(keys_of(key, step)[0], image, position),
     compiler_options=host.compiler_options("cpu"),
   )
 
+  def part(size):
+    return local(sharding(mesh, size), size)
+
   def prepare(step):
-    batch = batches(cpu)(step)
-    views, label = jax.device_get((look(key, np.int32(step), batch.image), batch.label))
+    size = size_at(step, len(dataset.train), config.batch_size)
+    image, label = batches(cpu, part)(step)
+    views, label = jax.device_get((look(key, np.int32(step), image, part(size)), label))
+    whole = jax.make_array_from_process_local_data
     return Batch(
-      host.place(views, sharding(mesh, len(label), axis=1)),
-      host.place(label, sharding(mesh, len(label))),
+      whole(sharding(mesh, size, axis=1), views, (len(views), size, *views.shape[2:])),
+      whole(sharding(mesh, size), label, (size,)),
     )
 
   def viewed(batch):
-    views, size = jax.eval_shape(look, key, np.int32(0), batch.image), len(batch.label)
+    size = len(batch.label)
+    seen = jax.eval_shape(augment, key, batch.image)
     image: Any = jax.ShapeDtypeStruct(
-      views.shape, views.dtype, sharding=sharding(mesh, size, axis=1)
+      seen.shape, seen.dtype, sharding=sharding(mesh, size, axis=1)
     )
     return batch._replace(image=image)
 
@@ -101,10 +114,6 @@ def ahead(prepare: Callable[[int], Any]) -> Callable[[int], Any]:
 
 
 def _cpu():
-  if jax.process_count() > 1:
-    raise ValueError(
-      "config.views_on='host' does not work in a pod of several processes; use 'device'"
-    )
   try:
     device = jax.local_devices(backend="cpu")[0]
   except RuntimeError:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float
 
 from okdph_jax.views import ops
 from okdph_jax.views.spec import VIEWS, parse
@@ -12,12 +12,13 @@ from okdph_jax.views.spec import VIEWS, parse
 
 def make(
   specs: Sequence[str], mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Key[Array, ""], UInt8[Array, "*V B H W C"]], Float[Array, "V B H W C"]]:
+) -> Callable[..., Float[Array, "V B H W C"]]:
   """`augment(key, image)`, which computes one normalised view of a batch per spec.
 
   specs: V strings, see `okdph_jax.views.spec`. mean, std: one number per channel.
   image: [B, H, W, C], or [V, B, H, W, C] if it was cropped for each view already. Image b of
-  view v uses the key `fold_in(fold_in(key, v), b)`, on any number of devices.
+  view v uses the key `fold_in(fold_in(key, v), b)`, on any number of devices. For a part of a
+  batch, `augment(key, image, position)` takes the positions b of its images, int [B].
 
       >>> augment = make(("flip", "crop(1)|cutout(3)"), mean=(0.5,), std=(0.25,))
       >>> augment(jax.random.key(0), jnp.zeros((4, 8, 8, 1), jnp.uint8)).shape
@@ -30,7 +31,7 @@ def make(
     raise ValueError(f"views must be a tuple of specs, one per network: ({specs!r},)")
   views = [jax.vmap(view(spec, mean, std)) for spec in specs]
 
-  def augment(key, image):
+  def augment(key, image, position=None):
     if image.ndim == 4:
       image = [image] * len(views)
     if len(image) != len(views):
@@ -38,7 +39,8 @@ def make(
     augmented = []
     for v, (apply, pixels) in enumerate(zip(views, image, strict=True)):
       fold = jax.vmap(jax.random.fold_in, (None, 0))
-      keys = fold(jax.random.fold_in(key, v), jnp.arange(pixels.shape[0]))
+      at = jnp.arange(pixels.shape[0]) if position is None else position
+      keys = fold(jax.random.fold_in(key, v), at)
       augmented.append(apply(keys, pixels))
     return jnp.stack(augmented)
 

@@ -11,6 +11,8 @@ def test_steps_of_an_epoch():
   assert data.epoch_steps(50_000, 128) == 391
   assert data.epoch_steps(500, 128) == 4
   assert data.epoch_steps(256, 128) == 2
+  for step in range(9):
+    assert batches.size_at(step, 500, 128) == len(data.indices(0, step, 500, 128))
 
 
 def test_every_image_once_per_epoch_and_a_short_last_batch():

@@ -146,6 +146,24 @@ def test_batches_are_split_over_a_mesh(root):
   np.testing.assert_array_equal(batch.image, start(load(root))(0).image)
 
 
+def odd(size):
+  return np.arange(1, size, 2)
+
+
+@pytest.mark.parametrize("kind", ["streamed", "corrupt", "memory"])
+def test_a_part_of_every_batch_is_that_of_the_whole_batch(root, kind, request):
+  if kind == "corrupt":
+    request.getfixturevalue("corrupt")
+  memory_limit = 2**30 if kind == "memory" else 1
+  options = dict(seed=0, batch_size=8, views=VIEWS)
+  train = load(root, memory_limit=memory_limit, corrupt="skip").train
+  whole, part = train.batches(**options), train.batches(**options, part=odd)
+  for step in range(3):
+    image, label = part(step)
+    np.testing.assert_array_equal(image, np.asarray(whole(step).image)[..., 1::2, :, :, :])
+    np.testing.assert_array_equal(label, whole(step).label[1::2])
+
+
 @pytest.fixture
 def corrupt(root):
   path = root / "train" / "b" / "07.jpg"

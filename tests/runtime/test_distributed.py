@@ -91,7 +91,7 @@ def test_a_pod_trains_the_run_of_one_process_stops_together_and_survives_none(tm
   assert codes == [1, -signal.SIGKILL] and "the pod lost a process" in err[0], err
   assert "Traceback" not in err[0]
 
-  codes, out, err = ended(together(*command))
+  codes, out, err = ended(together(*command, "--config.views_on=host"))
   assert codes == [0, 0], err
   assert "resuming from step" in out[0] and not out[1].replace("[Gloo]", "").count("step")
   assert evaluations(tmp_path / "2") == evaluations(tmp_path / "1")
