@@ -2,7 +2,7 @@
 # Draws the figures of flatness.md, then its tables: docs/flatness.sh [ROOT [SELF]], where ROOT
 # has the runs of `okdph sweep cifar10_small`, and SELF those of `okdph sweep self_distillation`.
 #
-# Half an hour on two cores. A figure that is there stays: delete its .json to draw it again.
+# An hour on two cores. A figure that is there stays: delete its .json to draw it again.
 set -ef
 root=${1:-runs/cifar10_small} self=${2:-runs/self_distillation}
 docs=$(dirname "$0")
@@ -23,12 +23,15 @@ draw barrier barrier $four --images=250 --points=7 --snapshots=6 --baseline=base
 draw landscape landscape --workdir=$root/okdph-seed42 --workdir=$root/dml-seed42 --size=21 \
   --images=250 --statistics-images=250
 draw noise noise $four $students --baseline=base3
-draw sharpness sharpness --workdir=$root $students --images=250 --rho 0.01 --baseline=base3
+draw sharpness sharpness $four $students --images=250 --rho 0.01 --baseline=base3
+draw correlation sharpness --workdir=$root/*-seed45 --workdir=$root/*-seed46 $students \
+  --images=250 --rho 0.01
 draw hessian hessian $four --readers=student_0 --images=100 --probes=10 --baseline=base3
 draw random-plane landscape --plane=random --workdir=$root/okdph-seed42 \
   --workdir=$root/base3-seed42 --workdir=$root/dml-seed42 --readers=student_0 --size=21 \
   --images=100 --statistics-images=100
-draw pac_bayes pac_bayes $four --readers=student_0 --points=4 --images=250 --baseline=base3
+draw pac_bayes pac_bayes $four --readers=student_0 --points=3 --images=200 --batch=100 \
+  --baseline=base3
 draw ablation ablation --workdir=$self --readers=student_0 --images=100 --baseline=base1
 draw generations hessian --workdir=$self/base1-seed* --workdir=$self/born-seed* \
   --readers=student_0 --images=100 --probes=10 --baseline=base1
