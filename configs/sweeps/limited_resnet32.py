@@ -2,11 +2,11 @@
 
     okdph sweep limited_resnet32 --root=runs/limited_resnet32
 
-Every run sees the images that the release draws; run k has seed k. `okdph` has the values of the
-supplement's Table 7, `okdph-release` the release's four switches as well. `base-hflip` and
-`dml-hflip` see flipped images alone, as in the paper; `base` and `dml` see OKDPH's views, one of
-the three drawn per image and network. `okdph-0.8` has omega = beta = 0.8, the values that the
-paper uses most: with Table 7's omega = 1 the hybrid has no loss of its own.
+Every run sees the images that the release draws; run k has seed k. `okdph` has the values of
+the supplement's Table 7, `okdph-release` the release's four switches as well. `base-hflip`
+and `dml-hflip` see flipped images alone, as in the paper; `base` and `dml` see OKDPH's views,
+one of the three drawn per image and network. `okdph-0.8` has omega = beta = 0.8, the values
+that the paper uses most: with Table 7's omega = 1 the hybrid has no loss of its own.
 """
 
 from okdph_jax.experiment import paper
