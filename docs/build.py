@@ -15,8 +15,9 @@ from okdph_jax.intervals import Interval
 from okdph_jax.report import plots, runs, statistics, tables
 
 ROOT = Path(__file__).parents[1]
-RANKING, RESNET32 = "cifar10_small", "resnet32"  # folders of docs/results
+RANKING, RESNET32, COMPUTE = "cifar10_small", "resnet32", "compute"  # folders of docs/results
 BASELINE = "base, students=1, views=any(hflip, cutout, augment)"
+FLOAT32 = "okdph, batch_norm_images=None, compute=float32"
 FIGURES = ROOT / "docs" / "figures"
 CURVATURE = {
   "eigenvalue_1": "largest eigenvalue",
@@ -88,16 +89,22 @@ def results(name):
 def generated():
   """{file: {name of the part: its text}}."""
   ranking = results(RANKING)
-  (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(ranking, BASELINE), re.M)
   return {
     "docs/flatness.md": flatness(),
-    "README.md": {"accuracy": table},
+    "README.md": {"accuracy": differences(ranking, BASELINE)},
+    "docs/scaling.md": {COMPUTE: differences(results(COMPUTE), FLOAT32)},
     "docs/configs.md": {"options": options.table()},
     "docs/results.md": {
       RANKING: tables.render(tables.sections(ranking, BASELINE)),
       RESNET32: tables.render(tables.sections(results(RESNET32))).removeprefix(tables.NOTES),
     },
   }
+
+
+def differences(trials, baseline):
+  """A table of the methods' means and their differences to the baseline."""
+  (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(trials, baseline), re.M)
+  return table
 
 
 def flatness():
