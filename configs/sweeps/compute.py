@@ -4,8 +4,8 @@
     okdph report runs/compute --baseline="okdph, batch_norm_images=None, compute=float32"
 
 The setting, seeds and draws of the images are those of `okdph` in the sweep `cifar10_small`,
-which `float32` repeats. On a CPU `compute=bfloat16` rounds the operands of convolutions alone; on
-an accelerator activations are bfloat16 too.
+which `float32` repeats. On a CPU `compute=bfloat16` rounds the operands of convolutions alone;
+on an accelerator activations are bfloat16 too.
 """
 
 SEEDS = 5
