@@ -136,9 +136,9 @@ def perturbed(key: Key[Array, ""], params: PyTree, sigma: Any, *, relative: bool
 
 
 def unstacked(batches: PyTree) -> list[PyTree]:
-  """The batches one by one."""
-  leaves, structure = jax.tree.flatten(batches)
-  return [jax.tree.unflatten(structure, parts) for parts in zip(*leaves, strict=True)]
+  """The batches one by one, each split over the devices as it is in the stack."""
+  count = len(jax.tree.leaves(batches)[0])  # iterating over an array would gather it on one
+  return [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(count)]
 
 
 def measure(net: nn.Module, variables: Variables, images: Images) -> dict[str, Array]:

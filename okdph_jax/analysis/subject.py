@@ -187,8 +187,12 @@ class Subject:
     """
     raw = self.raw_images(count, split=split, seed=seed, batch=batch)
     plain = views.make(("plain",), self.dataset.mean, self.dataset.std)
-    normalised = jax.jit(lambda image: plain(jax.random.key(0), image)[0])
-    return Images(jnp.stack([normalised(image) for image in raw.image]), raw.label)
+
+    @functools.partial(jax.jit, out_shardings=raw.image.sharding)
+    def normalised(image):
+      return jax.lax.map(lambda batch: plain(jax.random.key(0), batch)[0], image)
+
+    return Images(normalised(raw.image), raw.label)
 
   def raw_images(
     self, count: int, *, split: str = "train", seed: int = 0, batch: int = 250

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from okdph_jax.analysis.points import unstacked
 from okdph_jax.analysis.subject import Subject, subjects, targets
 from okdph_jax.cli import analysis
 from okdph_jax.experiment import paper
@@ -40,6 +41,12 @@ def workdir(tmp_path_factory):
   config.update(batch_size=16, epochs=2, snapshots=1, milestones=())
   fit(ml_collections.ConfigDict(config), str(folder / "run"))
   return folder / "run"
+
+
+def test_every_batch_of_images_is_split_over_the_devices(workdir):
+  for batch in unstacked(Subject(workdir, network=NETWORK).images(16, batch=8)):
+    for array in batch:
+      assert array.sharding.spec == jax.sharding.PartitionSpec("data")
 
 
 COMMANDS = {
