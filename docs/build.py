@@ -91,8 +91,8 @@ def generated():
   ranking = results(RANKING)
   return {
     "docs/flatness.md": flatness(),
-    "README.md": {"accuracy": differences(ranking, BASELINE)},
-    "docs/scaling.md": {COMPUTE: differences(results(COMPUTE), FLOAT32)},
+    "README.md": {"accuracy": ranked(ranking, BASELINE)},
+    "docs/scaling.md": {COMPUTE: ranked(results(COMPUTE), FLOAT32)},
     "docs/configs.md": {"options": options.table()},
     "docs/results.md": {
       RANKING: tables.render(tables.sections(ranking, BASELINE)),
@@ -101,7 +101,7 @@ def generated():
   }
 
 
-def differences(trials, baseline):
+def ranked(trials, baseline):
   """A table of the methods' means and their differences to the baseline."""
   (table,) = re.findall(r"(?:^\|.*\n)+", tables.head(trials, baseline), re.M)
   return table
@@ -126,13 +126,10 @@ def flatness():
     pairs.append({"": f"`{entry}` - `{other}`"} | cells(between, GENERATIONS))
   terms = compared("dot", "by-ensemble", DOT)
   curvature = compared("generations", "base1", CURVATURE)
-  generations = [
-    {"": f"`{entry}`"} | cells(row, GENERATIONS)
-    for entry, row in replicates.summary(ablation)["entries"].items()
-  ]
+  generations = rows(replicates.summary(ablation)["entries"], GENERATIONS)
   return {
-    name: tabulate(rows, "keys", "github", disable_numparse=True)
-    for name, rows in {
+    name: tabulate(table, "keys", "github", disable_numparse=True)
+    for name, table in {
       "measures": measures,
       "differences": differences,
       "generations": generations,
@@ -151,11 +148,13 @@ def networks(figure):
 def compared(figure, baseline, titles):
   """Rows of the entries of a figure, and of their differences to the baseline."""
   found = replicates.summary(networks(figure), baseline)
-  rows = [{"": f"`{entry}`"} | cells(row, titles) for entry, row in found["entries"].items()]
-  return rows + [
-    {"": f"`{entry}` - `{baseline}`"} | cells(row, titles)
-    for entry, row in found["differences"].items()
-  ]
+  difference = rows(found["differences"], titles, f" - `{baseline}`")
+  return rows(found["entries"], titles) + difference
+
+
+def rows(entries, titles, suffix=""):
+  """A row of `cells` for every entry."""
+  return [{"": f"`{entry}`{suffix}"} | cells(row, titles) for entry, row in entries.items()]
 
 
 def cells(row, titles):

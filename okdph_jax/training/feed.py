@@ -65,6 +65,7 @@ def feed(
     compiler_options=host.compiler_options("cpu"),
   )
 
+  @functools.cache  # of the full batch and of the short one
   def part(size):
     return local(sharding(mesh, size), size)
 
