@@ -289,25 +289,39 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
+# As submitit does: it calls `checkpoint` in a signal handler, which interrupts the job.
+JOB = """
+import signal
+import sys
+from okdph_jax.sweep.slurm import Train
+def time_is_up(*_):
+  job.process.send_signal(signal.SIGUSR2)  # Slurm signals all processes; the run goes on
+  again = job.checkpoint()
+  print(type(again).__name__, again.function.command == job.command, job.process.wait())
+  sys.exit(0)
+signal.signal(signal.SIGUSR2, time_is_up)
+job = Train([sys.executable, *sys.argv[1:]])
+job()
+"""
+
+
 @linux
 def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path):
-  submitit = pytest.importorskip("submitit")
-  (tmp_path / "program.py").write_text(PROGRAM)
+  pytest.importorskip("submitit")
+  for name, text in (("program.py", PROGRAM), ("job.py", JOB)):
+    (tmp_path / name).write_text(text)
   run = tmp_path / "waits-seed42"
   run.mkdir()
-  job = slurm.Train([sys.executable, str(tmp_path / "program.py"), f"--workdir={run}"])
-  thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, job))
-  thread.start()
-  wait_for((run / "started").exists)
-  time.sleep(0.2)
-  job.process.send_signal(signal.SIGUSR2)  # as Slurm does; the run goes on
-  time.sleep(0.1)
-  assert job.process.poll() is None
-  again = job.checkpoint()
-  thread.join(10)
-  assert (run / "saved").exists() and job.process.returncode == 75
-  assert isinstance(again, submitit.helpers.DelayedSubmission)
-  assert again.function.command == job.command
+  command = [sys.executable, tmp_path / "job.py", tmp_path / "program.py", f"--workdir={run}"]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+    wait_for((run / "started").exists)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGUSR2)
+    try:
+      assert job.communicate(timeout=60)[0].endswith("DelayedSubmission True 75\n")
+    finally:
+      job.kill()
+  assert (run / "saved").exists()
 
 
 def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(capsys):
