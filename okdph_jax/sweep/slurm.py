@@ -61,7 +61,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
     raise ValueError("--slurm needs submitit: pip install 'okdph_jax[slurm]'") from None
   given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
-  left = stacked([cell for cell in unfinished(cells) if not cell.run.holder], stack)
+  left = stacked([cell for cell in unfinished(cells) if not cell.holder], stack)
   jobs: dict[str, Any] = {}
   try:
     executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)

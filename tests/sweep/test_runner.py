@@ -6,20 +6,20 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from okdph_jax.cli import dispatch
+from okdph_jax.experiment.fit import generations
 from okdph_jax.experiment.summary import resolve
 from okdph_jax.run import Run
 from okdph_jax.runtime import signals
 from okdph_jax.status import status
 from okdph_jax.sweep import slurm
 from okdph_jax.sweep.cells import read
-from okdph_jax.sweep.runner import Runner, slots
+from okdph_jax.sweep.runner import Runner, is_finished, slots
 from tests import runs
 
 # In place of `okdph train`: does as the folder's name says.
@@ -89,9 +89,13 @@ def sweep(tmp_path):
 
 def result_of(cell):
   """The result.json that the stand-in writes."""
+  return result_in(cell.config, cell.run.path)
+
+
+def result_in(config, folder):
   result = {
-    "config": resolve(cell.config, cell.run.path),
-    "seed": cell.config.seed,
+    "config": resolve(config, folder),
+    "seed": config.seed,
     "epochs": 20,
     "evaluations": 10,
     "readers": {"hybrid": {"single": True, "last": 0.5, "best": 0.5, "best_epoch": 3.0}},
@@ -262,6 +266,23 @@ def test_a_part_of_the_digits_sweep(tmp_path):
   run = Run(tmp_path / "root" / "base-seed42")
   assert run.result["seed"] == 42 and status(run).state == "finished"
   assert "the run is in" in (run.path / "log.txt").read_text()
+
+
+def test_a_run_of_several_generations_is_finished_with_the_last_and_held_with_any(tmp_path):
+  file = tmp_path / "mine.py"
+  entries = {"born": {"config": "digits:kd,resnet8", "generations": 2}}
+  file.write_text(f"def get_sweep():\n  return {entries!r}\n")
+  [cell] = read(str(file), tmp_path)
+  first, second = (run.path for run in cell.runs)
+  for config, folder in generations(cell.config, cell.run.path):
+    assert not is_finished(cell) and cell.current.path == Path(folder)
+    with Run(folder).locked():
+      assert cell.holder
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "result.json").write_text(result_in(config, folder))
+  assert is_finished(cell) and not cell.holder and cell.current.path == second
+  (first / "result.json").unlink()
+  assert not is_finished(cell)
 
 
 def test_jobs_of_submitit(tmp_path, monkeypatch):
