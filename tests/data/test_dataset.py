@@ -199,10 +199,13 @@ def test_another_data_seed_is_another_draw_for_every_seed(npz):
   assert data.load(again).fingerprint() == other.fingerprint()
 
 
-def test_a_folder_can_be_normalised_as_a_dataset_that_is_known(npz):
+def test_a_folder_can_be_normalised_as_a_dataset_that_is_known(npz, arrays):
   dataset = data.load(config(dir=npz(), normalise_as="tiny_imagenet"))
   assert (dataset.mean, dataset.std) == data.dataset.NORMALISATION["tiny_imagenet"]
   assert "as known for tiny_imagenet" in dataset.summary
+  grey = {name: arrays[name][..., :1] for name in ("train_images", "test_images")}
+  line = refusal(dir=npz(**grey), normalise_as="cifar10")
+  assert "data.normalise_as='cifar10' has 3 channels" in line and "have 1" in line
   line = refusal(dir=npz(), normalise_as="tinyimagenet")
   assert "'tinyimagenet' is not one of cifar10" in line
 
