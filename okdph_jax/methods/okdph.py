@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax import durations
@@ -83,8 +82,7 @@ def okdph(
 
   def init(key, views):
     first, second = jax.random.split(key)
-    starts = jnp.stack([first] * n) if same_init else jax.random.split(first, n)
-    learner = peers.init_networks(net, starts, views)
+    learner = peers.init_networks(net, peers.starts(first, n, same_init), views)
     memory: dict[str, Any] = {"weights": draw(second)}
     if fuse_with == "previous":
       memory["hybrid"] = mix(learner.students, memory["weights"])

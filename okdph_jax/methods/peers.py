@@ -20,15 +20,18 @@ from okdph_jax.methods.protocol import (
 from okdph_jax.nn.students import each, shared_input, stack
 
 
-def peers(context: Context, students: int, criterion: Callable[..., Terms]) -> Method:
-  """A method of N independently initialised networks, each with a view of its own.
+def peers(
+  context: Context, students: int, criterion: Callable[..., Terms], *, same_init: bool = False
+) -> Method:
+  """A method of N whole networks, each with a view of its own.
 
-  `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students.
+  `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students. same_init:
+  whether the networks are equal at the start.
   """
   net = context.net
 
   def init(key, views):
-    return init_networks(net, jax.random.split(key, students), views)
+    return init_networks(net, starts(key, students, same_init), views)
 
   def losses(learner, views, step, key):
     logits, stats = each(net, learner.students, views.image, key, train=True)
@@ -63,6 +66,11 @@ def readers(net: nn.Module, others: NetworksFn = lambda learner: {}) -> dict:
     return mean_of(students_logits(net, learner, image))
 
   return {"networks": networks, "predict": predict, "ensembles": ensembles}
+
+
+def starts(key: Key[Array, ""], students: int, same_init: bool) -> Key[Array, " N"]:
+  """The keys from which the students are initialised."""
+  return jnp.stack([key] * students) if same_init else jax.random.split(key, students)
 
 
 def init_networks(

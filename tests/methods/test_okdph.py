@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from okdph_jax.core import Batch, Views
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
+from okdph_jax.methods import METHODS
 from okdph_jax.methods.okdph import fusion_clock, okdph
 from okdph_jax.methods.protocol import Context
 from okdph_jax.training.step import initial_state, train_step
@@ -283,6 +284,19 @@ def test_when_fusion_is_due(every, clock, epoch_steps, want):
 def test_the_release_fuses_79_times_in_an_epoch_of_cifar():
   due = fusion_clock("5 steps", "epoch", 391)
   assert sum(bool(due(t)) for t in range(1, 392)) == 79 and due(391) and due(392)
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [("base", dict(students=2)), ("dml", {}), ("kdcl", {}), ("kdcl", dict(target="general"))],
+)
+def test_other_students_start_equal_on_request(name, options):
+  """At the point where OKDPH's would, if their key is the same."""
+  for same in (True, False):
+    method = METHODS[name](context(Smooth()), **options, same_init=same)
+    start = method.init(jax.random.key(0), views_of(method).image)
+    kernel = start.params["students"]["Conv_0"]["kernel"]
+    assert bool((kernel[0] == kernel[1]).all()) == same
 
 
 def test_students_start_equal_by_default():
