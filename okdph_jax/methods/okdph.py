@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from okdph_jax import durations
@@ -82,7 +83,8 @@ def okdph(
 
   def init(key, views):
     first, second = jax.random.split(key)
-    learner = peers.init_networks(net, peers.starts(first, n, same_init), views)
+    starts = jnp.stack([first] * n) if same_init else jax.random.split(first, n)
+    learner = peers.init_networks(net, starts, views)
     memory: dict[str, Any] = {"weights": draw(second)}
     if fuse_with == "previous":
       memory["hybrid"] = mix(learner.students, memory["weights"])

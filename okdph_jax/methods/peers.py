@@ -26,12 +26,15 @@ def peers(
   """A method of N whole networks, each with a view of its own.
 
   `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students. same_init:
-  whether the networks are equal at the start.
+  whether all networks start as the first one.
   """
   net = context.net
 
   def init(key, views):
-    return init_networks(net, starts(key, students, same_init), views)
+    keys = jax.random.split(key, students)
+    if same_init:
+      keys = jnp.stack([keys[0]] * students)  # also OKDPH's, with the same seed
+    return init_networks(net, keys, views)
 
   def losses(learner, views, step, key):
     logits, stats = each(net, learner.students, views.image, key, train=True)
@@ -66,11 +69,6 @@ def readers(net: nn.Module, others: NetworksFn = lambda learner: {}) -> dict:
     return mean_of(students_logits(net, learner, image))
 
   return {"networks": networks, "predict": predict, "ensembles": ensembles}
-
-
-def starts(key: Key[Array, ""], students: int, same_init: bool) -> Key[Array, " N"]:
-  """The keys from which the students are initialised."""
-  return jnp.stack([key] * students) if same_init else jax.random.split(key, students)
 
 
 def init_networks(

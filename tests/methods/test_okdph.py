@@ -288,15 +288,19 @@ def test_the_release_fuses_79_times_in_an_epoch_of_cifar():
 
 @pytest.mark.parametrize(
   "name, options",
-  [("base", dict(students=2)), ("dml", {}), ("kdcl", {}), ("kdcl", dict(target="general"))],
+  [("base", dict(students=3)), ("dml", {}), ("kdcl", {}), ("kdcl", dict(target="general"))],
 )
-def test_other_students_start_equal_on_request(name, options):
-  """At the point where OKDPH's would, if their key is the same."""
+def test_other_students_start_where_okdph_s_do_on_request(name, options):
+  own = okdph(context(Smooth()))
+  begin = own.init(jax.random.key(0), views_of(own).image).params["students"]["Conv_0"][
+    "kernel"
+  ]
   for same in (True, False):
     method = METHODS[name](context(Smooth()), **options, same_init=same)
     start = method.init(jax.random.key(0), views_of(method).image)
-    kernel = start.params["students"]["Conv_0"]["kernel"]
-    assert bool((kernel[0] == kernel[1]).all()) == same
+    first, *others = start.params["students"]["Conv_0"]["kernel"]
+    np.testing.assert_array_equal(first, begin[0])
+    assert all(bool((other == first).all()) == same for other in others)
 
 
 def test_students_start_equal_by_default():
