@@ -286,11 +286,10 @@ def _counted(trials):
 
 def _paper(trials):
   """The number of the paper that describes every one of these runs, if there is one."""
-  trial, *others = trials
-  cell = paper.cell(trial.config)
-  if cell is None or any(paper.cell(other.config) != cell for other in others):
+  cell, *others = (paper.cell(trial.result["config"]) for trial in trials)
+  if cell is None or any(other != cell for other in others):
     return Cell("")
-  views = {view.replace("|noise", "") for view in trial.config["views"]}
+  views = {paper.without_noise(view) for view in trials[0].config["views"]}
   other = f" ({', '.join(cell.views)})" if views != set(cell.views) else ""
   return Cell(f"{cell}{other}", order=cell.accuracy / 100)
 
