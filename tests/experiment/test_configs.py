@@ -271,6 +271,8 @@ def test_the_release_in_all_its_parts():
   readme = config_of("release", "okdph,resnet32,cifar10,1,none,4,readme")
   assert readme.views == (*views, "auto_aug", "plain") and readme.method.fuse_every == "1 epoch"
   assert config_of("release", "dml,resnet32,cifar10,1,none,4").method.students == 4
+  assert config_of("release", "pcl,densenet40_12").method.students == 3
+  assert config_of("release", "pcl,densenet40_12,cifar10,1,none,2").method.students == 2
   for config in (small, noisy, train, four, readme):
     assert config.method.get("fuse_with", "previous") == "previous"
     built(config)
