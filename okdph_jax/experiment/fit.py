@@ -202,6 +202,7 @@ def train_together(
         environment=here,
         command=command or (job.run.record or {}).get("command"),
         class_names=dataset.class_names,
+        streamed=dataset.test.streamed,
         **record,
         **extended,
       )
