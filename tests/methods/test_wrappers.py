@@ -339,6 +339,17 @@ def test_swa_around_pcl_takes_the_mean_over_images_and_views():
   close(jax.tree.map(lambda x: x[0], stats["students"]), mean(branch), 1e-4)
 
 
+def test_averages_of_swa_s_students_are_reestimated_too():
+  """Of `swa_hybrid` SWA has only means of the students' statistics."""
+  method = WRAPPERS["swa"](METHODS["okdph"](tiny.context()), tiny.context())
+  wrapped = WRAPPERS["reestimate"](method, tiny.context())
+  views = jax.ShapeDtypeStruct((3, 2, *tiny.batch().image.shape[1:]), jnp.float32)
+  start = jax.eval_shape(wrapped.init, KEY, views)
+  networks = jax.eval_shape(wrapped.networks, start)
+  added = [name for name in networks if name.startswith("reestimated_")]
+  assert added == [f"reestimated_{x}" for x in ("hybrid", "center", "swa_hybrid", "swa_center")]
+
+
 @pytest.mark.parametrize(
   "name, readers", [("okdph", ("hybrid", "center")), ("pcl", ("mean_0", "mean_1", "mean_2"))]
 )
