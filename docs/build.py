@@ -47,6 +47,12 @@ FLATNESS = {  # docs/figures/NAME.json -> {measure: as flatness.md calls it}
   },
 }
 COMPARED = ("base3", "okdph", "okdph-release", "dml")
+DIFFERENCES = (
+  ("okdph", "base3"),
+  ("okdph-release", "base3"),
+  ("dml", "base3"),
+  ("okdph", "dml"),
+)
 GENERATIONS = {
   "test_accuracy": "test accuracy",
   "weight_norm": "weight norm",
@@ -62,6 +68,7 @@ PAIRS = (  # of self-distillation: runs - what they are compared with
   ("born/generation_2", "born/generation_1"),
   ("born/generation_3", "born/generation_2"),
   ("born/generation_3", "base1"),
+  ("labels", "base1"),
   ("smoothed", "born/generation_0"),
   ("by-okdph", "okdph"),
   ("by-ensemble", "base1"),
@@ -89,13 +96,19 @@ def results(name):
 def generated():
   """{file: {name of the part: its text}}."""
   ranking = results(RANKING)
+  (section,) = tables.sections(ranking, BASELINE)
+  summary, readers = section.tables[:2], section.tables[2:]
   return {
     "docs/flatness.md": flatness(),
+    "docs/self-distillation.md": self_distillation(),
     "README.md": {"accuracy": ranked(ranking, BASELINE)},
     "docs/scaling.md": {COMPUTE: ranked(results(COMPUTE), FLOAT32)},
     "docs/configs.md": {"options": options.table()},
     "docs/results.md": {
-      RANKING: tables.render(tables.sections(ranking, BASELINE)),
+      RANKING: tables.render([section._replace(tables=summary)]),
+      f"{RANKING}_readers": "\n\n".join(
+        part for table in readers for part in (table.caption, tables.markdown(table))
+      ),
       RESNET32: tables.render(tables.sections(results(RESNET32))).removeprefix(tables.NOTES),
     },
   }
@@ -111,32 +124,39 @@ def flatness():
   """{name of the part: Markdown table} of flatness.md, from the numbers of its figures."""
   measures, differences = [], []
   for name, titles in FLATNESS.items():
-    found = replicates.summary(networks(name), "base3")
+    found = {other: replicates.summary(networks(name), other) for _, other in DIFFERENCES}
+    entries = found["base3"]["entries"]
     for measure, title in titles.items():
-      measures.append({"": title})
-      differences.append({"": title})
-      for entry in COMPARED:
-        measures[-1][entry] = replicates.spread(**found["entries"][entry][measure])
-      for entry in COMPARED[1:]:
-        differences[-1][entry] = replicates.difference(found["differences"][entry][measure])
+      means = {entry: replicates.spread(**entries[entry][measure]) for entry in COMPARED}
+      measures.append({"": title} | means)
+      between = {
+        f"{entry} - {other}": replicates.difference(found[other]["differences"][entry][measure])
+        for entry, other in DIFFERENCES
+      }
+      differences.append({"": title} | between)
+  return github(measures=measures, differences=differences)
+
+
+def self_distillation():
+  """The same of self-distillation.md."""
   ablation = networks("ablation")
   pairs = []
   for entry, other in PAIRS:
     between = replicates.summary(ablation, other)["differences"][entry]
     pairs.append({"": f"`{entry}` - `{other}`"} | cells(between, GENERATIONS))
-  terms = compared("dot", "by-ensemble", DOT)
-  curvature = compared("generations", "base1", CURVATURE)
-  generations = rows(replicates.summary(ablation)["entries"], GENERATIONS)
+  return github(
+    generations=rows(replicates.summary(ablation)["entries"], GENERATIONS),
+    pairs=pairs,
+    curvature=compared("generations", "base1", CURVATURE),
+    terms=compared("dot", "by-ensemble", DOT),
+  )
+
+
+def github(**parts):
+  """{name: Markdown table} of {name: rows}."""
   return {
     name: tabulate(table, "keys", "github", disable_numparse=True)
-    for name, table in {
-      "measures": measures,
-      "differences": differences,
-      "generations": generations,
-      "pairs": pairs,
-      "curvature": curvature,
-      "terms": terms,
-    }.items()
+    for name, table in parts.items()
   }
 
 

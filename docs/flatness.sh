@@ -1,8 +1,11 @@
 #!/bin/sh
-# Draws the figures of flatness.md, then its tables: docs/flatness.sh [ROOT [SELF]], where ROOT
-# has the runs of `okdph sweep cifar10_small`, and SELF those of `okdph sweep self_distillation`.
+# Draws the figures of flatness.md and self-distillation.md, then their tables:
 #
-# An hour on two cores. A figure that is there stays: delete its .json to draw it again.
+#   docs/flatness.sh [ROOT [SELF]]
+#
+# ROOT has the runs of `okdph sweep cifar10_small`, SELF those of `okdph sweep self_distillation`.
+# A figure whose .json is in docs/figures is not drawn again: first remove those that you want
+# anew. All of them take an hour on two cores.
 set -ef
 root=${1:-runs/cifar10_small} self=${2:-runs/self_distillation}
 docs=$(dirname "$0")

@@ -8,7 +8,7 @@ from the labels and half from their teacher at T = 1.
 
 `born` is taught by `base1` and then by itself: with `base1`, five generations. What the other
 students change is the teacher, its targets, or the optimizer; each is a test of one explanation
-of why self-distillation helps, of our own design (docs/flatness.md). `dot` is
+of why self-distillation helps, of our own design (docs/self-distillation.md). `dot` is
 `by-ensemble` with DOT's momenta, delta as on ImageNet, where its authors weigh the two losses
 alike too; `labels` learns from the labels alone, and logs its distance from the same teacher.
 """
