@@ -9,7 +9,7 @@ DESCRIPTION = """\
 Runs every config of a sweep file with several seeds, each in its own run directory and process.
 The same command resumes the runs that were stopped and skips those that are finished.
 
-  okdph sweep digits --root=runs/digits --jobs=2
+  okdph sweep digits --root=runs/sweep --jobs=2
   okdph sweep table1 --root=runs/table1 --only=method=okdph,network=resnet32 --seeds=5
 
 --config.OPTION=VALUE changes an option of all runs.
