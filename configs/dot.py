@@ -7,7 +7,7 @@
 The argument is VARIANT,SYSTEM, dot,resnet32x4-resnet8x4 by default. VARIANT is one of
 
     teacher   trains the teacher, on labels alone
-    ce        the student on labels alone; the teacher only measures how far from it that leads
+    ce        the student on labels alone; its distance from the teacher is only logged
     kd        the student with the teacher
     dot       the same by DOT (Zhao et al., ICCV 2023, arXiv:2307.08436)
     control   kd by plain SGD with DOT's steady-state weights of the two losses, and its pull

@@ -21,7 +21,7 @@ or, with the images in `pictures/` as `own_images.py` writes them,
 The teacher must have the same classes in the same order: alphabetical, as in torchvision's
 `ImageFolder`. It sees the student's augmented images, normalised as in torchvision and timm
 (with ImageNet's mean and standard deviation); grey images become three equal channels. Reading
-the files needs `pip install 'okdph_jax[export]'`.
+the files needs `pip install '.[export]'` in a checkout.
 """
 
 import okdph_jax

@@ -1,6 +1,6 @@
 """Five methods on handwritten digits with equal views: minutes on a laptop.
 
-    okdph sweep digits --root=runs/digits --jobs=2
+    okdph sweep digits --root=runs/sweep --jobs=2
 
 Settings: `configs/digits.py`, ours. Expected: every best single network above 0.95.
 """

@@ -35,6 +35,7 @@ def outside(name):
   """A file of the repository's root as a page in docs/."""
   text = (ROOT / name).read_text(encoding="utf-8")
   text = text.replace("(examples)", "(docs/README.md#tutorials)")
+  text = text.replace("[CITATION.cff](CITATION.cff)", "CITATION.cff")  # no page
   text = re.sub(r"\]\((?!docs/|https?:|#)", "](../", text)  # as docs/ names the others
   return re.sub(r"\]\(docs/", "](", text)
 

@@ -11,7 +11,7 @@ differs, nothing is written.
   okdph export --workdir=runs/digits
   okdph export --workdir=runs/cifar10 --reader=hybrid --int8 --out=hybrid
 
-Needs `pip install 'okdph_jax[export]'`, and the run's data; if they have moved, add
+Needs `pip install '.[export]'` in a checkout, and the run's data; if they have moved, add
 --data.dir=DIR. `okdph predict` uses the exported network.
 """
 

@@ -102,7 +102,7 @@ def _checked(formats, int8):
   for name in chosen:
     FORMATS[name].check_installed()
   if importlib.util.find_spec("safetensors") is None:
-    raise ValueError("the weights need safetensors: pip install 'okdph_jax[export]'")
+    raise ValueError("the weights need safetensors: pip install '.[export]' in a checkout")
   return chosen
 
 

@@ -36,7 +36,7 @@ class Format(NamedTuple):
     missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
     if missing:
       raise ValueError(
-        f"{self.file} needs {', '.join(missing)}: pip install 'okdph_jax[export]'"
+        f"{self.file} needs {', '.join(missing)}: pip install '.[export]' in a checkout"
       )
 
 

@@ -71,7 +71,7 @@ def load(
   try:
     tensors = _safetensors(name) if name.suffix == ".safetensors" else _onnx(name, network)
   except ImportError as error:
-    raise ValueError(f"{path}: {error}; pip install 'okdph_jax[export]'") from error
+    raise ValueError(f"{path}: {error}; pip install '.[export]' in a checkout") from error
   except ValueError:
     raise
   except Exception as error:  # the libraries raise anything for a file that is not theirs

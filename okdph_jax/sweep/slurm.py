@@ -1,4 +1,4 @@
-"""Submits cells as Slurm jobs, with submitit: `pip install 'okdph_jax[slurm]'`."""
+"""Submits cells as Slurm jobs, with submitit: `pip install '.[slurm]'`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
   try:
     import submitit
   except ImportError:
-    raise ValueError("--slurm needs submitit: pip install 'okdph_jax[slurm]'") from None
+    raise ValueError("--slurm needs submitit: pip install '.[slurm]' in a checkout") from None
   given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
   left = stacked([cell for cell in unfinished(cells) if not cell.holder], stack)
