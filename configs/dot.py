@@ -11,7 +11,8 @@ The argument is VARIANT,SYSTEM, dot,resnet32x4-resnet8x4 by default. VARIANT is 
     kd        the student with the teacher
     dot       the same by DOT (Zhao et al., ICCV 2023, arXiv:2307.08436)
     control   kd by plain SGD with DOT's steady-state weights of the two losses, and its pull
-              of weight decay: wd (1 - momentum) / (1 - momentum + delta)
+              of weight decay: wd (1 - momentum) / (1 - momentum + delta); these follow
+              --config.momentum
 
 metrics.jsonl has for every epoch `label_loss` and `teacher_loss`, both unweighted. Expected on
 ImageNet (paper): dot 2.59 points above kd.
@@ -83,9 +84,11 @@ def get_config(argument=""):
   if method == "dot":
     config.wrappers = (dict(name="dot", delta=delta),)
   if method == "control":  # of 1 / (1 - momentum), what DOT's two momenta sum up to
-    task, distill = (0.1 / (0.1 + sign * delta) for sign in (1, -1))
-    config.wrappers = (dict(name="weighted", task_weight=task, distill_weight=distill),)
-    config.weight_decay = plan["weight_decay"] * task  # DOT has it beside the task's gradient
+    decay = 1 - config.get_ref("momentum")
+    task, distill = decay / (decay + delta), decay / (decay - delta)
+    config.method.task_weight = task * kd["task_weight"]
+    config.method.distill_weight = distill * kd["distill_weight"]
+    config.weight_decay = task * plan["weight_decay"]  # DOT has it beside the task's gradient
 
   if dataset == "tiny_imagenet":
     config.data.name = "folder"

@@ -49,9 +49,8 @@ def get_config(argument=""):
       f"the release has no cell of {100 * fraction:g} % of the images with noise; "
       "leave one of FRACTION and NOISE out"
     )
-  options = paper.RELEASE.get(method, {}) | options
-  if (method, options["network"]) == ("pcl", "densenet40_12"):
-    options |= {"students": 3}
+  three = {"students": 3} if (method, options["network"]) == ("pcl", "densenet40_12") else {}
+  options = paper.RELEASE.get(method, {}) | three | options
   setting = "noisy" if noise != "none" else fraction if fraction != 1 else None
   config = paper.recipe(setting=setting, **options)
   if method == "sam":

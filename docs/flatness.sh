@@ -23,8 +23,8 @@ draw() {  # draw FIGURE ANALYSIS OPTION...
 }
 
 draw barrier barrier $four --images=250 --points=7 --snapshots=6 --baseline=base3
-draw landscape landscape --workdir=$root/okdph-seed42 --workdir=$root/dml-seed42 --size=21 \
-  --images=250 --statistics-images=250
+draw landscape landscape --workdir=$root/okdph-seed42 --workdir=${root%/*}/same_init/dml-seed42 \
+  --size=21 --images=250 --statistics-images=250  # of the run in flatness.md
 draw noise noise $four $students --baseline=base3
 draw sharpness sharpness $four $students --images=250 --rho 0.01 --baseline=base3
 draw correlation sharpness --workdir=$root/*-seed45 --workdir=$root/*-seed46 $students \

@@ -352,11 +352,11 @@ class Run:
     """
     from okdph_jax.models.ensemble import together
     from okdph_jax.trained_network import TrainedNetwork
-    from okdph_jax.training import logbook
+    from okdph_jax.training import checkpoint, logbook
 
     net, method = self.method(network)
     which, step = self.chosen(which)
-    networks = method.networks(self.learner(which))
+    networks = method.networks(checkpoint.learner_at(self.path, step))
     line = max(
       (x for x in self.lines if x["step"] <= step), key=lambda x: x["step"], default={}
     )

@@ -27,7 +27,10 @@ ADDED = {
   "steps_per_dispatch": 1,
 }
 ADDED_DATA = {"seed": 42, "normalise_as": ""}
-ADDED_METHOD = {"okdph": {"hybrid_teaches": True}}
+ADDED_METHOD = {
+  "okdph": {"hybrid_teaches": True},
+  **dict.fromkeys(("base", "dml", "kdcl"), {"same_init": False}),
+}
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

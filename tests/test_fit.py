@@ -265,10 +265,9 @@ def test_training_losses_are_logged_step_by_step_and_resume_exactly(
   def after_a_step():
     yield (resumed.path / "training.jsonl").exists
 
-  run_to = Session.run_to
   with monkeypatch.context() as patch:
     patch.setattr(fit_module, "interruptible", after_a_step)
-    patch.setattr(Session, "run_to", lambda session, stop: run_to(session, session.step + 1))
+    patch.setattr(Session, "next_stop", lambda session: session.step + 1)
     with pytest.raises(Interrupted):
       fit(asked, resumed.path)
   assert resumed.training == whole.training[:1]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from scipy.special import softmax
 
@@ -237,6 +238,17 @@ def test_the_same_call_again_gives_the_same_result_and_reads_no_data(
     (result.numbers, result.readers, result.best_single)
   )
   assert before == {p: p.stat().st_mtime_ns for p in result.run.path.rglob("*")}
+
+
+def test_a_snapshot_has_the_statistics_of_its_evaluation(tmp_path):
+  options = (*runs.options(runs.arrays(tmp_path / "data.npz")), "--config.snapshots=1")
+  wrappers = "--config.wrappers=({'name':'reestimate'},)"
+  config, *_ = parse(["--config=configs/digits.py", *options, wrappers, "--workdir=unused"])
+  run = fit(config, tmp_path / "run").run
+  with ocp.StandardCheckpointer() as checkpointer:
+    snapshot = checkpointer.restore(run.snapshots[4].absolute())
+  memory = run.learner("last").memory
+  jax.tree.map(np.testing.assert_array_equal, snapshot["memory"], memory)
 
 
 def test_snapshots_know_their_steps(trained, tmp_path):

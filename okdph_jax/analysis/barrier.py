@@ -103,11 +103,8 @@ def analyse(
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
   for subject in subjects:
-    trajectory = subject.trajectory()
+    trajectory = subject.trajectory(snapshots)
     steps = list(trajectory)
-    steps = [
-      steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, snapshots).round().astype(int))
-    ]
     names = students(trajectory[steps[0]])
     if len(names) < 2:
       raise ValueError(

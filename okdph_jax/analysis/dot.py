@@ -57,6 +57,11 @@ def analyse(
   kd's are unweighted.
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
+  for subject in subjects:
+    if len(subject.steps()) < 2:
+      raise ValueError(
+        f"{subject.run.path} has one snapshot; updates lie between two, so train it further"
+      )
   total = sum(len(subject.steps()) - 1 for subject in subjects)
   with Progress("dot", total, "snapshot") as bar:
     for subject in subjects:

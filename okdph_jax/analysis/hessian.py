@@ -96,18 +96,18 @@ def top_eigenvalues(
   """The k largest eigenvalues, by Lanczos with full re-orthogonalisation: `Eigenvalues`.
 
   Ends once the residuals of all k are below `tolerance` times the largest eigenvalue, or after
-  `iterations` products.
+  `iterations` products, at least k; with fewer than k values in an invariant subspace.
   """
   flat, _ = ravel_pytree(params)
   k = min(k, flat.size)
   start = np.asarray(jax.random.normal(key, flat.shape), np.float64)
-  for alpha, beta in lanczos(_flat_product(loss, params, batches, tick), start, iterations):
-    if len(alpha) < k:
-      continue
+  multiply = _flat_product(loss, params, batches, tick)
+  for alpha, beta in lanczos(multiply, start, max(iterations, k)):
     values, vectors = _tridiagonal(alpha, beta)
     residuals = np.abs(beta[-1] * vectors[-1])
     order = np.argsort(values)[::-1][:k]
-    if (residuals[order] <= tolerance * np.abs(values).max()).all():
+    accurate = residuals[order] <= tolerance * np.abs(values).max()
+    if len(alpha) >= k and accurate.all():
       break
   spectrum = Spectrum(values[None], vectors[:1] ** 2)
   return Eigenvalues(values[order], residuals[order], len(alpha), spectrum)

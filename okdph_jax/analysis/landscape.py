@@ -51,7 +51,7 @@ def pca_plane(snapshots: Variables) -> Plane:
     gram += rows @ rows.T
   values, vectors = np.linalg.eigh(gram)
   values, vectors = values[:-3:-1], vectors[:, :-3:-1]
-  if not values[1] > 1e-12 * max(values[0], 1e-300):
+  if len(values) < 2 or not values[1] > 1e-12 * max(values[0], 1e-300):
     raise ValueError(
       f"{len(gram)} snapshots lie on a line or a point: a plane needs three that differ"
     )

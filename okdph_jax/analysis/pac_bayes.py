@@ -44,7 +44,12 @@ DELTA_MONTE_CARLO = 0.01  # and the estimate of the error of Q with this one
 
 
 class Bound(NamedTuple):
-  """A bound on the error of the random network w ~ Q, valid with probability 1 - 0.035."""
+  """A bound on the error of the random network w ~ Q, valid with probability 1 - 0.035.
+
+  Provided that the prior's mean, the weights at the start, does not depend on the images; with
+  `init_from` it may. The bound does not account for the batch statistics, which were estimated
+  on the images and are outside Q.
+  """
 
   error: float  # the bound
   train_error: float  # of Q, estimated from draws
@@ -286,9 +291,13 @@ def analyse(
       steps_there = list(trajectory)
       reader = next((r for r in readers if r in trajectory[steps_there[-1]]), None)
       reader = reader or next(iter(trajectory[steps_there[-1]]))
+      if steps_there[0]:
+        raise ValueError(
+          f"{subject.run.path} has no snapshot of its start, the prior's mean; train it again"
+        )
       start = trajectory[steps_there[0]][reader]["params"]
       pictures = subject.images(images, seed=seed, batch=batch)
-      chosen = np.unique(np.linspace(0, len(steps_there) - 1, points).round().astype(int))
+      chosen = np.unique(np.linspace(len(steps_there) - 1, 0, points).round().astype(int))
       found = []
       for i in chosen:
         variables = trajectory[steps_there[i]][reader]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,9 +141,16 @@ class Subject:
     computed = steps[0] > 0 and not self.config["init_from"]
     return [0] * computed + steps
 
-  def trajectory(self) -> dict[int, dict[str, Variables]]:
-    """{step: {reader: variables}} of `steps`."""
-    return {step: _on_host(self.method.networks(self.learner(step))) for step in self.steps()}
+  def trajectory(self, most: int | None = None) -> dict[int, dict[str, Variables]]:
+    """{step: {reader: variables}} of `steps`, or of at most `most` of them, evenly spaced.
+
+    The last step is always there.
+    """
+    steps = self.steps()
+    if most is not None:
+      places = np.linspace(len(steps) - 1, 0, most).round().astype(int)
+      steps = [steps[i] for i in np.unique(places)]
+    return {step: _on_host(self.method.networks(self.learner(step))) for step in steps}
 
   @functools.cached_property
   def experiment(self) -> "Experiment":
@@ -155,8 +163,9 @@ class Subject:
     from okdph_jax.experiment.build import build
 
     config = ConfigDict(self.config)
-    if config.teacher:
-      config.teacher = os.path.normpath(self.run.path / config.teacher)
+    for option in ("teacher", "init_from"):  # relative to the run
+      if config[option]:
+        config[option] = os.path.normpath(self.run.path / config[option])
     if config.method.name == "kd":
       for weight in ("task_weight", "distill_weight"):
         config.method[weight] = config.method[weight] or 1.0
@@ -250,7 +259,22 @@ def subjects(
     if alone and not found[-1].run.result and (lines := found[-1].lines):
       epoch = f"epoch {lines[-1]['epoch']:g} of {found[-1].config['epochs']}"
       print(f"{workdir}: not finished, taken as it is at {epoch}", file=sys.stderr)
+  name_apart(found)
   return found
+
+
+def name_apart(subjects: Sequence[Subject]) -> None:
+  """Names runs of equal names by the folders above them too: "c10/okdph", "c100/okdph"."""
+  for name, count in Counter(subject.name for subject in subjects).items():
+    same = [subject for subject in subjects if subject.name == name]
+    paths = [subject.run.path.resolve().parts for subject in same]
+    if len(set(paths)) < count:
+      raise ValueError(f"{same[0].run.path} is named twice; name every run once")
+    kept = name.count("/") + 1  # folders that the name has already
+    while len({path[-kept:] for path in paths}) < count:
+      kept += 1
+    for subject, path in zip(same, paths, strict=True):
+      subject.name = "/".join(path[-kept:]) if count > 1 else name
 
 
 def _folders(workdir):

@@ -97,16 +97,24 @@ def parser(name: str) -> Parser:
   return parser
 
 
-def count(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"{value} is less than 1")
-  return value
+def at_least(least: int) -> Callable[[str], int]:
+  """A whole number of at least `least`."""
+
+  def count(text: str) -> int:
+    value = int(text)
+    if value < least:
+      raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value
+
+  return count
+
+
+count = at_least(1)
 
 
 def _landscape(add):
   add("--plane", str, "pca", "what plane", choices=("pca", "nearest", "random", "line"))
-  add("--size", count, 41, "points along each axis")
+  add("--size", at_least(2), 41, "points along each axis")
   add("--value", str, "loss", "what is drawn", choices=("loss", "error"))
   modes = ("reestimated", "mixed")
   add("--statistics", str, "reestimated", "batch statistics of a point", choices=modes)
@@ -131,7 +139,7 @@ def _pac_bayes(add):
 
 
 def _barrier(add):
-  add("--points", count, 11, "on each line")
+  add("--points", at_least(3), 11, "on each line, its ends included")
   add("--snapshots", count, 20, "at most so many, evenly spaced")
 
 

@@ -42,7 +42,8 @@ def split_options(
   """(spec or None, [(name, text), ...], the other arguments) of a command line.
 
   "--config=X" and "--config X" give the spec, "--config.epochs=3", "--config.epochs 3" an
-  option, wherever they stand; the last of equals counts. A lone "--config.flag" is true.
+  option, wherever they stand; the last of equals counts. A lone "--config.flag" is true. Other
+  groups have options only.
   """
   spec, options, rest = None, {}, []
   words = list(arguments)
@@ -56,8 +57,10 @@ def split_options(
     if text is None and words and not words[0].startswith("--"):
       text = words.pop(0)
     if name is None:
+      if group != "config":
+        raise ValueError(f"{word}: name an option of the {group}, such as --data.dir=DIR")
       if not text:
-        raise ValueError(f"--{group} needs a value: --{group}=cifar10:okdph,resnet32")
+        raise ValueError("--config needs a value: --config=cifar10:okdph,resnet32")
       spec = text
     else:
       options[name] = "true" if text is None else text

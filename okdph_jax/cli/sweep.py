@@ -81,9 +81,8 @@ def main(arguments: list[str]) -> int:
 
   from okdph_jax.sweep import cells, runner
 
-  found = cells.read(flags.sweep, root, flags.seeds, overrides)
-  if flags.only:
-    found = cells.select(found, flags.only)
+  every = cells.read(flags.sweep, root, flags.seeds, overrides)
+  found = cells.select(every, flags.only) if flags.only else every
   if flags.print:
     for group in cells.stacked(runner.unfinished(found), flags.stack_seeds):
       print(shlex.join(["okdph", "train", *cells.arguments(group)]))
@@ -91,7 +90,7 @@ def main(arguments: list[str]) -> int:
   if flags.dry_run:
     from okdph_jax.sweep import forecast
 
-    print(forecast.table(found, flags.jobs))
+    print(forecast.table(found, flags.jobs, every))
     return 0
   if flags.slurm is not None:
     from okdph_jax.sweep import slurm

@@ -27,7 +27,7 @@ def size_at(step: int, size: int, batch_size: int) -> int:
   return min(batch_size, size - step % epoch_steps(size, batch_size) * batch_size)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)  # seeds that train together take turns
 def permutation(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " size"]:
   """The order of one epoch. seed: from 0 to 2**32 - 1."""
   return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)

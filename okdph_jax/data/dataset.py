@@ -121,6 +121,12 @@ def load(config: ConfigDict) -> Dataset:
       f"data.validation={data.validation} leaves no image of {len(train)} to train on"
     )
   mean, std, origin = normalisation(option(data, "normalise_as") or data.name, train)
+  if len(mean) != train.image_shape[-1]:
+    raise ValueError(
+      f"data.normalise_as={option(data, 'normalise_as')!r} has {len(mean)} channels, the "
+      f"images of {source.place} have {train.image_shape[-1]}; leave it empty to measure mean "
+      "and std"
+    )
   seed = option(data, "seed")
   kept, held = hold_out(len(train), data.validation, seed)
   part = subset(train.labels[kept], classes, data.fraction, data.replacement, seed)

@@ -147,10 +147,15 @@ def square(image: Image.Image, size: int) -> Image.Image:
   return ImageOps.fit(image, (size, size), BILINEAR)
 
 
+def evaluation_side(size: int) -> int:
+  """The shorter side of an image of which the central square of `size` is evaluated."""
+  return round(size * 256 / 224)
+
+
 def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
-  """Resizes the shorter side to 256/224 of `size` and crops the central square of `size`."""
+  """Resizes the shorter side to `evaluation_side` and crops the central square of `size`."""
   width, height = image.size
-  scale = round(size * 256 / 224) / min(width, height)
+  scale = evaluation_side(size) / min(width, height)
   image = image.resize((round(width * scale), round(height * scale)), BILINEAR)
   left, top = round((image.width - size) / 2), round((image.height - size) / 2)
   return image.crop((left, top, left + size, top + size))

@@ -161,13 +161,13 @@ class StreamedSplit(Split):
   streamed = True
 
   def check_readable(self):
-    stream.check_readable(self.images)
+    stream.first_readable(self.images)
 
   def first(self, count):
     return stream.sample(self.images, count)
 
   def examples(self, count, views):
-    entries = stream.peek(self.images, POOL * count, (SEED, 0))
+    entries = stream.readable(self.images, stream.peek(self.images, POOL * count, (SEED, 0)))
     entries = [entries[i] for i in several([entry.label for entry in entries], count)]
     original, seen = stream.crops(self.images, entries, views, SEED)
     return Examples(original, seen, np.array([entry.label for entry in entries]))

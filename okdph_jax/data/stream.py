@@ -254,13 +254,13 @@ def padded_stream(
   yield from _ahead(preparer.submit(entries, pad_to=batch_size) for entries in store)
 
 
-def check_readable(pictures: Pictures) -> None:
-  """Raises ValueError, in one line, if all images are corrupt."""
+def first_readable(pictures: Pictures) -> Entry:
+  """The first entry in canonical order; ValueError, in one line, if all images are corrupt."""
   reason = None
   for (entry,) in pictures.store.batches(pictures.chosen, 1):
     try:
       pictures.read(entry)
-      return
+      return entry
     except ValueError as error:
       reason = reason or error
   raise ValueError(f"all {len(pictures)} images are corrupt, beginning with {reason}")
@@ -269,6 +269,16 @@ def check_readable(pictures: Pictures) -> None:
 def peek(pictures: Pictures, count: int, order: tuple[int, int] | None) -> list[Entry]:
   """The first `count` entries in the `order` (seed, epoch), or in canonical order."""
   return next(pictures.store.batches(pictures.chosen, count, order))
+
+
+def readable(pictures: Pictures, entries: Iterable[Entry]) -> list[Entry]:
+  """The entries without corrupt ones if those are skipped; else all of them."""
+
+  def is_readable(entry):
+    with contextlib.suppress(ValueError):
+      return pictures.read(entry)
+
+  return [entry for entry in entries if not pictures.skip_corrupt or is_readable(entry)]
 
 
 def crops(
@@ -330,28 +340,28 @@ class _Preparer:
     image = np.zeros((views or 1, len(part), *pictures.shape[1:]), np.uint8)
     labels = np.zeros(len(part), np.int32)
 
-    def fill(place, i):
-      labels[place] = entries[i].label
+    def fill(place, i, entry):
+      labels[place] = entry.label
       if views is None or seeds is None:
-        image[0, place] = pictures.evaluation(entries[i])
+        image[0, place] = pictures.evaluation(entry)
         return
-      decoded = pictures.read(entries[i])
+      decoded = pictures.read(entry)
       for v in range(views):
         image[v, place] = pictures.crop(decoded, seeds(i, v))
 
     decoding = {  # only images for the devices of this process
-      place: self._decoders.submit(fill, place, int(part[place]))
+      place: self._decoders.submit(fill, place, i, entries[i])
       for place in local(sharding(self._mesh, len(part)), len(part))
-      if part[place] < len(entries)
+      if (i := int(part[place])) < len(entries)
     }
 
     def replace(place):
       """By the first readable image after this one in the batch, the same in all processes."""
-      first = int(part[place]) + 1
-      for k in range(first, first + len(entries) - 1):
+      i = int(part[place])
+      for entry in (*entries[i + 1 :], *entries[:i]):
         with contextlib.suppress(ValueError):
-          return fill(place, k % len(entries))
-      raise ValueError("every image of a batch is corrupt")
+          return fill(place, i, entry)
+      return fill(place, i, first_readable(pictures))
 
     evaluated = views is None
     return self._sender.submit(self._send, image, labels, decoding, evaluated, replace)

@@ -16,6 +16,7 @@ from okdph_jax.data import Dataset, Split
 from okdph_jax.experiment.config import default
 from okdph_jax.run import Run
 from okdph_jax.runtime import host
+from okdph_jax.training import checkpoint
 from okdph_jax.training.evaluate import EVALUATION_BATCH
 
 BINS = 15  # of the calibration error
@@ -99,7 +100,7 @@ def evaluate_all(
     seen = look(key, image)[0]
     return method.predict(learner, seen) | method.ensembles(learner, seen)
 
-  learner, mesh = run.learner(which), host.mesh()
+  learner, mesh = checkpoint.learner_at(run.path, step), host.mesh()
   size = -(-min(EVALUATION_BATCH, len(images)) // mesh.size) * mesh.size
   key = jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 2)
   key, _ = jax.random.split(key)  # as in training, so that a noisy test view has equal noise

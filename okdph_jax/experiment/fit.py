@@ -141,6 +141,7 @@ def generations(
     one.generations, one.seed = 1, generation_seed(config.seed, k)
     if k:
       one.teacher = os.path.join(workdir, f"generation_{k - 1}")
+      one.teacher_network = ""  # that of the first teacher
     elif not config.teacher:
       one.method = ConfigDict({"name": "base", "students": 1})
     yield one, os.path.join(workdir, f"generation_{k}")
@@ -201,6 +202,7 @@ def train_together(
         environment=here,
         command=command or (job.run.record or {}).get("command"),
         class_names=dataset.class_names,
+        streamed=dataset.test.streamed,
         **record,
         **extended,
       )

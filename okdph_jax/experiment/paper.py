@@ -103,16 +103,23 @@ RELEASE = {
     same_init=True,
     hybrid_teaches=True,
   ),
-  "dml": dict(students=2),
-  "kdcl": dict(students=2, target="mean", task_weight=0.5, distill_weight=0.5, temperature=4.0),
+  "dml": dict(students=2, same_init=False),
+  "kdcl": dict(
+    students=2,
+    target="mean",
+    task_weight=0.5,
+    distill_weight=0.5,
+    temperature=4.0,
+    same_init=False,
+  ),
   "one": dict(students=2, temperature=3.0, detach_target=False),
   "okddip": dict(students=2, temperature=3.0, detach_mean=False),
   "ffl": dict(students=2, temperature=3.0, fusion_weight_decay=5e-4),
   "pcl": dict(students=2, temperature=3.0, decay=0.0),
   "kr": dict(temperature=2.0, fade=False, distances=None),
   "mean_teacher": dict(weight=10.0, decay=0.99),
-  "sam": dict(label_smoothing=0.1),
-  "swa": dict(label_smoothing=0.0),
+  "sam": dict(label_smoothing=0.1, same_init=False),
+  "swa": dict(label_smoothing=0.0, same_init=False),
 }
 
 # Those of which an option other than the number of students is not our default, their papers'.

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from okdph_jax.data import Split
+from okdph_jax.data.pictures import evaluation_side
 from okdph_jax.errors import one_line
 from okdph_jax.export.formats import FORMATS
 from okdph_jax.export.model import ABOUT, digest
@@ -77,7 +78,7 @@ def export(
     "compared": {"images": len(real), "of": f"{dataset.name}, test"}
   }
   if test.streamed:
-    about["input"]["resize"]["shorter_side"] = round(trained.image_shape[0] * 256 / 224)
+    about["input"]["resize"]["shorter_side"] = evaluation_side(trained.image_shape[0])
   with _replacing(out) as folder:
     files = write(trained, folder, formats, real, spread(dataset.train, CALIBRATION))
     about["files"] = files

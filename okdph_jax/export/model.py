@@ -141,5 +141,8 @@ def _of_run(folder, format, reader, which, network):
       f"{folder} is a run; to have the format {format}, export it: okdph export "
       f"--workdir={folder}"
     )
-  trained = Run(folder).network(reader, which, network)
-  return Model(trained.origin, trained, trained.class_names, trained.image_shape, None)
+  run = Run(folder)
+  trained = run.network(reader, which, network)
+  shape, streamed = trained.image_shape, (run.record or {}).get("streamed", False)
+  side = pictures.evaluation_side(shape[0]) if streamed else None
+  return Model(trained.origin, trained, trained.class_names, shape, side)

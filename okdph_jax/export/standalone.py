@@ -34,12 +34,25 @@ def probabilities(images):
   return odds / odds.sum(-1, keepdims=True)
 
 
+def decoded(path):
+  """A picture in 8 bits, as in training: turned by its EXIF data, pasted on white."""
+  from PIL import Image, ImageOps
+
+  image = ImageOps.exif_transpose(Image.open(path))
+  if image.mode.startswith("I"):  # 16 bits
+    image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return image
+
+
 def pixels(path):
   """A picture as the network takes it: uint8 [H, W, C]."""
   from PIL import Image, ImageOps
 
   _, height, width, channels = about()["input"]["shape"]
-  image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
+  image = decoded(path).convert("L" if channels == 1 else "RGB")
   scale = about()["input"]["resize"]["shorter_side"] / min(width, height)
   size = round(width * scale), round(height * scale)
   image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)  # resizes, cuts off the sides

@@ -34,6 +34,7 @@ def kdcl(
   task_weight: float = 1.0,
   distill_weight: float = 1.0,
   temperature: float = 2.0,
+  same_init: bool = False,
 ) -> Method:
   """Knowledge Distillation via Collaborative Learning (Guo et al., CVPR 2020).
 
@@ -50,7 +51,8 @@ def kdcl(
   small, but still comparable between students. The first epoch has w = 1/N. The paper's weight
   of the KL term is not known for certain; the default is 1.
 
-  OKDPH's release uses none of these four, but `target="mean"` with a = b = 0.5 and T = 4.
+  OKDPH's release uses none of these four, but `target="mean"` with a = b = 0.5 and T = 4. With
+  `same_init` the students are equal at the start, as in OKDPH.
   """
   check_students("kdcl", students)
   check_choice("kdcl", "target", target, (*TARGETS, "general"))
@@ -64,9 +66,14 @@ def kdcl(
     )
 
   if target == "general":
-    return _general(context, students, criterion)
+    return _general(context, students, criterion, same_init)
   aggregate = TARGETS[target]
-  return peers(context, students, lambda z, label, _: criterion(z, aggregate(z, label), label))
+
+  def each_batch(logits, label, step):
+    del step
+    return criterion(logits, aggregate(logits, label), label)
+
+  return peers(context, students, each_batch, same_init=same_init)
 
 
 def mean(logits: Float[Array, "N B K"], label: Int[Array, " B"]) -> Float[Array, "B K"]:
@@ -144,9 +151,10 @@ def combination(errors: Float[Array, "N N"]) -> Float[Array, " N"]:
   return weights / weights.sum()
 
 
-def _general(context, n, criterion):
+def _general(context, n, criterion, same_init):
   """KDCL with `target="general"`: weights for all examples, computed after every epoch."""
-  method = peers(context, n, criterion)  # `init` and `losses` are replaced below
+  # `init` and `losses` are replaced below.
+  method = peers(context, n, criterion, same_init=same_init)
 
   def init(key, views):
     memory = {"errors": jnp.zeros((n, n)), "weights": jnp.full(n, 1 / n)}

@@ -20,15 +20,21 @@ from okdph_jax.methods.protocol import (
 from okdph_jax.nn.students import each, shared_input, stack
 
 
-def peers(context: Context, students: int, criterion: Callable[..., Terms]) -> Method:
-  """A method of N independently initialised networks, each with a view of its own.
+def peers(
+  context: Context, students: int, criterion: Callable[..., Terms], *, same_init: bool = False
+) -> Method:
+  """A method of N whole networks, each with a view of its own.
 
-  `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students.
+  `criterion(logits [N, B, K], label [B], step) -> Terms`, summed over the students. same_init:
+  whether all networks start as the first one.
   """
   net = context.net
 
   def init(key, views):
-    return init_networks(net, jax.random.split(key, students), views)
+    keys = jax.random.split(key, students)
+    if same_init:
+      keys = jnp.stack([keys[0]] * students)  # also OKDPH's, with the same seed
+    return init_networks(net, keys, views)
 
   def losses(learner, views, step, key):
     logits, stats = each(net, learner.students, views.image, key, train=True)

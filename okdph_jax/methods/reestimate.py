@@ -82,4 +82,4 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
 
 
 # Prefixes of readers that are trained, or whose statistics are re-estimated already.
-OTHERS = ("student_", "leader", "swa_")
+OTHERS = ("student_", "leader", "swa_student_", "swa_leader")

@@ -1,13 +1,16 @@
 """Batch statistics re-estimated as means over the images of one pass over the data."""
 
-import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any, TypeVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 from jaxtyping import Array
 
 from okdph_jax.core import Learner, Views
@@ -24,7 +27,7 @@ def over_a_pass(
   `seen` is the number of images in the batches before.
   """
 
-  @functools.cache  # compiled in the first pass: a method is built before JAX's backend starts
+  @cache  # compiled in the first pass: a method is built before JAX's backend starts
   def compiled():
     return jax.jit(update, compiler_options=host.compiler_options())
 
@@ -57,29 +60,43 @@ def with_mean_statistics(forward: Callable[[], T], seen: Array, batch: int) -> T
     return forward()
 
 
-def _momenta(
-  momentum: Callable[[int, int], Any], runs: list[int]
-) -> AbstractContextManager[Any]:
-  """A context in which every `nn.BatchNorm` uses `momentum(layer, run)`, both from 0.
+@contextlib.contextmanager
+def _momenta(momentum: Callable[[int, int], Any], runs: list[int]) -> Iterator[None]:
+  """Every `BatchNorm` of Linen or NNX uses `momentum(layer, run)`, both from 0, in this thread.
 
   Counts in runs[layer] how often each layer runs. A layer runs again when it reads the running
   mean that one of its runs wrote.
   """
   left = {}  # id of a running mean -> (the mean itself, which keeps its id in use, layer, runs)
 
-  def with_momentum(call, args, kwargs, context):
-    module = context.module
-    if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
-      return call(*args, **kwargs)
-    mean = module.get_variable("batch_stats", "mean")
-    _, layer, run = left.get(id(mean), (mean, len(runs), 0))
+  def with_momentum(module, mean, call):
+    before = mean()
+    _, layer, run = left.get(id(before), (before, len(runs), 0))
     if layer == len(runs):
       runs.append(0)
+    own = module.momentum
     object.__setattr__(module, "momentum", momentum(layer, run))
-    y = call(*args, **kwargs)
-    after = module.get_variable("batch_stats", "mean")
-    runs[layer] = max(runs[layer], run + (after is not mean))
+    y = call()
+    object.__setattr__(module, "momentum", own)  # NNX refuses to split a module with an array
+    after = mean()
+    runs[layer] = max(runs[layer], run + (after is not before))
     left[id(after)] = after, layer, run + 1
     return y
 
-  return nn.intercept_methods(with_momentum)
+  def linen(call, args, kwargs, context):
+    module = context.module
+    if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+      return call(*args, **kwargs)
+    mean = partial(module.get_variable, "batch_stats", "mean")
+    return with_momentum(module, mean, partial(call, *args, **kwargs))
+
+  original, thread = nnx.BatchNorm.__call__, threading.get_ident()
+
+  def of_nnx(module, *args, **kwargs):  # which has no interceptors
+    call = partial(original, module, *args, **kwargs)
+    if threading.get_ident() != thread:  # another one may compile a step meanwhile
+      return call()
+    return with_momentum(module, lambda: module.mean[...], call)
+
+  with nn.intercept_methods(linen), mock.patch.object(nnx.BatchNorm, "__call__", of_nnx):
+    yield

@@ -22,9 +22,10 @@ def swa(
   `learning_rate` at nine tenths of it, and stays there; the configured milestones have no
   effect.
 
-  Each reader gets a second one with averaged weights: "swa_student_0" for "student_0"; before
-  `start` the two are equal. Before each evaluation the batch statistics of the average are
-  re-estimated as means over the training images, one pass, and stored in the checkpoint. The
+  Each reader gets a second one of averaged weights: "swa_student_0" for "student_0"; before
+  `start` they are equal. Before each evaluation the batch statistics of averaged students are
+  re-estimated as means over the training images, one pass, and stored in the checkpoint;
+  "swa_hybrid" and "swa_center" have means of these, unless `reestimate` is put around. The
   schedule, `start` and `learning_rate` are those of OKDPH's release; the official code has
   learning rates of 0.01 to 0.05.
   """

@@ -238,8 +238,7 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
   for words, lines_of in (("", "lines"), (", single steps", "training")):
     for loss in _names(x["losses"] for t in _all(rows) for x in getattr(t, lines_of)):
       name = f"training {loss.replace('_', ' ')}{words}"
-      unit = "fraction" if loss.endswith("accuracy") else "nats"
-      views.append(Option(name, name, layout={"yaxis.title.text": f"{name} [{unit}]"}))
+      views.append(Option(name, name, layout={"yaxis.title.text": name + unit(loss)}))
       for label, trials in rows:
         meta = {"quantity": name, "method": label}
         numbers = _losses(lines_of, loss)
@@ -275,6 +274,13 @@ def curves(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> Cha
     ],
     wide=True,
   )
+
+
+def unit(metric: str) -> str:
+  """The unit of a training metric, as an axis has it after the name."""
+  if metric.endswith("cosine"):
+    return ""
+  return " [fraction]" if metric.endswith("accuracy") else " [nats]"
 
 
 def _measured(rows):
@@ -320,7 +326,7 @@ def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):
   found += [([t], f", seed {t.seed}, not finished", 1) for t in trials if not t.result]
   for members, words, width in found:
     values = [series for trial in members if (series := numbers(trial))]
-    if not values:
+    if not values or not set.intersection(*map(set, values)):  # of other steps each
       continue
     x, means, spreads = _over_seeds(values)
     n = f" (mean of {len(values)})" if len(values) > 1 else ""

@@ -5,7 +5,7 @@ import re
 NETWORK, AVERAGE, SEVERAL = "network", "averaged network", "several networks"
 KINDS: tuple[str, ...] = (NETWORK, AVERAGE, SEVERAL)
 _SEVERAL = ("ensemble", "fused", "gated", "concatenated")
-_AVERAGES = ("hybrid", "center", "mean_", "teacher", "swa_", "ema_")
+_AVERAGES = ("hybrid", "center", "mean_", "teacher", "swa_", "ema_", "reestimated_")
 
 
 def kind(reader: str) -> str:

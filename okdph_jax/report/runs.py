@@ -73,6 +73,11 @@ class Trial:
     return self.record.get("fingerprint", {}).get("train", {}).get("images")
 
   @property
+  def test_digest(self) -> str | None:
+    """The digest of its test set, if recorded."""
+    return self.record.get("fingerprint", {}).get("test", {}).get("digest")
+
+  @property
   def milestones(self) -> list[float]:
     """The epochs at which its learning rate drops."""
     return milestones(self.config, self.record.get("extended_from_epochs"))
@@ -257,10 +262,19 @@ def variant(config: Config) -> tuple[tuple[str, str], ...]:
 def grouped(
   trials: Iterable[Trial], *, hidden: Set[str] = frozenset()
 ) -> Iterator[tuple[Group, list[Row]]]:
-  """Yields (Group, [(label, runs), ...]), all in alphabetical order."""
-  groups = defaultdict(lambda: defaultdict(list))
+  """Yields (Group, [(label, runs), ...]), all in alphabetical order.
+
+  Datasets of one name whose test sets differ, such as two folders, are groups of their own.
+  """
+  trials = list(trials)
+  groups, digests = defaultdict(lambda: defaultdict(list)), defaultdict(set)
   for trial in trials:
-    groups[group(trial.config)][variant(trial.config)].append(trial)
+    digests[group(trial.config)].add(trial.test_digest)
+  for trial in trials:
+    there, digest = group(trial.config), trial.test_digest
+    if digest and len(digests[there] - {None}) > 1:
+      there = there._replace(dataset=f"{there.dataset} {digest[:6]}")
+    groups[there][variant(trial.config)].append(trial)
   for name, variants in sorted(groups.items()):
     rows = zip(labels(list(variants), hidden), variants.values(), strict=True)
     yield name, sorted(rows, key=lambda row: row[0])

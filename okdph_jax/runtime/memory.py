@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import re
 import sys
 
 
@@ -20,6 +21,8 @@ def keep_large_blocks() -> None:
     return
   found = importlib.util.find_spec("okdph_jax.runtime._memory")
   library = (found.origin or "") if found else ""
+  if re.search(r"[\s:]", library):  # the loader would take it for several
+    library = ""
   wanted = {"LD_PRELOAD": library, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
   missing = {
     name: value

@@ -30,7 +30,8 @@ from ml_collections import ConfigDict
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.build import check_without_data
 from okdph_jax.experiment.config import Overrides, find, flat, load_config, load_file
-from okdph_jax.run import Run
+from okdph_jax.experiment.fit import generations
+from okdph_jax.run import RESULT, Run
 
 FOLDER = "configs/sweeps"
 SEED = 42  # of the first run of an entry
@@ -47,6 +48,21 @@ class Cell(NamedTuple):
   run: Run
   teacher: Run | None  # the run of another cell, which must finish first
   facets: dict[str, set[str]]  # what --only selects by: {"method": {"dml"}, ...}
+
+  @property
+  def runs(self) -> list[Run]:
+    """The run, or if it has several generations the run of each."""
+    return [Run(folder) for _, folder in generations(self.config, self.run.path)]
+
+  @property
+  def current(self) -> Run:
+    """The first of `runs` without a result, or the last one."""
+    return next((run for run in self.runs if not (run.path / RESULT).exists()), self.runs[-1])
+
+  @property
+  def holder(self) -> str | None:
+    """The process that writes to one of `runs` now; None if there is none."""
+    return next((holder for run in self.runs if (holder := run.holder)), None)
 
 
 def read(

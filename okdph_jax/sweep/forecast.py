@@ -49,11 +49,14 @@ class Cost(NamedTuple):
   seconds: float | None
 
 
-def table(cells: Sequence[Cell], jobs: int) -> str:
-  """A row for each entry with the cost of one of its runs, and one for all unfinished runs."""
+def table(cells: Sequence[Cell], jobs: int, sweep: Sequence[Cell] = ()) -> str:
+  """A row for each entry with the cost of one of its runs, and one for all unfinished runs.
+
+  sweep: all cells of the sweep, if the teachers of these are others.
+  """
   if cores := slots(jobs)[0].cores:
     os.sched_setaffinity(0, cores)  # as many as each run will have
-  forecaster = Forecaster(cells)
+  forecaster = Forecaster(sweep or cells)
   to_do = [cell.entry for cell in unfinished(cells)]
   rows, costs, notes = [], [], []
   for entry in tqdm(
@@ -90,7 +93,7 @@ class Forecaster:
   """Predicts the `Cost` of cells; reads each dataset, and traces each program, only once."""
 
   def __init__(self, cells: Sequence[Cell]):
-    self._networks = {cell.run.path: cell.config for cell in cells}
+    self._configs = {cell.run.path: cell.config for cell in cells}
     self._read = functools.cache(lambda key: data.load(self._config_of[key]))
     self._config_of: dict[str, ConfigDict] = {}
     self._flops: dict[str, tuple[float | None, float | None]] = {}
@@ -98,7 +101,10 @@ class Forecaster:
     configure_jax(cells[0].config)
 
   def cost(self, cell: Cell) -> Cost:
-    """The `Cost` of the run of a cell; ValueError if its data are missing."""
+    """The `Cost` of the run of a cell; ValueError if its data are missing.
+
+    All generations of a run count as much as those that have a teacher.
+    """
     config = cell.config
     dataset = self._dataset(config)
     experiment = build(config, dataset, taught_by=self._stand_in(cell, dataset))
@@ -106,16 +112,17 @@ class Forecaster:
     if program not in self._flops:
       self._flops[program] = flops(experiment, config, dataset)
     step, evaluation = self._flops[program]
+    steps = config.generations * experiment.steps
     if step is None or evaluation is None:
-      return Cost(experiment.steps, None, None)
+      return Cost(steps, None, None)
     images = len(dataset.train) * config.epochs
     tests = len(dataset.test) + len(dataset.validation or ())
     evaluations = -(-config.epochs // config.eval_every_epochs)
-    whole = step * images + evaluation * tests * evaluations
+    whole = config.generations * (step * images + evaluation * tests * evaluations)
     if (kind := (config.network, dataset.image_shape)) not in self._speed:
       rate = step * config.batch_size / step_seconds(experiment, config, dataset)
       self._speed[kind] = rate
-    return Cost(experiment.steps, whole, whole / self._speed[kind])
+    return Cost(steps, whole, whole / self._speed[kind])
 
   def _dataset(self, config):
     key = json.dumps(config.data.to_dict(), sort_keys=True)
@@ -123,10 +130,10 @@ class Forecaster:
     return self._read(key)
 
   def _stand_in(self, cell: Cell, dataset: Dataset) -> TrainedNetwork | None:
-    """An untrained network in place of a teacher that the sweep will train first."""
-    if not cell.teacher:
+    """An untrained network in place of a teacher that will be trained first."""
+    if not cell.teacher and cell.config.generations == 1:
       return None
-    config = self._networks[cell.teacher.path]
+    config = self._configs[cell.teacher.path] if cell.teacher else cell.config
     net = models.build(config.network, dataset.classes, config.network_options)
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda key: start(net, key, image), jax.random.key(0))

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from okdph_jax.durations import clock
 from okdph_jax.errors import one_line
-from okdph_jax.experiment.fit import already_finished
-from okdph_jax.run import LOG
+from okdph_jax.experiment.fit import already_finished, generations
+from okdph_jax.run import LOG, Run
 from okdph_jax.runtime import signals
 from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell, arguments, stacked
@@ -37,9 +37,13 @@ def unfinished(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def is_finished(cell: Cell) -> bool:
-  """Whether the cell's run has finished; no if a file is damaged, which the run will report."""
+  """Whether the cell's run has finished, with all its generations.
+
+  No if a file is damaged, which the run will report.
+  """
+  each = generations(cell.config, cell.run.path)
   try:
-    return already_finished(cell.config, cell.run) is not None
+    return all(already_finished(config, Run(folder)) for config, folder in each)
   except ValueError:
     return False
 
@@ -108,7 +112,7 @@ class Runner:
       if not free:
         return
       left = unfinished(group)  # another machine may have finished some
-      if left and (any(cell.run.holder for cell in left) or not self.is_taught(group)):
+      if left and (any(cell.holder for cell in left) or not self.is_taught(group)):
         continue
       self.pending.remove(group)
       if not left:
@@ -141,10 +145,10 @@ class Runner:
       for cell in cells:
         with contextlib.suppress(ValueError):  # a damaged file
           self._say(f"finished: {cell.name}{outcome(cell)}")
-    elif code == INTERRUPTED or any(c.run.holder or is_finished(c) for c in cells):
+    elif code == INTERRUPTED or any(c.holder or is_finished(c) for c in cells):
       self.pending.append(cells)  # they can be resumed, or another machine has taken them
     else:
-      failed = [cell for cell in cells if cell.run.failure] or cells
+      failed = [cell for cell in cells if cell.current.failure] or cells
       self.fail(failed, slot.reason(code, failed))
       if left := [cell for cell in cells if cell not in failed]:
         self.pending.append(left)
@@ -238,7 +242,7 @@ class Slot:
   def launch(self, cells: list[Cell]) -> None:
     """Starts `okdph train` for the cells; its output goes to the log.txt of the first one."""
     for cell in cells:
-      cell.run.path.mkdir(parents=True, exist_ok=True)
+      cell.current.path.mkdir(parents=True, exist_ok=True)
     with open(cells[0].run.path / LOG, "ab") as log:
       self._log_began = log.tell()
       self.process = subprocess.Popen(
@@ -280,8 +284,8 @@ class Slot:
     if code < 0:
       last = f"killed by {signal.Signals(-code).name}; its last line: {last}"
     for cell in failed:
-      if not cell.run.failure:
-        cell.run.write_failure(last)
+      if not cell.current.failure:
+        cell.current.write_failure(last)
     return last
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +23,26 @@ class Train:
 
   def __call__(self) -> None:
     self.process = subprocess.Popen(prepared(self.command))
+    until_ended(self.process)
     if code := self.process.wait():
       raise RuntimeError(f"okdph train ended with exit code {code}: see the output above")
 
   def checkpoint(self) -> Any:
-    """Called by submitit before the time is up: saves a checkpoint; a new job resumes."""
+    """Called by submitit in a signal handler before the time is up; a new job resumes."""
     from submitit.helpers import DelayedSubmission
 
     self.process.terminate()
-    self.process.wait()
+    until_ended(self.process)  # its checkpoint is saved
     return DelayedSubmission(Train(self.command))
+
+
+def until_ended(process: subprocess.Popen[bytes]) -> None:
+  """Waits until the process has ended, without the lock of `Popen.wait`.
+
+  A signal handler that interrupts `Popen.wait` and calls it too would wait for itself.
+  """
+  with contextlib.suppress(ChildProcessError):  # its exit code has been read already
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> dict[str, str]:
@@ -49,7 +61,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
     raise ValueError("--slurm needs submitit: pip install '.[slurm]' in a checkout") from None
   given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
-  left = stacked([cell for cell in unfinished(cells) if not cell.run.holder], stack)
+  left = stacked([cell for cell in unfinished(cells) if not cell.holder], stack)
   jobs: dict[str, Any] = {}
   try:
     executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)

@@ -212,13 +212,14 @@ class Session:
     try:
       self.begin()
       while self.step < self.experiment.steps:
-        self.run_to(self.next_stop())
+        self.dispatch()
         self.look()
         self.stop_if_interrupted()
         if self.due():
           self.evaluate()
         else:
           self.save_now_and_then()
+        self.keep_snapshot()
     except Interrupted:
       self.save()
       raise
@@ -230,10 +231,9 @@ class Session:
     self.timer = StepTimer()
     if self.step:
       self.progress.say(f"resuming from step {self.step}")
-    else:
-      self.keep_snapshot()
     if missing:
       self.evaluate(missing)
+    self.keep_snapshot()  # at the start, or if the run was stopped before it
     self.timer.start()
 
   def resume(self, i: int, state: State) -> bool:
@@ -263,15 +263,19 @@ class Session:
     return self.step % self._evaluate_every == 0 or self.step == self.experiment.steps
 
   def next_stop(self) -> int:
-    """The step of the next look, evaluation or snapshot, whichever comes first."""
-    stops = [self._looked + self._stride, self.experiment.steps]
+    """The step of the next evaluation or snapshot, or the last one."""
+    stops = [self.experiment.steps]
     for every in filter(None, (self._evaluate_every, self._snapshot_every)):
       stops.append((self.step // every + 1) * every)
     return min(stops)
 
-  def run_to(self, stop: int) -> None:
-    """Dispatches the steps up to `stop`, `config.steps_per_dispatch` at a time if possible."""
-    while self.step < stop:
+  def dispatch(self) -> None:
+    """Dispatches steps until the next look, `config.steps_per_dispatch` at a time if possible.
+
+    They may go beyond the step at which a look is due, but not beyond `next_stop`.
+    """
+    look, stop = self._looked + self._stride, self.next_stop()
+    while self.step < min(look, stop):
       count, epoch = self.config.steps_per_dispatch, self.experiment.epoch_steps
       if self.step + count > min(stop, self.step // epoch * epoch + epoch - 1):
         count = 1  # the last batch of an epoch may be short
@@ -293,8 +297,6 @@ class Session:
     speed = len(self.members) * self.timer.images_per_second()
     self.progress.update(self.step, **means, images_per_second=speed)
     self.forecast()
-    if self._snapshot_every and self.step % self._snapshot_every == 0:
-      self.keep_snapshot()
 
   def log_training(self) -> None:
     """Writes training.jsonl, before a checkpoint of the same step is saved."""
@@ -406,8 +408,11 @@ class Session:
         self.members[i].checkpoints.save(self.step, state, accuracy)
 
   def keep_snapshot(self) -> None:
-    """Saves copies of the learners if `config.snapshots` asks for them."""
-    if self.config.snapshots:
+    """Saves copies of the learners if `config.snapshots` asks for one at this step.
+
+    After an evaluation, so that they have the statistics that were estimated for it.
+    """
+    if self._snapshot_every and self.step % self._snapshot_every == 0:
       for member, state in zip(self.members, self.stack.split(self.state), strict=True):
         member.run.snapshot(self.step, state.learner)
 

@@ -1,12 +1,14 @@
 """`okdph analysis` on a tiny run: every analysis writes its numbers and its figure."""
 
 import json
+import shutil
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
+from okdph_jax.analysis import dot
 from okdph_jax.analysis.points import unstacked
 from okdph_jax.analysis.subject import Subject, subjects, targets
 from okdph_jax.cli import analysis
@@ -104,6 +106,35 @@ def test_the_last_snapshot_is_the_last_checkpoint(workdir):
   assert target.test_accuracy == subject.lines[-1]["accuracy"]["test"]["student_1"]
 
 
+def test_of_one_snapshot_the_last_is_taken_and_updates_need_two(workdir, tmp_path):
+  assert list(Subject(workdir, network=NETWORK).trajectory(1)) == [4]
+  run = Run(shutil.copytree(workdir, tmp_path / "run", symlinks=True))
+  for step in (2, 4):
+    shutil.rmtree(run.snapshots[step])
+  with pytest.raises(ValueError, match="has one snapshot"):
+    dot.analyse([Subject(run.path, network=NETWORK)])
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(workdir, tmp_path):
+  folders = [tmp_path / "a" / "c10", tmp_path / "b" / "c10", tmp_path / "b" / "c100"]
+  for folder in folders:
+    shutil.copytree(workdir, folder / "run", symlinks=True)
+  found = subjects([folder / "run" for folder in folders] + [workdir], NETWORK)
+  above = workdir.parents[1].name  # of a folder named "run" too
+  assert [subject.name for subject in found[:3]] == ["a/c10/run", "b/c10/run", "b/c100/run"]
+  assert found[3].name == f"{above}/{workdir.parent.name}/run"
+  assert [subject.name for subject in subjects([workdir], NETWORK)] == ["run"]
+
+
+def test_what_a_run_started_from_is_found_from_anywhere(workdir, monkeypatch):
+  monkeypatch.setattr("okdph_jax.experiment.build.build", lambda config, dataset: config)
+  subject = Subject(workdir, network=NETWORK)
+  subject.config |= {"init_from": "../source:student_0", "teacher": "../teacher@last"}
+  config = subject.experiment
+  assert config.init_from == f"{workdir.parent}/source:student_0"
+  assert config.teacher == f"{workdir.parent}/teacher@last"
+
+
 def test_the_ensemble_of_a_run_is_one_network(workdir):
   """A teacher that is an ensemble: for the explanation by multiple views."""
   images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 1)).astype(np.uint8)
@@ -118,7 +149,12 @@ def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
     (["hesian"], "did you mean 'hessian'?"),
     (["hessian"], "--workdir=DIR is needed"),
     (["hessian", f"--workdir={tmp_path}"], "it has no config.json"),
-    (["landscape", f"--workdir={workdir}", "--size=0"], "0 is less than 1"),
+    (["landscape", f"--workdir={workdir}", "--size=1"], "1 is less than 2"),
+    (["barrier", f"--workdir={workdir}", "--points=2"], "2 is less than 3"),
+    (
+      ["hessian", f"--workdir={workdir}", f"--workdir={workdir}/.", f"--network={NETWORK}"],
+      "twice",
+    ),
     (["hessian", f"--workdir={workdir}"], "--network=tests.nets:Small"),
     (
       ["noise", f"--workdir={workdir}", f"--network={NETWORK}", "--readers=teacher"],

@@ -59,6 +59,15 @@ def test_top_eigenvalues_of_a_quadratic():
   assert (found.residuals < 1e-2).all()
 
 
+def test_more_eigenvalues_than_iterations_and_fewer_than_asked_for():
+  spectrum = np.arange(1.0, 13.0)
+  loss, params = quadratic(spectrum)
+  found = hessian.top_eigenvalues(loss, params, 12, key=KEY, iterations=5)
+  np.testing.assert_allclose(found.values, spectrum[::-1], rtol=1e-3)
+  loss, params = quadratic(np.zeros(12))  # an invariant subspace after one product
+  assert hessian.top_eigenvalues(loss, params, 3, key=KEY).values.tolist() == [0.0]
+
+
 def test_lanczos_stops_once_the_eigenvalues_stand():
   loss, params = quadratic(np.concatenate([[100.0, 10.0], np.linspace(0, 0.1, 98)]))
   found = hessian.top_eigenvalues(loss, params, 2, key=KEY)

@@ -44,6 +44,8 @@ def test_snapshots_on_a_line_have_no_plane():
   line = np.linspace(0, 1, 4)[:, None] * np.ones(3)
   with pytest.raises(ValueError, match="lie on a line"):
     landscape.pca_plane({"params": {"w": line}, "batch_stats": {}})
+  with pytest.raises(ValueError, match="1 snapshots lie on a line or a point"):
+    landscape.pca_plane({"params": {"w": line[:1]}, "batch_stats": {}})
 
 
 def test_random_directions_have_the_norm_of_the_networks_filters():

@@ -90,6 +90,13 @@ def test_config_options_stand_anywhere_and_in_either_form():
   assert split_options(words) == ("a", options, [])
 
 
+@pytest.mark.parametrize("name", ["evaluate", "export"])
+@pytest.mark.parametrize("word", ["--data=new.npz", "--data"])
+def test_other_data_are_named_by_an_option(name, word, capsys):
+  assert cli.dispatch([name, "--workdir=runs/digits", word]) == 2
+  assert f"{word}: name an option of the data" in capsys.readouterr().err
+
+
 def test_configs_are_found_by_name_from_any_folder(tmp_path):
   """Also by the path that they have in a checkout; the user's own come first."""
   program = (

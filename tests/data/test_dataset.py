@@ -1,3 +1,4 @@
+import hashlib
 import io
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import limited
 from okdph_jax import data
 from okdph_jax.data import catalog
 from okdph_jax.data.dataset import subset
@@ -199,10 +201,14 @@ def test_another_data_seed_is_another_draw_for_every_seed(npz):
   assert data.load(again).fingerprint() == other.fingerprint()
 
 
-def test_a_folder_can_be_normalised_as_a_dataset_that_is_known(npz):
+def test_a_folder_can_be_normalised_as_a_dataset_that_is_known(npz, arrays):
   dataset = data.load(config(dir=npz(), normalise_as="tiny_imagenet"))
-  assert (dataset.mean, dataset.std) == data.dataset.NORMALISATION["tiny_imagenet"]
+  mean, std = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)  # mdistiller's
+  assert (dataset.mean, dataset.std) == (mean, std)
   assert "as known for tiny_imagenet" in dataset.summary
+  grey = {name: arrays[name][..., :1] for name in ("train_images", "test_images")}
+  line = refusal(dir=npz(**grey), normalise_as="cifar10")
+  assert "data.normalise_as='cifar10' has 3 channels" in line and "have 1" in line
   line = refusal(dir=npz(), normalise_as="tinyimagenet")
   assert "'tinyimagenet' is not one of cifar10" in line
 
@@ -235,19 +241,23 @@ def test_the_release_draws_with_replacement_class_by_class():
 
 
 @pytest.mark.parametrize(
-  "classes, fraction, total, distinct",
+  "name, fraction, total, distinct, digest",
   [
-    (10, 0.1, 5_000, 4_739),
-    (10, 0.01, 500, 499),
-    (100, 0.1, 5_000, 4_766),
-    (100, 0.01, 500, 498),
+    ("cifar10", 0.1, 5_000, 4_739, "df4e97fdc76a4dd0"),
+    ("cifar10", 0.01, 500, 499, "50d0aedf4b95c427"),
+    ("cifar100", 0.1, 5_000, 4_766, "e1293a91169ef086"),
+    ("cifar100", 0.01, 500, 498, "42ef1311ca28dbae"),
   ],
 )
-def test_distinct_images_of_the_paper_s_subsets(classes, fraction, total, distinct):
-  # The counts of the shipped ids; they depend on the sizes of the classes only.
+def test_the_paper_s_subsets_by_position(name, fraction, total, distinct, digest):
+  """Positions within each class depend on no label; the digests are of the release's ids."""
+  classes = {"cifar10": 10, "cifar100": 100}[name]
   labels = np.arange(50_000) % classes
-  chosen = subset(labels, classes, fraction, replacement=True)
+  part = limited.get_config(f"dml,resnet32,{name},{fraction}").data
+  chosen = subset(labels, classes, part.fraction, part.replacement, part.seed)
   assert len(chosen) == total and len(np.unique(chosen)) == distinct
+  positions = (chosen // classes).astype("<u2").tobytes()
+  assert hashlib.sha256(positions).hexdigest()[:16] == digest
 
 
 def test_cifar10_by_name():
@@ -278,13 +288,14 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_the_images_that_the_paper_s_release_drew(name):
+def test_the_images_that_the_paper_s_release_drew(name, monkeypatch):
   if not (pathlib.Path.home() / f"tensorflow_datasets/{name}/3.0.2/dataset_info.json").exists():
     pytest.skip(f"{name} is not prepared in ~/tensorflow_datasets")
-  dataset = data.load(config(name=name, test="test[:100]"))
+  source = catalog.read(config(name=name, test="test[:100]").data)
+  monkeypatch.setattr(catalog, "read", lambda _: source)  # which takes seconds
   for fraction, digest in DRAWN[name].items():
-    chosen = subset(dataset.train.labels, dataset.classes, fraction, replacement=True)
-    assert dataset.train[chosen].fingerprint()["digest"] == digest
+    dataset = data.load(limited.get_config(f"dml,resnet32,{name},{fraction}"))
+    assert dataset.train.fingerprint()["digest"] == digest
 
 
 def test_names_that_do_not_exist_or_are_no_images():

@@ -196,6 +196,17 @@ def test_a_corrupt_file_is_skipped_and_counted_where_the_config_says_so(root, co
     load(root, corrupt="ignore")
 
 
+def test_a_corrupt_file_alone_in_a_short_batch_is_replaced_from_the_whole_split(root, corrupt):
+  train = load(root, corrupt="skip").train
+  batch = train.batches(seed=0, batch_size=7, views=VIEWS)  # 22 images: 7, 7, 7 and 1
+  alone = next(
+    step for step in range(3, 400, 4) if NUMBERS[data.indices(0, step, 22, 7)[0]] == 7
+  )
+  np.testing.assert_array_equal(which(batch(alone)), [[0]] * VIEWS)  # the first of the split
+  seen = train.examples(4, VIEWS).training  # what `okdph views` draws
+  assert seen.shape == (VIEWS, 4, SIZE, SIZE, 3)
+
+
 def test_a_split_of_corrupt_files_alone_is_refused_before_the_run(root, tmp_path):
   shutil.copytree(root, copy := tmp_path / "copy")
   for file in (copy / "test").rglob("*.jpg"):

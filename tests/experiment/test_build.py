@@ -10,7 +10,7 @@ import pytest
 from configs import dot, self_distillation
 from okdph_jax import data, optimizers, schedules
 from okdph_jax.experiment.build import build
-from okdph_jax.experiment.config import check
+from okdph_jax.experiment.config import check, load_config
 from okdph_jax.experiment.teacher import teacher
 from okdph_jax.main import main, parse
 from okdph_jax.methods import assemble
@@ -185,34 +185,71 @@ def test_every_option_arrives_where_it_belongs(monkeypatch):
   np.testing.assert_allclose(seen.min((0, 1, 2, 3)), level(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("system", dot.SYSTEMS)
-@pytest.mark.parametrize("method", dot.METHODS)
-def test_dot_s_systems(system, method):
+# DOT's systems in megvii-research/mdistiller: dataset, system, the student's learning rate.
+DOT_SYSTEMS = [
+  ("cifar100", "resnet32x4-resnet8x4", 0.05),
+  ("cifar100", "vgg13-vgg8", 0.05),
+  ("cifar100", "resnet32x4-shufflenet_v2", 0.01),
+  ("tiny_imagenet", "resnet18_small-mobilenet_v2", 0.2),
+  ("tiny_imagenet", "resnet18_small-shufflenet_v2", 0.2),
+  ("imagenet2012", "resnet34-resnet18", 0.2),
+  ("imagenet2012", "resnet50-mobilenet_v1", 0.2),
+]
+# dataset: view, the weights of labels and teacher, temperature, delta, epochs, the epochs at
+# which the rate falls, batch size, the teacher's learning rate, weight decay.
+DOT_SETTINGS = {
+  "cifar100": ("hflip", 0.1, 0.9, 4, 0.075, 240, [150, 180, 210], 64, 0.05, 5e-4),
+  "tiny_imagenet": ("rotate(20)|flip", 0.1, 0.9, 4, 0.075, 200, [60, 120, 160], 256, 0.2, 5e-4),
+  "imagenet2012": ("flip", 0.5, 0.5, 1, 0.09, 100, [30, 60, 90], 512, 0.2, 1e-4),
+}
+
+
+def test_dot_s_systems_are_complete():
+  assert dot.SYSTEMS.keys() == {system for _, system, _ in DOT_SYSTEMS}
+
+
+@pytest.mark.parametrize(("dataset", "system", "rate"), DOT_SYSTEMS)
+@pytest.mark.parametrize("method", ["teacher", "ce", "kd", "dot", "control"])
+def test_dot_s_systems(dataset, system, rate, method):
+  view, task, distill, temperature, delta, epochs, falls, batch, first, decay = DOT_SETTINGS[
+    dataset
+  ]
   config = dot.get_config(f"{method},{system}")
   check(config)
+  data = config.data
+  assert (data.name, data.normalise_as) == (
+    ("folder", "tiny_imagenet") if dataset == "tiny_imagenet" else (dataset, "")
+  )
+  sizes = {"tiny_imagenet": 64, "imagenet2012": 224}
+  assert data.image_size == sizes.get(dataset)
   assert config.network == system.split("-")[method != "teacher"]
-  built = assemble(tiny.context(teacher=True), config.method, config.wrappers)
-  assert built.views == len(config.views) == 1
-  steps = [
+  assert config.views == (view,)
+  assert (config.epochs, config.batch_size, config.momentum) == (epochs, batch, 0.9)
+  assert config.learning_rate == (first if method == "teacher" else rate)
+  assert falls == [
     schedules.milestone(when, epochs=config.epochs, epoch_steps=1) for when in config.milestones
   ]
-  decays, delta = {240: [150, 180, 210], 200: [60, 120, 160], 100: [30, 60, 90]}, 0.075
-  assert steps == decays[config.epochs]
-  if config.data.name == "imagenet2012":
-    delta = 0.09
-  decay = 1e-4 if config.data.name == "imagenet2012" else 5e-4
-  if method == "dot":
-    assert config.wrappers == ({"name": "dot", "delta": delta},)
+  assert config.wrappers == (({"name": "dot", "delta": delta},) if method == "dot" else ())
   if method == "control":  # a constant gradient moves as far as under DOT
-    (control,) = config.wrappers
-    assert control["task_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 + delta))
-    assert control["distill_weight"] / (1 - 0.9) == pytest.approx(1 / (1 - 0.9 - delta))
-    assert config.weight_decay / (1 - 0.9) == pytest.approx(decay / (1 - 0.9 + delta))
+    task, distill = task * 0.1 / (0.1 + delta), distill * 0.1 / (0.1 - delta)
+    decay *= 0.1 / (0.1 + delta)
+  assert config.weight_decay == pytest.approx(decay)
+  if method == "teacher":
+    assert config.method.name == "base"
   else:
-    assert config.weight_decay == decay
-  slow = system == "resnet32x4-shufflenet_v2" and method != "teacher"
-  cifar = config.data.name == "cifar100"
-  assert config.learning_rate == (0.01 if slow else 0.05 if cifar else 0.2)
+    weights = (1, 0) if method == "ce" else (task, distill)
+    ours = config.method.task_weight, config.method.distill_weight
+    assert ours == pytest.approx(weights)
+    assert (config.method.name, config.method.temperature) == ("kd", temperature)
+  built = assemble(tiny.context(teacher=True), config.method, config.wrappers)
+  assert built.views == 1
+
+
+def test_dot_s_control_follows_the_momentum():
+  config = load_config("dot:control,vgg13-vgg8", [("momentum", "0.8")])
+  weights = config.method.task_weight, config.method.distill_weight, config.weight_decay
+  slower, faster = 0.2 / 0.275, 0.2 / 0.125
+  assert weights == pytest.approx((0.1 * slower, 0.9 * faster, 5e-4 * slower))
 
 
 def test_self_distillation_is_kd_in_generations():

@@ -236,22 +236,20 @@ def test_the_release_s_switches():
 
 
 @pytest.mark.parametrize(
-  "method, students, decay, nesterov",
+  "method, options, weight_decay, nesterov",
   [
-    ("one", 3, 1e-4, False),
-    ("okddip", 4, 5e-4, True),
-    ("ffl", 2, 1e-4, True),
-    ("pcl", 3, 5e-4, True),
+    ("one", dict(students=3, detach_target=True), 1e-4, False),
+    ("okddip", dict(students=4, detach_mean=False), 5e-4, True),
+    ("ffl", dict(students=2, fusion_weight_decay=1e-5), 1e-4, True),
+    ("pcl", dict(students=3, decay=0.999), 5e-4, True),
   ],
 )
-def test_the_official_values(method, students, decay, nesterov):
+def test_the_official_values(method, options, weight_decay, nesterov):
   config = config_of("official", f"{method},resnet32,cifar10")
-  assert (config.method.students, config.weight_decay, config.nesterov) == (
-    students,
-    decay,
-    nesterov,
-  )
+  assert config.method.to_dict() == {"name": method, "temperature": 3.0} | options
+  assert (config.weight_decay, config.nesterov) == (weight_decay, nesterov)
   assert (config.batch_size, config.epochs, config.learning_rate) == (128, 300, 0.1)
+  assert (config.momentum, config.milestones) == (0.9, (150, 225))
   assert built(config).method.views == len(config.views)
 
 
@@ -271,6 +269,8 @@ def test_the_release_in_all_its_parts():
   readme = config_of("release", "okdph,resnet32,cifar10,1,none,4,readme")
   assert readme.views == (*views, "auto_aug", "plain") and readme.method.fuse_every == "1 epoch"
   assert config_of("release", "dml,resnet32,cifar10,1,none,4").method.students == 4
+  assert config_of("release", "pcl,densenet40_12").method.students == 3
+  assert config_of("release", "pcl,densenet40_12,cifar10,1,none,2").method.students == 2
   for config in (small, noisy, train, four, readme):
     assert config.method.get("fuse_with", "previous") == "previous"
     built(config)

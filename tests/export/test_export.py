@@ -287,8 +287,15 @@ def test_onnxruntime_and_numpy_are_enough(exported, images, tmp_path):
   np.testing.assert_allclose(np.load(tmp_path / "out.npy"), probabilities, rtol=1e-5)
 
 
-def test_the_script_beside_the_model_sees_pictures_as_predict_does(exported, pictures, capsys):
-  files = [pictures / "a.png", pictures / "b.png"]
+def test_the_script_beside_the_model_sees_pictures_as_predict_does(
+  exported, pictures, tmp_path, capsys
+):
+  files = [pictures / "a.png", pictures / "b.png", tmp_path / "logo.png", tmp_path / "deep.png"]
+  clear = np.zeros((8, 8, 4), np.uint8)  # black, and visible in one corner only
+  clear[:4, :4, 3] = 255
+  Image.fromarray(clear).save(files[2])
+  deep = np.linspace(0, 65535, 64).reshape(8, 8)
+  Image.fromarray(deep.astype(np.uint16)).save(files[3])
   program = [sys.executable, exported / "predict.py", *files]
   lines = subprocess.check_output(program, text=True).splitlines()
   found = json.loads(predict(exported, *files, "--json", capsys=capsys).out)
@@ -307,6 +314,15 @@ def test_pictures_of_streamed_data_are_cut_out_of_larger_ones(exported):
   )
   assert whole.shape == cut.shape == (8, 8, 1)
   assert cut[-1].mean() > whole[-1].mean() + 20
+
+
+def test_a_run_on_streamed_data_sees_pictures_as_its_export_does(run, tmp_path):
+  copy = shutil.copytree(run, tmp_path / "run", symlinks=True)
+  assert load(copy, network=OWN).shorter_side is None
+  record = json.loads((copy / "config.json").read_text())
+  assert record["streamed"] is False
+  (copy / "config.json").write_text(json.dumps(record | {"streamed": True}))
+  assert load(copy, network=OWN).shorter_side == round(8 * 256 / 224)
 
 
 # The page.

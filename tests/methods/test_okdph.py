@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from okdph_jax.core import Batch, Views
 from okdph_jax.hybridization import dirichlet, fuse, hybridize, uniform
+from okdph_jax.methods import METHODS
 from okdph_jax.methods.okdph import fusion_clock, okdph
 from okdph_jax.methods.protocol import Context
 from okdph_jax.training.step import initial_state, train_step
@@ -283,6 +284,23 @@ def test_when_fusion_is_due(every, clock, epoch_steps, want):
 def test_the_release_fuses_79_times_in_an_epoch_of_cifar():
   due = fusion_clock("5 steps", "epoch", 391)
   assert sum(bool(due(t)) for t in range(1, 392)) == 79 and due(391) and due(392)
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [("base", dict(students=3)), ("dml", {}), ("kdcl", {}), ("kdcl", dict(target="general"))],
+)
+def test_other_students_start_where_okdph_s_do_on_request(name, options):
+  own = okdph(context(Smooth()))
+  begin = own.init(jax.random.key(0), views_of(own).image).params["students"]["Conv_0"][
+    "kernel"
+  ]
+  for same in (True, False):
+    method = METHODS[name](context(Smooth()), **options, same_init=same)
+    start = method.init(jax.random.key(0), views_of(method).image)
+    first, *others = start.params["students"]["Conv_0"]["kernel"]
+    np.testing.assert_array_equal(first, begin[0])
+    assert all(bool((other == first).all()) == same for other in others)
 
 
 def test_students_start_equal_by_default():

@@ -21,12 +21,17 @@ from okdph_jax.training.step import train_step
 from tests.methods import tiny
 
 DEFAULTS = {  # as the docstrings give them, from the papers and their official codes
-  "base": dict(students=1, label_smoothing=0.0),
+  "base": dict(students=1, label_smoothing=0.0, same_init=False),
   "kd": dict(task_weight=1.0, distill_weight=1.0, temperature=3.0, targets="soft"),
-  "dml": dict(students=2),
+  "dml": dict(students=2, same_init=False),
   "one": dict(students=3, temperature=3.0, detach_target=True),
   "kdcl": dict(
-    students=2, target="minlogit", task_weight=1.0, distill_weight=1.0, temperature=2.0
+    students=2,
+    target="minlogit",
+    task_weight=1.0,
+    distill_weight=1.0,
+    temperature=2.0,
+    same_init=False,
   ),
   "okddip": dict(students=3, temperature=3.0, detach_mean=False),
   "ffl": dict(students=2, temperature=3.0, fusion_weight_decay=1e-5),

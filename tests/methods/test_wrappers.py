@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from okdph_jax.core import Terms, Views
 from okdph_jax.methods import METHODS, WRAPPERS
@@ -338,6 +339,19 @@ def test_swa_around_pcl_takes_the_mean_over_images_and_views():
   close(jax.tree.map(lambda x: x[0], stats["students"]), mean(branch), 1e-4)
 
 
+def test_averages_of_swa_s_students_are_reestimated_too():
+  """Of `swa_hybrid` SWA has only means of the students' statistics."""
+  method = WRAPPERS["swa"](METHODS["okdph"](tiny.context()), tiny.context())
+  wrapped = WRAPPERS["reestimate"](method, tiny.context())
+  views = jax.ShapeDtypeStruct((3, 2, *tiny.batch().image.shape[1:]), jnp.float32)
+  start = jax.eval_shape(wrapped.init, KEY, views)
+  networks = jax.eval_shape(wrapped.networks, start)
+  added = [name for name in networks if name.startswith("reestimated_")]
+  assert {*added} == {
+    f"reestimated_{x}" for x in ("hybrid", "center", "swa_hybrid", "swa_center")
+  }
+
+
 @pytest.mark.parametrize(
   "name, readers", [("okdph", ("hybrid", "center")), ("pcl", ("mean_0", "mean_1", "mean_2"))]
 )
@@ -399,6 +413,39 @@ def test_statistics_of_a_layer_that_is_called_with_keywords():
 
   stats = with_mean_statistics(forward, jnp.int32(0), 4)["batch_stats"]["BatchNorm_0"]
   close(stats, {"mean": x.mean(0), "var": x.var(0)}, 1e-4)
+
+
+class Twice(nnx.Module):
+  """Of NNX; its one normalisation sees x and then 1 - 2 x."""
+
+  def __init__(self, classes, rngs):
+    self.norm = nnx.BatchNorm(classes, momentum=0.9, rngs=rngs)
+
+  def __call__(self, x, train):
+    for part in (x, 1 - 2 * x):
+      y = self.norm(part, use_running_average=not train)
+    return y
+
+
+def test_statistics_of_an_nnx_layer_are_means_over_images_and_its_runs():
+  net = nnx.bridge.ToLinen(Twice, kwargs={"classes": 5}, metadata_fn=None)
+  x = np.random.default_rng(0).normal(2, 3, (6, 5)).astype(np.float32)
+  variables = dict(net.init(KEY, x, False))
+
+  @jax.jit
+  def estimated(stats, x, seen):
+    def forward():
+      return run(net, variables | {"batch_stats": stats}, x, train=True)[1]
+
+    return with_mean_statistics(forward, seen, len(x))
+
+  stats = estimated(variables["batch_stats"], x[:4], jnp.int32(0))
+  found = estimated(stats, x[4:], jnp.int32(4))["norm"]
+  close(found["mean"], (1 - x.mean(0)) / 2, 1e-4)
+  variance = (4 * x[:4].var(0) + 2 * x[4:].var(0)) / 6
+  close(found["var"], (1 + 4) / 2 * variance, 1e-4)
+  plain = run(net, variables, x, train=True)[1]["norm"]["mean"]  # its momentum is its own again
+  close(plain, 0.1 * (0.9 * x.mean(0) + 1 - 2 * x.mean(0)), 1e-4)
 
 
 def test_reestimate_asks_for_readers_that_are_averages():

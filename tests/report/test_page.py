@@ -207,3 +207,20 @@ def test_without_any_evaluation_there_is_a_page(tmp_path):
   folder(tmp_path / "new", "base", 0, finished=False, done=0)
   trials, _ = runs.find([tmp_path])
   assert "interrupted" in page.render(trials, tables.sections(trials), title="t")
+
+
+def test_curves_of_runs_without_a_common_epoch_are_left_out():
+  alike, apart = {1.0: 2.0, 2.0: 3.0}, {1.5: 4.0}
+  numbers = {"a-1": alike, "a-2": apart, "b-1": alike, "b-2": alike}
+  for name, count in (("a", 0), ("b", 2)):  # a mean and its band
+    trials = [trial(name, seed) for seed in (1, 2)]
+    index = {one: i for i, one in enumerate(trials)}
+    style = charts.Style([name])
+    numbers_of = lambda one: numbers[one.name]  # noqa: E731
+    found = list(charts._curve(name, trials, numbers_of, style, index, {}, "loss"))
+    assert len(found) == count
+
+
+def test_training_metrics_have_their_units():
+  units = [charts.unit(name) for name in ("loss", "hybrid_accuracy", "gradient_cosine")]
+  assert units == [" [nats]", " [fraction]", ""]

@@ -13,7 +13,7 @@ from okdph_jax.cli import report
 from okdph_jax.experiment import paper
 from okdph_jax.experiment.config import defaults
 from okdph_jax.methods import METHODS
-from okdph_jax.report import runs, statistics, tables
+from okdph_jax.report import readers, runs, statistics, tables
 from tests.report.made import folder, trial
 
 MEAN = ("okdph", "mean of students")
@@ -127,6 +127,26 @@ def test_rows_of_the_release_are_named_so():
     )
   ]
   assert sorted(different) == sorted(paper.RELEASED_OTHERWISE)
+
+
+def test_datasets_of_one_name_with_other_test_sets_are_never_compared(tmp_path):
+  for name, seed, digest in (("cats", 1, "a" * 32), ("dogs", 2, "b" * 32)):
+    run = folder(tmp_path / name, "base", seed)
+    record = json.loads((run.path / "config.json").read_text())
+    record["fingerprint"]["test"] = {"images": 9, "digest": digest}
+    (run.path / "config.json").write_text(json.dumps(record))
+  trials, _ = runs.find([tmp_path])
+  groups = [(group.dataset, len(rows[0][1])) for group, rows in runs.grouped(trials)]
+  assert groups == [("digits aaaaaa", 1), ("digits bbbbbb", 1)]
+
+
+def test_the_kinds_of_readers():
+  for kind, names in {
+    readers.NETWORK: ("student_0", "leader"),
+    readers.AVERAGE: ("hybrid", "swa_student_0", "reestimated_hybrid", "teacher"),
+    readers.SEVERAL: ("ensemble", "swa_ensemble", "gated"),
+  }.items():
+    assert {readers.kind(name) for name in names} == {kind}
 
 
 def test_gaps_of_the_grid_and_runs_that_are_not_finished(tmp_path, capsys):

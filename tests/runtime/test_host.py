@@ -76,6 +76,15 @@ def test_large_blocks_start_the_program_once_more_in_the_same_process():
   assert preloaded == ([KEEPER.origin] if KEEPER else [])
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+@pytest.mark.parametrize("folder", ["my project", "a:b"])
+def test_a_library_whose_path_the_loader_would_split_is_not_preloaded(folder):
+  code = "import importlib.util as util, os, types; found = types.SimpleNamespace(origin="
+  code += f"'/home/{folder}/_memory.so'); util.find_spec = lambda name: found; "
+  code += "memory.keep_large_blocks(); print('preloaded', os.environ.get('LD_PRELOAD', ''))"
+  assert python(code, GLIBC_TUNABLES="", LD_PRELOAD="") == ["preloaded"]
+
+
 ALLOCATIONS = """
 import ctypes
 libc = ctypes.CDLL(None)

@@ -16,6 +16,8 @@ def get_sweep():
   return {{
     "okdph": {{"config": "digits:okdph"}} | common,
     "base": {{"config": "digits:base", "method.students": 1}} | common,
+    "kd": {{"config": "digits:kd", "teacher": "base"}} | common,
+    "born": {{"config": "digits:kd", "generations": 3}} | common,
   }}
 """
 
@@ -32,7 +34,7 @@ def test_the_time_is_that_of_all_steps_and_evaluations(file, tmp_path, monkeypat
   found = cells.read(str(file), tmp_path)
   forecaster = forecast.Forecaster(found)
   flops = {}
-  for cell in found:
+  for cell in found[:2]:
     dataset = forecaster._dataset(cell.config)
     flops[cell.entry] = forecast.flops(build(cell.config, dataset), cell.config, dataset)
   (step, evaluation), (_, single) = flops["okdph"], flops["base"]
@@ -50,3 +52,12 @@ def test_the_table(file, tmp_path, monkeypatch, capsys):
   base, total = (line.split() for line in capsys.readouterr().out.splitlines()[2:4])
   assert base[:5] == ["base", "1", "of", "1", "4"] and base[-1] == "0:00:00"
   assert total[0] == "all" and total[1:] == base[1:]
+
+
+def test_teachers_that_are_not_asked_for_and_generations(file, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(forecast, "SECONDS", 0.0)
+  asked = [str(file), f"--root={tmp_path}", "--only=entry=kd,entry=born", "--dry-run"]
+  assert dispatch(["sweep", *asked]) == 0
+  kd, born = (line.split() for line in capsys.readouterr().out.splitlines()[2:4])
+  assert kd[:5] == ["kd", "1", "of", "1", "4"] and born[:5] == ["born", "1", "of", "1", "12"]
+  assert float(born[5]) == pytest.approx(3 * float(kd[5]), rel=0.01)  # FLOPs

@@ -6,20 +6,20 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from okdph_jax.cli import dispatch
+from okdph_jax.experiment.fit import generations
 from okdph_jax.experiment.summary import resolve
 from okdph_jax.run import Run
 from okdph_jax.runtime import signals
 from okdph_jax.status import status
 from okdph_jax.sweep import slurm
 from okdph_jax.sweep.cells import read
-from okdph_jax.sweep.runner import Runner, slots
+from okdph_jax.sweep.runner import Runner, is_finished, slots
 from tests import runs
 
 # In place of `okdph train`: does as the folder's name says.
@@ -89,9 +89,13 @@ def sweep(tmp_path):
 
 def result_of(cell):
   """The result.json that the stand-in writes."""
+  return result_in(cell.config, cell.run.path)
+
+
+def result_in(config, folder):
   result = {
-    "config": resolve(cell.config, cell.run.path),
-    "seed": cell.config.seed,
+    "config": resolve(config, folder),
+    "seed": config.seed,
     "epochs": 20,
     "evaluations": 10,
     "readers": {"hybrid": {"single": True, "last": 0.5, "best": 0.5, "best_epoch": 3.0}},
@@ -264,6 +268,23 @@ def test_a_part_of_the_digits_sweep(tmp_path):
   assert "the run is in" in (run.path / "log.txt").read_text()
 
 
+def test_a_run_of_several_generations_is_finished_with_the_last_and_held_with_any(tmp_path):
+  file = tmp_path / "mine.py"
+  entries = {"born": {"config": "digits:kd,resnet8", "generations": 2}}
+  file.write_text(f"def get_sweep():\n  return {entries!r}\n")
+  [cell] = read(str(file), tmp_path)
+  first, second = (run.path for run in cell.runs)
+  for config, folder in generations(cell.config, cell.run.path):
+    assert not is_finished(cell) and cell.current.path == Path(folder)
+    with Run(folder).locked():
+      assert cell.holder
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "result.json").write_text(result_in(config, folder))
+  assert is_finished(cell) and not cell.holder and cell.current.path == second
+  (first / "result.json").unlink()
+  assert not is_finished(cell)
+
+
 def test_jobs_of_submitit(tmp_path, monkeypatch):
   """By its executor of processes on this machine; Slurm itself is not here."""
   pytest.importorskip("submitit")
@@ -289,25 +310,39 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
+# As submitit does: it calls `checkpoint` in a signal handler, which interrupts the job.
+JOB = """
+import signal
+import sys
+from okdph_jax.sweep.slurm import Train
+def time_is_up(*_):
+  job.process.send_signal(signal.SIGUSR2)  # Slurm signals all processes; the run goes on
+  again = job.checkpoint()
+  print(type(again).__name__, again.function.command == job.command, job.process.wait())
+  sys.exit(0)
+signal.signal(signal.SIGUSR2, time_is_up)
+job = Train([sys.executable, *sys.argv[1:]])
+job()
+"""
+
+
 @linux
 def test_a_job_whose_time_is_up_goes_on_in_another(tmp_path):
-  submitit = pytest.importorskip("submitit")
-  (tmp_path / "program.py").write_text(PROGRAM)
+  pytest.importorskip("submitit")
+  for name, text in (("program.py", PROGRAM), ("job.py", JOB)):
+    (tmp_path / name).write_text(text)
   run = tmp_path / "waits-seed42"
   run.mkdir()
-  job = slurm.Train([sys.executable, str(tmp_path / "program.py"), f"--workdir={run}"])
-  thread = threading.Thread(target=lambda: pytest.raises(RuntimeError, job))
-  thread.start()
-  wait_for((run / "started").exists)
-  time.sleep(0.2)
-  job.process.send_signal(signal.SIGUSR2)  # as Slurm does; the run goes on
-  time.sleep(0.1)
-  assert job.process.poll() is None
-  again = job.checkpoint()
-  thread.join(10)
-  assert (run / "saved").exists() and job.process.returncode == 75
-  assert isinstance(again, submitit.helpers.DelayedSubmission)
-  assert again.function.command == job.command
+  command = [sys.executable, tmp_path / "job.py", tmp_path / "program.py", f"--workdir={run}"]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+    wait_for((run / "started").exists)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGUSR2)
+    try:
+      assert job.communicate(timeout=60)[0].endswith("DelayedSubmission True 75\n")
+    finally:
+      job.kill()
+  assert (run / "saved").exists()
 
 
 def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(capsys):

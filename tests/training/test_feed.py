@@ -7,6 +7,8 @@ import pytest
 
 from okdph_jax.experiment.fit import fit
 from okdph_jax.main import parse
+from okdph_jax.training import loop, timer
+from okdph_jax.training.compile import compile_steps
 from okdph_jax.training.feed import AHEAD, ahead
 from tests import runs
 
@@ -38,6 +40,28 @@ def test_several_steps_of_a_dispatch_are_single_ones(tmp_path):
   fitted(path, tmp_path / "three", *more, "--config.steps_per_dispatch=3")
   for name in ("metrics.jsonl", "training.jsonl"):
     assert lines(tmp_path / "three" / name) == lines(tmp_path / "one" / name)
+
+
+def test_many_steps_of_a_dispatch_are_dispatched_together(tmp_path, monkeypatch):
+  """Also if there are fewer steps between two looks at the loss otherwise."""
+  counts = []
+
+  def counted(*arguments, **options):
+    compiled = compile_steps(*arguments, **options)
+
+    def advance(state, batches, key):
+      counts.append(len(batches))
+      return compiled.advance(state, batches, key)
+
+    return compiled._replace(advance=advance)
+
+  monkeypatch.setattr(loop, "compile_steps", counted)
+  path = runs.arrays(tmp_path / "data.npz")
+  more = ["--config.batch_size=1", "--config.steps_per_dispatch=15"]
+  more += ["--config.epochs=6", "--config.eval_every_epochs=6"]
+  monkeypatch.setattr(timer, "LOOK_EVERY", 10)
+  fitted(path, tmp_path / "run", *more)
+  assert sum(counts) == 6 * 32 and counts.count(15) == 12  # two in each epoch of 32 steps
 
 
 def lines(path):

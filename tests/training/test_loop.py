@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from okdph_jax.experiment import fit
+from okdph_jax.experiment.config import load_config
 from okdph_jax.main import main
 from okdph_jax.nn import students
 from okdph_jax.run import Run
@@ -55,10 +56,27 @@ def test_generations_teach_each_other_and_go_on_after_an_interruption(
   jax.tree.map(np.testing.assert_array_equal, held, taught)
 
 
+def test_a_teacher_s_own_network_is_that_of_the_first_generation_s_teacher(tmp_path):
+  config = load_config("digits:kd", [("generations", "3"), ("teacher", "runs/large")])
+  config.network, config.teacher_network = "tests.nets:Small", "tests.nets:Large"
+  found = [one.teacher_network for one, _ in fit.generations(config, tmp_path)]
+  assert found == ["tests.nets:Large", "", ""]
+
+
 def test_generations_of_any_seeds_share_none():
   seeds = [fit.generation_seed(seed, k) for seed in range(40, 60) for k in range(5)]
   assert len(set(seeds)) == 100 and all(0 <= seed < 2**32 for seed in seeds)
   assert fit.generation_seed(42, 0) == 42  # the seed of the same network without generations
+
+
+def test_flops_that_cannot_be_counted_are_none():
+  """A callback to the host cannot be lowered for a TPU; the run itself goes on."""
+
+  def step(x):
+    jax.debug.print("{}", x)
+    return 2 * x
+
+  assert flops_of(jax.jit(step).trace(jnp.float32(1)), step, jnp.float32(1)) is None
 
 
 def test_flops_of_convolutions_on_two_devices():

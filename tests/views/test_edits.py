@@ -135,3 +135,10 @@ def test_images_of_two_channels_are_refused():
     ValueError, match="have 2 channels; RandAugment and AutoAugment need 1 or 3"
   ):
     edits.apply(np.zeros((4, 4, 2), np.uint8), edits.Edit())
+
+
+def test_the_luma_of_a_colour_at_its_rounding():
+  """19595 r + 38470 g + 7471 b + 32768 is one below a multiple of 65536."""
+  colour = np.full((1, 1, 3), (0, 62, 229), np.uint8)
+  want = np.asarray(Image.fromarray(colour).convert("L"))[0, 0]
+  assert edits.luma(colour.astype(np.int32))[0, 0, 0] == want
