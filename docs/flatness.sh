@@ -4,6 +4,7 @@
 #   docs/flatness.sh [ROOT [SELF]]
 #
 # ROOT has the runs of `okdph sweep cifar10_small`, SELF those of `okdph sweep self_distillation`.
+# The landscape also needs same_init/dml-seed42 beside ROOT; flatness.md has the command.
 # A figure whose .json is in docs/figures is not drawn again: first remove those that you want
 # anew. All of them take an hour on two cores.
 set -ef
