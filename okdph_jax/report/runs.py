@@ -75,7 +75,10 @@ class Trial:
   @property
   def test_digest(self) -> str | None:
     """The digest of its test set, if recorded."""
-    return self.record.get("fingerprint", {}).get("test", {}).get("digest")
+    try:
+      return self.record.get("fingerprint", {}).get("test", {}).get("digest")
+    except ValueError:  # config.json is damaged, the result beside it is not
+      return None
 
   @property
   def milestones(self) -> list[float]:
