@@ -251,7 +251,8 @@ def analyse(
   network too it is the Hessian of the cross-entropy on the labels, not of what it trained on.
   """
   rows, numbers, scalars, speeds = [], {}, {}, []
-  with Progress("hessian", len(targets) * (ITERATIONS + probes), "product") as bar:
+  most = max(ITERATIONS, k)
+  with Progress("hessian", len(targets) * (most + probes), "product") as bar:
     for target in targets:
       pictures = target.subject.images(images, split=split, seed=seed, batch=batch)
       params, stats = target.variables["params"], target.variables["batch_stats"]
@@ -261,7 +262,8 @@ def analyse(
       began = time.monotonic()
       top = top_eigenvalues(loss, params, k, **how)
       seconds = time.monotonic() - began
-      bar.update(ITERATIONS - top.products)
+      bar.update(most - top.products)
+      last = top.values[k - 1] if len(top.values) >= k else np.nan
       traced = trace(loss, params, probes=probes, **how)
       plain = plain_speed(target.net, target.variables, pictures)
       forward = pictures.label.size / plain
@@ -272,7 +274,7 @@ def analyse(
           target.name,
           target.test_accuracy,
           *top.values[:1],
-          top.values[-1],
+          last,
           traced.trace,
           traced.standard_error,
           traced.normalized,
@@ -282,7 +284,7 @@ def analyse(
       scalars[target.name] = {
         "test_accuracy": target.test_accuracy,
         "eigenvalue_1": top.values[0],
-        f"eigenvalue_{k}": top.values[-1],
+        f"eigenvalue_{k}": last,
         "trace": traced.trace,
         "normalised_trace": traced.normalized,
         "weight_norm": size,
