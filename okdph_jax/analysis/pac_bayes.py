@@ -287,23 +287,20 @@ def analyse(
   total = sum(min(points, len(subject.steps())) for subject in subjects)
   with Progress("pac_bayes", total, "snapshot") as bar:
     for subject in subjects:
-      trajectory = subject.trajectory()
-      steps_there = list(trajectory)
-      reader = next((r for r in readers if r in trajectory[steps_there[-1]]), None)
-      reader = reader or next(iter(trajectory[steps_there[-1]]))
-      if steps_there[0]:
+      if subject.steps()[0]:
         raise ValueError(
           f"{subject.run.path} has no snapshot of its start, the prior's mean; train it again"
         )
-      start = trajectory[steps_there[0]][reader]["params"]
+      trajectory = subject.trajectory(points)
+      *_, final = trajectory.values()
+      reader = next((r for r in readers if r in final), next(iter(final)))
+      start = subject.networks_at(0)[reader]["params"]
       pictures = subject.images(images, seed=seed, batch=batch)
-      chosen = np.unique(np.linspace(len(steps_there) - 1, 0, points).round().astype(int))
       found = []
-      for i in chosen:
-        variables = trajectory[steps_there[i]][reader]
+      for step, networks in trajectory.items():
         found.append(
-          {"epoch": steps_there[i] / subject.epoch_steps}
-          | _quantities(subject, variables, start, pictures, seed, steps)
+          {"epoch": step / subject.epoch_steps}
+          | _quantities(subject, networks[reader], start, pictures, seed, steps)
         )
         bar.update()
       name = f"{subject.name}: {reader}"

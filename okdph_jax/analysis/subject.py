@@ -127,8 +127,10 @@ class Subject:
     with ocp.StandardCheckpointer() as checkpointer:
       return Learner(**checkpointer.restore(self.run.snapshots[step].absolute()))
 
-  def steps(self) -> list[int]:
+  def steps(self, most: int | None = None) -> list[int]:
     """The steps of the snapshots, with 0 before them where the start follows from the seed.
+
+    most: only so many of them, evenly spaced; the last one is always there.
 
     Raises:
       ValueError: there are no snapshots.
@@ -139,18 +141,19 @@ class Subject:
         f"{self.run.path} has no snapshots; train with --config.snapshots=5, one every 5 epochs"
       )
     computed = steps[0] > 0 and not self.config["init_from"]
-    return [0] * computed + steps
+    steps = [0] * computed + steps
+    if most is None:
+      return steps
+    places = np.linspace(len(steps) - 1, 0, most).round().astype(int)
+    return [steps[i] for i in np.unique(places)]
+
+  def networks_at(self, step: int) -> dict[str, Variables]:
+    """{reader: variables} at one of `steps`."""
+    return _on_host(self.method.networks(self.learner(step)))
 
   def trajectory(self, most: int | None = None) -> dict[int, dict[str, Variables]]:
-    """{step: {reader: variables}} of `steps`, or of at most `most` of them, evenly spaced.
-
-    The last step is always there.
-    """
-    steps = self.steps()
-    if most is not None:
-      places = np.linspace(len(steps) - 1, 0, most).round().astype(int)
-      steps = [steps[i] for i in np.unique(places)]
-    return {step: _on_host(self.method.networks(self.learner(step))) for step in steps}
+    """{step: {reader: variables}} of `steps(most)`."""
+    return {step: self.networks_at(step) for step in self.steps(most)}
 
   @functools.cached_property
   def experiment(self) -> "Experiment":
