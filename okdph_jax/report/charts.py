@@ -326,9 +326,11 @@ def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):
   found += [([t], f", seed {t.seed}, not finished", 1) for t in trials if not t.result]
   for members, words, width in found:
     values = [series for trial in members if (series := numbers(trial))]
-    if not values or not set.intersection(*map(set, values)):  # of other steps each
+    if not values:
       continue
     x, means, spreads = _over_seeds(values)
+    if not x:  # each of other steps
+      continue
     n = f" (mean of {len(values)})" if len(values) > 1 else ""
     if len(values) > 1:
       yield _band(x, means, spreads, style.colour(label), meta)
@@ -348,7 +350,7 @@ def _curve(label, trials, numbers, style, index, meta, name, dash="solid"):
 def _over_seeds(values: Sequence[Mapping[float, float]]):
   """(epochs in all series, means, standard deviations); long series are averaged in windows."""
   epochs = sorted(set.intersection(*(set(series) for series in values)))
-  window = math.ceil(len(epochs) / POINTS)
+  window = math.ceil(len(epochs) / POINTS) or 1
   parts = [epochs[i : i + window] for i in range(0, len(epochs), window)]
   points = [
     [plain_statistics.mean(series[epoch] for epoch in part) for series in values]
