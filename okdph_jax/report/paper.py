@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from okdph_jax.experiment import paper as settings
 from okdph_jax.experiment.options import DEFAULTS
-from okdph_jax.saved_config import completed
+from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed
 
 
 class Cell(NamedTuple):
@@ -186,11 +186,10 @@ IMAGENET = settings.IMAGENET_TRAINING | {"data.test": "validation", "data.image_
 
 # Options of a run that a cell does not depend on, or that `cell` compares by itself.
 FREE = {
-  *("seed", "data.name", "data.dir", "data.fraction", "data.replacement", "data.seed"),
+  *(NO_EFFECT | LAST_BITS),
+  *("seed", "data.name", "data.fraction", "data.replacement", "data.seed"),
   *("data.memory_limit", "data.corrupt", "network", "method.name", "wrappers", "views"),
-  *("views_on", "test_view", "teacher", "teacher_network", "eval_every_epochs", "snapshots"),
-  *("log_every_steps", "checkpoint_every_minutes", "steps_per_dispatch", "student_groups"),
-  "devices",
+  *("test_view", "teacher", "teacher_network", "eval_every_epochs", "snapshots"),
 }
 
 NOISE = re.compile(r"\|noise(\((1(\.0*)?)?\))?$")  # of the paper's deviation, on a whole view
