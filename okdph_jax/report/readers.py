@@ -5,11 +5,12 @@ import re
 NETWORK, AVERAGE, SEVERAL = "network", "averaged network", "several networks"
 KINDS: tuple[str, ...] = (NETWORK, AVERAGE, SEVERAL)
 _SEVERAL = ("ensemble", "fused", "gated", "concatenated")
-_AVERAGES = ("hybrid", "center", "mean_", "teacher", "swa_", "ema_", "reestimated_")
+_AVERAGES = ("hybrid", "center", "mean_", "teacher", "swa_", "ema_")
 
 
 def kind(reader: str) -> str:
   """The kind of "student_0", "hybrid", "ensemble", ...: one of `KINDS`."""
+  reader = reader.removeprefix("reestimated_")  # of the same weights
   if reader.removeprefix("swa_").removeprefix("ema_").startswith(_SEVERAL):
     return SEVERAL
   return AVERAGE if reader.startswith(_AVERAGES) else NETWORK

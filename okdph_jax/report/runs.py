@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from okdph_jax import durations
 from okdph_jax.experiment.paper import RELEASE, RELEASED_OTHERWISE
 from okdph_jax.report import paper
-from okdph_jax.run import CONFIG, ERROR, RESULT, Run
+from okdph_jax.run import CONFIG, ERROR, MEASURED_SHAPE, RESULT, Run
 from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed, flat
 
 # Runs that differ only in these options are the same experiment.
@@ -128,9 +128,9 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
 
   Returns:
     ([trial, ...], [warning, ...]): there is a warning for each file that is not a result, and
-    for each further run of the same config and seed; both are left out.
+    for each further run of the same config, seed and test set; both are left out.
   """
-  trials, warnings, seen = [], [], {}
+  trials, warnings, seen = [], [], defaultdict(list)
   for root in map(Path, paths):
     for file in _below(root, warnings) if root.is_dir() else [root]:
       try:
@@ -139,11 +139,14 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
       except (OSError, ValueError) as error:
         warnings.append(f"{file}: left out, {error}")
         continue
-      same = seen.setdefault((variant(trial.config), trial.seed, trial.draw), file)
-      if same is file:
-        trials.append(trial)
-      else:
+      alike = seen[variant(trial.config), trial.seed, trial.draw]
+      digest = trial.test_digest  # None for a result file without its run: any test set
+      same = next((f for there, f in alike if None in (there, digest) or there == digest), None)
+      if same:
         warnings.append(f"{file}: left out, the same config and seed as {same}")
+      else:
+        alike.append((digest, file))
+        trials.append(trial)
   return trials, warnings
 
 
@@ -267,20 +270,26 @@ def grouped(
 ) -> Iterator[tuple[Group, list[Row]]]:
   """Yields (Group, [(label, runs), ...]), all in alphabetical order.
 
-  Datasets of one name whose test sets differ, such as two folders, are groups of their own.
+  Datasets of the same options whose test sets differ, such as two folders, are groups of their
+  own.
   """
   trials = list(trials)
   groups, digests = defaultdict(lambda: defaultdict(list)), defaultdict(set)
   for trial in trials:
-    digests[group(trial.config)].add(trial.test_digest)
+    digests[_asked(trial.config["data"])].add(trial.test_digest)
   for trial in trials:
     there, digest = group(trial.config), trial.test_digest
-    if digest and len(digests[there] - {None}) > 1:
+    if digest and len(digests[_asked(trial.config["data"])] - {None}) > 1:
       there = there._replace(dataset=f"{there.dataset} {digest[:6]}")
     groups[there][variant(trial.config)].append(trial)
   for name, variants in sorted(groups.items()):
     rows = zip(labels(list(variants), hidden), variants.values(), strict=True)
     yield name, sorted(rows, key=lambda row: row[0])
+
+
+def _asked(data):
+  """The options of a dataset, without its place, its draw, and what was measured of it."""
+  return json.dumps([data[x] for x in sorted(data.keys() - {"dir", "seed", *MEASURED_SHAPE})])
 
 
 def labels(

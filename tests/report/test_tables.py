@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -130,19 +131,26 @@ def test_rows_of_the_release_are_named_so():
 
 
 def test_datasets_of_one_name_with_other_test_sets_are_never_compared(tmp_path):
-  for name, seed, digest in (("cats", 1, "a" * 32), ("dogs", 2, "b" * 32)):
+  for name, seed, digest in (
+    ("cats", 1, "a" * 32),
+    ("dogs", 2, "b" * 32),
+    ("other dogs", 1, "b" * 32),  # the seed of the cats
+    ("copy of cats", 1, "a" * 32),
+  ):
     run = folder(tmp_path / name, "base", seed)
     record = json.loads((run.path / "config.json").read_text())
     record["fingerprint"]["test"] = {"images": 9, "digest": digest}
     (run.path / "config.json").write_text(json.dumps(record))
-  trials, _ = runs.find([tmp_path])
+  shutil.copy(tmp_path / "dogs" / "result.json", tmp_path / "copy.json")
+  trials, warnings = runs.find([tmp_path])
+  assert len(warnings) == 2 and all("copy" in w or "cats" in w for w in warnings)
   groups = [(group.dataset, len(rows[0][1])) for group, rows in runs.grouped(trials)]
-  assert groups == [("digits aaaaaa", 1), ("digits bbbbbb", 1)]
+  assert groups == [("digits aaaaaa", 1), ("digits bbbbbb", 2)]
 
 
 def test_the_kinds_of_readers():
   for kind, names in {
-    readers.NETWORK: ("student_0", "leader"),
+    readers.NETWORK: ("student_0", "leader", "reestimated_student_0"),
     readers.AVERAGE: ("hybrid", "swa_student_0", "reestimated_hybrid", "teacher"),
     readers.SEVERAL: ("ensemble", "swa_ensemble", "gated"),
   }.items():
