@@ -3,6 +3,7 @@
 Needs NumPy, onnxruntime and, for pictures, Pillow. model.json says what the network takes.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -38,9 +39,15 @@ def decoded(path):
   """A picture in 8 bits, as in training: turned by its EXIF data, pasted on white."""
   from PIL import Image, ImageOps
 
-  image = ImageOps.exif_transpose(Image.open(path))
-  if image.mode.startswith("I"):  # 16 bits
-    image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+  image = Image.open(path)
+  image.load()
+  with contextlib.suppress(Exception):  # the EXIF data are corrupt, the pixels are not
+    ImageOps.exif_transpose(image, in_place=True)
+  if image.mode.startswith(("I", "F")):
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+      raise ValueError(f"{path}: its pixels are not whole numbers of 8 or 16 bits")
+    image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -53,11 +60,14 @@ def pixels(path):
 
   _, height, width, channels = about()["input"]["shape"]
   image = decoded(path).convert("L" if channels == 1 else "RGB")
-  scale = about()["input"]["resize"]["shorter_side"] / min(width, height)
-  size = round(width * scale), round(height * scale)
-  image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)  # resizes, cuts off the sides
-  left, top = (image.width - width) // 2, (image.height - height) // 2
-  image = image.crop((left, top, left + width, top + height))
+  side, bilinear = about()["input"]["resize"]["shorter_side"], Image.Resampling.BILINEAR
+  if side == min(width, height):
+    image = ImageOps.fit(image, (width, height), bilinear)  # resizes, cuts off the sides
+  else:
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), bilinear)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    image = image.crop((left, top, left + width, top + height))
   return np.asarray(image).reshape(height, width, channels)
 
 

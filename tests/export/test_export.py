@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -302,6 +303,22 @@ def test_the_script_beside_the_model_sees_pictures_as_predict_does(
   for line, entry in zip(lines, found, strict=True):
     first = entry["classes"][0]
     assert line.split()[1:3] == [first["class"], f"{first['probability']:.1%}"]
+
+
+def test_the_script_has_the_pixels_of_predict(exported, pictures, tmp_path):
+  random = np.random.default_rng(1)
+  files = [pictures / "b.png", tmp_path / "deep.png", tmp_path / "clear.png"]
+  Image.fromarray(random.integers(0, 65536, (21, 13), np.uint16)).save(files[1])
+  Image.fromarray(random.integers(0, 256, (21, 13, 4), np.uint8)).save(files[2])
+  script, model = runpy.run_path(str(exported / "predict.py")), load(exported)
+  for side in (8, 9):  # as of data in memory, and streamed
+    script["about"]()["input"]["resize"]["shorter_side"] = side
+    for path in files:
+      expected = model._replace(shorter_side=side).picture(path.name, path)
+      np.testing.assert_array_equal(script["pixels"](path), expected, err_msg=path.name)
+  Image.fromarray(random.random((8, 8), np.float32)).save(tmp_path / "float.tiff")
+  with pytest.raises(ValueError, match="not whole numbers"):
+    script["pixels"](tmp_path / "float.tiff")
 
 
 def test_pictures_of_streamed_data_are_cut_out_of_larger_ones(exported):
