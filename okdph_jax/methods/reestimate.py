@@ -40,10 +40,11 @@ def reestimate(method: Method, context: Context, *, readers: tuple[str, ...] = (
     return learner.with_memory_of("reestimate", jax.tree.map(jnp.copy, start))
 
   def reestimated(learner):
-    stats: dict[str, PyTree] = learner.memory["reestimate"]
+    stats: dict[str, PyTree] = learner.memory["reestimate"]  # of the readers that `init` chose
     return {
       f"reestimated_{name}": network | {"batch_stats": stats[name]}
-      for name, network in averages(learner).items()
+      for name, network in method.networks(learner).items()
+      if name in stats
     }
 
   def update_statistics(learner, views, seen):

@@ -350,6 +350,9 @@ def test_averages_of_swa_s_students_are_reestimated_too():
   assert {*added} == {
     f"reestimated_{x}" for x in ("hybrid", "center", "swa_hybrid", "swa_center")
   }
+  there = start.memory["reestimate"]
+  older = start.with_memory(reestimate={x: there[x] for x in ("hybrid", "center")})
+  assert "reestimated_hybrid" in jax.eval_shape(wrapped.networks, older)  # of earlier versions
 
 
 @pytest.mark.parametrize(
