@@ -37,6 +37,10 @@ WARNING = (
   "flatness enters, and it ranks networks of one kind as their weight norm does. "
   "1/sigma^2 measures flatness."
 )
+VALIDITY = (
+  "The bound takes the weights at the start to be independent of the images, and does not "
+  "account for the batch statistics."
+)
 PRIOR_VARIANCE = math.exp(-6)  # lambda: log-std -3
 PRECISION, SCALE = 100, 0.1  # b and c: priors lambda = c exp(-j / b), j = 1, 2, ...
 DELTA = 0.025  # the bound fails with at most this probability
@@ -320,7 +324,11 @@ def analyse(
   for curve in curves.values():
     curve["kl_start"] = [value / 1e6 for value in curve["kl_start"]]
   figure = figures.lines(panels, merged(curves), xlabel="epoch")
-  notes = (f"Warning: {WARNING}", f"{bar.speed()}, of {pictures.label.size} images each")
+  notes = (
+    f"Warning: {WARNING}",
+    VALIDITY,
+    f"{bar.speed()}, of {pictures.label.size} images each",
+  )
   return Finding(headers, rows, numbers, figure, notes, scalars)
 
 

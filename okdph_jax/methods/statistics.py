@@ -1,4 +1,7 @@
-"""Batch statistics re-estimated as means over the images of one pass over the data."""
+"""Batch statistics re-estimated as means over the images of one pass over the data.
+
+Those of `BatchNorm`, of Linen and NNX; other layers' statistics stay as training left them.
+"""
 
 import contextlib
 import threading
