@@ -221,6 +221,7 @@ def test_other_data_are_refused_and_older_runs_go_on(trained, images, tmp_path, 
   del record["fingerprint"]  # as earlier versions wrote it
   (run.path / "config.json").write_text(json.dumps(record))
   assert fit(moved, run.path).readers and run.record["fingerprint"]["test"]["images"] == 16
+  assert run.result and run.result["fingerprint"] == run.record["fingerprint"]
 
 
 def test_a_teacher_of_other_images_is_said(trained, images, tmp_path, capsys):

@@ -7,6 +7,8 @@ the supplement's Table 7, `okdph-release` the release's four switches as well. `
 and `dml-hflip` see flipped images alone, as in the paper; `base` and `dml` see OKDPH's views,
 one of the three drawn per image and network. `okdph-0.8` has omega = beta = 0.8, the values
 that the paper uses most: with Table 7's omega = 1 the hybrid has no loss of its own.
+`okdph-0.8-no-gradient` is the same, and the hybrid's loss does not reach the students, as in the
+release.
 """
 
 from okdph_jax.experiment import paper
@@ -19,6 +21,7 @@ def get_sweep():
   okdph = {"config": "limited:okdph,resnet32"}
   base = {"config": "limited:base,resnet32", "method.students": 1}
   dml = {"config": "limited:dml,resnet32"}
+  values = {"method.omega": 0.8, "method.beta": 0.8}
   drawn, flipped = {"views": (f"any({', '.join(VIEWS)})",)}, {"views": VIEWS[:1]}
   entries = {
     "okdph": okdph,
@@ -27,6 +30,7 @@ def get_sweep():
     "dml-hflip": dml | flipped,
     "base": base | drawn,
     "dml": dml | drawn,
-    "okdph-0.8": okdph | {"method.omega": 0.8, "method.beta": 0.8},
+    "okdph-0.8": okdph | values,
+    "okdph-0.8-no-gradient": okdph | values | {"method.hybrid_gradient": False},
   }
   return {name: options | {"eval_every_epochs": 60} for name, options in entries.items()}

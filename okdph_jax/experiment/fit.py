@@ -226,6 +226,7 @@ def train_together(
         parameters_deployed=deployed,
         flops_per_image=flops,
         version=importlib.metadata.version("okdph_jax"),
+        fingerprint=record["fingerprint"],
         **extended,
       )
       for job, record in zip(jobs, records, strict=True)

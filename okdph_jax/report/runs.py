@@ -68,17 +68,22 @@ class Trial:
     return self.record.get("command")
 
   @property
+  def fingerprint(self) -> dict[str, dict[str, Any]]:
+    """{split: {"images", "digest"}} of its data; {} if earlier versions recorded none."""
+    try:
+      return (self.result or {}).get("fingerprint") or self.record.get("fingerprint", {})
+    except ValueError:  # config.json is damaged, the result beside it is not
+      return {}
+
+  @property
   def images(self) -> int | None:
     """The number of its training images, if recorded."""
-    return self.record.get("fingerprint", {}).get("train", {}).get("images")
+    return self.fingerprint.get("train", {}).get("images")
 
   @property
   def test_digest(self) -> str | None:
     """The digest of its test set, if recorded."""
-    try:
-      return self.record.get("fingerprint", {}).get("test", {}).get("digest")
-    except ValueError:  # config.json is damaged, the result beside it is not
-      return None
+    return self.fingerprint.get("test", {}).get("digest")
 
   @property
   def milestones(self) -> list[float]:
@@ -140,7 +145,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
         warnings.append(f"{file}: left out, {error}")
         continue
       alike = seen[variant(trial.config), trial.seed, trial.draw]
-      digest = trial.test_digest  # None for a result file without its run: any test set
+      digest = trial.test_digest  # None, not recorded: any test set
       same = next((f for there, f in alike if None in (there, digest) or there == digest), None)
       if same:
         warnings.append(f"{file}: left out, the same config and seed as {same}")

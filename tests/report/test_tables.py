@@ -130,7 +130,8 @@ def test_rows_of_the_release_are_named_so():
   assert sorted(different) == sorted(paper.RELEASED_OTHERWISE)
 
 
-def test_datasets_of_one_name_with_other_test_sets_are_never_compared(tmp_path):
+@pytest.mark.parametrize("recorded_in", ["config.json", "result.json"])
+def test_datasets_of_one_name_with_other_test_sets_are_never_compared(tmp_path, recorded_in):
   for name, seed, digest in (
     ("cats", 1, "a" * 32),
     ("dogs", 2, "b" * 32),
@@ -138,9 +139,9 @@ def test_datasets_of_one_name_with_other_test_sets_are_never_compared(tmp_path):
     ("copy of cats", 1, "a" * 32),
   ):
     run = folder(tmp_path / name, "base", seed)
-    record = json.loads((run.path / "config.json").read_text())
-    record["fingerprint"]["test"] = {"images": 9, "digest": digest}
-    (run.path / "config.json").write_text(json.dumps(record))
+    record = json.loads((run.path / recorded_in).read_text())
+    record["fingerprint"] = {"test": {"images": 9, "digest": digest}}
+    (run.path / recorded_in).write_text(json.dumps(record))
   shutil.copy(tmp_path / "dogs" / "result.json", tmp_path / "copy.json")
   trials, warnings = runs.find([tmp_path])
   assert len(warnings) == 2 and all("copy" in w or "cats" in w for w in warnings)
