@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
 
   from okdph_jax.report import runs, tables
 
+  if flags.head and flags.out:
+    raise ValueError("--head prints a table and writes none: leave --out or --head out")
   for path in flags.paths:
     if not Path(path).exists():
       raise ValueError(f"no such file or directory: {path}")

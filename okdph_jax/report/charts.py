@@ -7,6 +7,7 @@ values are all chosen. Colours stand for methods, dashes for kinds of networks.
 import itertools
 import json
 import math
+import re
 import statistics as plain_statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,9 +125,9 @@ def standing(rows: Sequence[Row], style: Style, index: Mapping[Trial, int]) -> C
 def against(section: Section, style: Style, index: Mapping[Trial, int]) -> Chart | None:
   """Paired differences to the baseline."""
   base = dict(section.rows).get(section.baseline or "")
-  if not base:
-    return None
   rows = [row for row in section.rows if row[0] != section.baseline][::-1]
+  if not base or not rows:
+    return None
   traces = []
   for measure in MEASURES:
     for label, trials in rows:
@@ -402,6 +403,8 @@ def cost(sections: Sequence[Section], index: Mapping[Trial, int]) -> Chart | Non
     for name, (network, label, trials) in itertools.product(COSTS, rows)
     if (trace := _priced(name, network, label, trials, style, index))
   ]
+  if not traces:
+    return None
   there = list(dict.fromkeys(trace["meta"]["cost"] for trace in traces))
   options = [
     Option(name, name, chosen=name == there[0], layout={"xaxis.title.text": COSTS[name][0]})
@@ -490,7 +493,7 @@ def varied(
 
 def _fixed(members, name):
   """The label of a line: that of its rows without the option that varies."""
-  parts = members[0][1][0].split(", ")
+  parts = re.split(r", (?=[\w.]+=)", members[0][1][0])
   return ", ".join(part for part in parts if not part.startswith(f"{name}="))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -50,7 +51,9 @@ class Trial:
 
   @property
   def seed(self) -> int:
-    return self.config["seed"]
+    """The seed that was asked for; generations of it train with seeds of their own."""
+    asked = (self.result or {}).get("replicate_seed") or self.record.get("replicate_seed")
+    return self.config["seed"] if asked is None else asked
 
   @property
   def draw(self) -> int:
@@ -70,10 +73,7 @@ class Trial:
   @property
   def fingerprint(self) -> dict[str, dict[str, Any]]:
     """{split: {"images", "digest"}} of its data; {} if earlier versions recorded none."""
-    try:
-      return (self.result or {}).get("fingerprint") or self.record.get("fingerprint", {})
-    except ValueError:  # config.json is damaged, the result beside it is not
-      return {}
+    return (self.result or {}).get("fingerprint") or self.record.get("fingerprint", {})
 
   @property
   def images(self) -> int | None:
@@ -88,7 +88,7 @@ class Trial:
   @property
   def milestones(self) -> list[float]:
     """The epochs at which its learning rate drops."""
-    return milestones(self.config, self.record.get("extended_from_epochs"))
+    return milestones(self.config, self.config.get("extended_from_epochs"))
 
 
 def milestones(config: Config, planned_epochs: int | None) -> list[float]:
@@ -133,26 +133,29 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
 
   Returns:
     ([trial, ...], [warning, ...]): there is a warning for each file that is not a result, and
-    for each further run of the same config, seed and test set; both are left out.
+    for each further run of the same config, seed and test set; both are left out. Of such runs
+    the first finished one is kept.
   """
-  trials, warnings, seen = [], [], defaultdict(list)
+  found, warnings, left, seen = [], [], set(), defaultdict(list)
   for root in map(Path, paths):
     for file in _below(root, warnings) if root.is_dir() else [root]:
       try:
-        trial = _trial(file, root)
-        _ = trial.lines  # a damaged file is found here
+        trial = _trial(file, root, warnings)
+        _ = trial.lines, trial.training  # a damaged file is found here
       except (OSError, ValueError) as error:
         warnings.append(f"{file}: left out, {error}")
-        continue
-      alike = seen[variant(trial.config), trial.seed, trial.draw]
-      digest = trial.test_digest  # None, not recorded: any test set
-      same = next((f for there, f in alike if None in (there, digest) or there == digest), None)
-      if same:
-        warnings.append(f"{file}: left out, the same config and seed as {same}")
       else:
-        alike.append((digest, file))
-        trials.append(trial)
-  return trials, warnings
+        found.append((trial, file))
+  for trial, file in sorted(found, key=lambda pair: pair[0].result is None):  # finished first
+    alike = seen[variant(trial.config), trial.seed, trial.draw]
+    digest = trial.test_digest  # None, not recorded: any test set
+    same = next((f for there, f in alike if None in (there, digest) or there == digest), None)
+    if same:
+      warnings.append(f"{file}: left out, the same config and seed as {same}")
+      left.add(trial)
+    else:
+      alike.append((digest, file))
+  return [trial for trial, _ in found if trial not in left], warnings
 
 
 def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
@@ -164,10 +167,19 @@ def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]
   for root in map(Path, paths):
     for folder, files in _walk(root):
       for file in files:
-        if pictures := _pictures(folder / file):
+        if (pictures := _pictures(folder / file)) and _is_finding(folder / file):
           smallest = min(pictures, key=lambda picture: picture.stat().st_size)
           found.setdefault((folder / file).resolve(), (folder / file, smallest))
   return list(found.values())
+
+
+def _is_finding(file):
+  """Whether `okdph analysis` wrote a JSON file; `okdph evaluate` draws pictures too."""
+  try:
+    content = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError:
+    return False
+  return isinstance(content, dict) and "analysis" in content
 
 
 def _pictures(file):
@@ -185,7 +197,8 @@ def _walk(root):
       folders.clear()
       continue
     visited.add(real)
-    folders[:] = sorted(set(folders) - ARRAYS)
+    inside = ARRAYS if CONFIG in files or RESULT in files else set()
+    folders[:] = sorted(set(folders) - inside)
     yield Path(folder), sorted(files)
 
 
@@ -208,23 +221,33 @@ def _below(root, warnings):
   return found + alone
 
 
-def _trial(file, root):
+def _trial(file, root, warnings):
   name = str(file.relative_to(root)) if file != root else file.name
   if file.name not in (CONFIG, RESULT):
     result = read(file)
-    return Trial(name.removesuffix(".json"), completed(result["config"]), result, None)
-  folder = os.path.dirname(name) or Path(os.path.abspath(root)).name
+    return Trial(name.removesuffix(".json"), _config(result["config"], result), result, None)
+  folder = os.path.dirname(name) or file.absolute().parent.name
   run = Run(file.parent) if (file.parent / CONFIG).exists() else None
   if file.name == RESULT:
     result = read(file)
-    return Trial(folder, completed(result["config"]), result, run)
+    try:
+      _ = run and run.record
+    except ValueError as error:
+      warnings.append(f"{file.parent}: its result alone is shown, {error}")
+      run = None
+    return Trial(folder, _config(result["config"], result), result, run)
   assert run
   try:
     config = run.require_config()
     _ = group(config), config["seed"], config["epochs"]
   except (KeyError, TypeError) as error:
     raise ValueError(f"not a run of okdph_jax ({error})") from None
-  return Trial(folder, config, None, run)
+  return Trial(folder, _config(config, run.record), None, run)
+
+
+def _config(config, about):
+  """A config, with the epochs planned before its run was extended: it is another experiment."""
+  return completed(config) | {"extended_from_epochs": about.get("extended_from_epochs")}
 
 
 def read(file: str | os.PathLike[str]) -> Result:
@@ -262,10 +285,18 @@ def group(config: Config) -> Group:
 
 
 def variant(config: Config) -> tuple[tuple[str, str], ...]:
-  """The options that identify an experiment: ((name, value as JSON), ...)."""
+  """The options that identify an experiment: ((name, value as JSON), ...).
+
+  A teacher with the run's own seed is the same option for all seeds, "../base-seed*".
+  """
+  options = flat(completed(config))
+  own = rf"-seed(?:{options['seed']}|{options['data.seed']})(?=$|[:@/])"
+  for name in ("teacher", "init_from"):
+    if options.get(name):
+      options[name] = re.sub(own, "-seed*", options[name])
   return tuple(
     (key, json.dumps(value))
-    for key, value in sorted(flat(completed(config)).items())
+    for key, value in sorted(options.items())
     if key not in NOT_THE_EXPERIMENT
   )
 

@@ -286,7 +286,10 @@ def _counted(trials):
 
 def _paper(trials):
   """The number of the paper that describes every one of these runs, if there is one."""
-  cell, *others = (paper.cell(trial.result["config"]) for trial in trials)
+  cell, *others = (
+    None if trial.config.get("extended_from_epochs") else paper.cell(trial.result["config"])
+    for trial in trials
+  )
   if cell is None or any(other != cell for other in others):
     return Cell("")
   views = {paper.without_noise(view) for view in trials[0].config["views"]}

@@ -127,7 +127,8 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
     alone = (
       of_seeds.pop("seed", None) is None or max(config.generations, config.student_groups) > 1
     )
-    own = load_config(config, [*numbers.items(), ("teacher", changed.get("teacher", ""))])
+    taught = {"teacher": changed["teacher"]} if "teacher" in changed else {}
+    own = load_config(config, list((numbers | taught).items()))
     yield Cell(
       name,
       entry,

@@ -205,6 +205,9 @@ SAM = {"name": "base", "students": 1, "label_smoothing": 0.1}
 ASAM = {"name": "asam", "rho": 0.1, "eta": 0.0}
 SWA = {"name": "swa", "start": 241, "learning_rate": 0.001}
 TABLE_6 = okdph(0.8, 0.8, 0.5, "1 epoch")
+PUBLISHED = dict(
+  hybrid_gradient=True, weights="dirichlet", fuse_with="updated", fuse_clock="run"
+)
 NOISY = ["hflip|noise"] * 2
 KD = {"name": "kd", "task_weight": 0.5, "distill_weight": 0.5, "temperature": 1.0}
 KD |= {"targets": "soft"}
@@ -245,7 +248,8 @@ KD |= {"targets": "soft"}
     (run_of(release("dml"), test_view="plain|noise"), "None"),
     (run_of(release("dml"), test_view="hflip"), "None"),
     (run_of(TABLE_6), "95.01 ± 0.09"),
-    (run_of(TABLE_6 | {"hybrid_gradient": True, "weights": "dirichlet"}), "95.01 ± 0.09"),
+    (run_of(TABLE_6 | PUBLISHED), "95.01 ± 0.09"),
+    *((run_of(TABLE_6 | {name: value}), "None") for name, value in PUBLISHED.items()),
     (run_of(TABLE_6 | {"fuse_every": "1 epochs"}), "95.01 ± 0.09"),
     (run_of(TABLE_6 | {"temperature": 3.0}), "None"),
     (run_of(TABLE_6 | {"hybrid_teaches": False}), "None"),
@@ -257,7 +261,9 @@ KD |= {"targets": "soft"}
     (run_of(okdph(0.2, 0.8, 0.5, "1 epoch"), network="wrn20_8"), "None"),
     (run_of(okdph(0.5, 0.5, 0.5, "5 steps"), "cifar100", "wrn20_8"), "78.88 ± 0.08"),
     (run_of(okdph(0.3, 0.3, 1.0, "1 epoch", students=4), network="vgg16"), "95.78"),
-    (run_of(okdph(0.8, 0.8, 0.5, "5 steps"), "imagenet2012", "resnet18"), "70.66"),
+    (run_of(release("dml"), "imagenet2012", "resnet18"), "69.82"),
+    (run_of(release("dml"), "imagenet2012", "resnet18", data={"image_size": None}), "None"),
+    (run_of(okdph(0.8, 0.8, 0.5, "5 steps"), "imagenet2012", "resnet18"), "None"),
     (run_of(okdph(1.0, 0.5, 0.5, "5 steps"), fraction=0.01), "44.14"),
     (run_of(okdph(0.8, 0.8, 0.5, "5 steps"), fraction=0.01), "None"),
     (run_of(okdph(1.0, 0.5, 0.5, "5 steps", students=3), fraction=0.01), "None"),
@@ -281,11 +287,7 @@ KD |= {"targets": "soft"}
     (run_of(SAM | {"students": 3}, wrappers=[ASAM]), "None"),
     (run_of(TABLE_6, wrappers=[SWA]), "None"),
     (run_of({"name": "base", "students": 1}), "None"),
-    (run_of(KD, "imagenet2012", "resnet18"), "69.51"),
-    (run_of(KD, "imagenet2012", "resnet18", data={"image_size": None}), "None"),
-    (run_of(KD | {"task_weight": 0.1}, "imagenet2012", "resnet18"), "None"),
-    (run_of(KD | {"temperature": 4.0}, "imagenet2012", "resnet18"), "None"),
-    (run_of(KD | {"targets": "hard"}, "imagenet2012", "resnet18"), "None"),
+    (run_of(KD, "imagenet2012", "resnet18"), "None"),
     (run_of(release("one", detach_target=None)), "None"),
     (run_of(release("okddip", detach_mean=True)), "None"),
     (run_of(release("ffl", fusion_weight_decay=1e-5)), "94.32"),
@@ -400,6 +402,7 @@ def test_files_that_are_no_results_are_named_and_the_others_stand(tmp_path, caps
     "foreign.json",
     "last.json",
     "list.json",
+    "run",  # its result alone is shown: the record is none
     "torn.json",
   ]
 

@@ -24,7 +24,11 @@ def written(tmp_path_factory):
   folder(root / "base-3", "base", 3, finished=False, done=4)
   (root / "okdph-0" / "analysis").mkdir()
   (root / "okdph-0" / "analysis" / "hessian.svg").write_text(PICTURE)
-  (root / "okdph-0" / "analysis" / "hessian.json").write_text('{"notes": ["of 1 <image>"]}')
+  hessian = {"analysis": "hessian", "notes": ["of 1 <image>"]}
+  (root / "okdph-0" / "analysis" / "hessian.json").write_text(json.dumps(hessian))
+  for name, content in (("student_0", '{"accuracy": 1}'), ("list", "[1]"), ("torn", "{")):
+    (root / f"{name}.svg").write_text(PICTURE)  # as `okdph evaluate` and others write them
+    (root / f"{name}.json").write_text(content)
   out = root / "report"
   assert report.main([str(root), f"--out={out}", "--baseline=base", "--title=A <title>"]) == 0
   return out
@@ -207,6 +211,18 @@ def test_without_any_evaluation_there_is_a_page(tmp_path):
   folder(tmp_path / "new", "base", 0, finished=False, done=0)
   trials, _ = runs.find([tmp_path])
   assert "interrupted" in page.render(trials, tables.sections(trials), title="t")
+
+
+def test_a_baseline_alone_and_networks_of_other_names_have_a_page(tmp_path):
+  folder(tmp_path / "base", "base", 0)
+  out = tmp_path / "out"
+  assert report.main([str(tmp_path), "--baseline=base", f"--out={out}"]) == 0
+  for seed in (1, 2):
+    run = folder(tmp_path / f"own-{seed}", "base", seed, network=f"mine:Net{seed}")
+    result = json.loads((run.path / "result.json").read_text())
+    result["readers"] = {"net": result["readers"]["student_0"]}
+    (run.path / "result.json").write_text(json.dumps(result))
+  assert report.main([str(tmp_path), f"--out={out}"]) == 0
 
 
 def test_curves_of_runs_without_a_common_epoch_are_left_out():

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import shutil
 
@@ -11,10 +12,10 @@ import pytest
 from scipy import stats
 
 from okdph_jax.cli import report
-from okdph_jax.experiment import paper
-from okdph_jax.experiment.config import defaults
+from okdph_jax.experiment import fit, paper
+from okdph_jax.experiment.config import defaults, load_config
 from okdph_jax.methods import METHODS
-from okdph_jax.report import readers, runs, statistics, tables
+from okdph_jax.report import charts, readers, runs, statistics, tables
 from tests.report.made import folder, trial
 
 MEAN = ("okdph", "mean of students")
@@ -224,8 +225,96 @@ def test_a_torn_config_is_named_and_the_others_stand(tmp_path):
   (tmp_path / "foreign").mkdir()
   (tmp_path / "foreign" / "config.json").write_text('{"model": "bert"}')
   (folder(tmp_path / "damaged", "dml", 0).path / "metrics.jsonl").write_text("{\n{}\n")
+  (folder(tmp_path / "torn_log", "dml", 1, training=2).path / "training.jsonl").write_text(
+    "x\n"
+  )
+  (folder(tmp_path / "result", "base", 1).path / "config.json").write_text("{")
   (tmp_path / "early").mkdir()
   (tmp_path / "early" / "error.txt").write_text("there is no such dataset\n")
   found, warnings = runs.find([tmp_path])
-  assert [trial.name for trial in found] == ["good"]
-  assert len(warnings) == 4 and "early: failed before training, there is no such" in warnings[0]
+  assert [(trial.name, trial.run is None) for trial in found] == [
+    ("good", False),
+    ("result", True),
+  ]
+  assert len(warnings) == 6 and "early: failed before training, there is no such" in warnings[0]
+  assert sum("its result alone is shown" in warning for warning in warnings) == 1
+  assert report.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+
+
+def test_a_finished_run_goes_before_an_unfinished_one(tmp_path):
+  folder(tmp_path / "a", "base", 0, finished=False, done=4)
+  folder(tmp_path / "b", "base", 0)
+  (found,), (warning,) = runs.find([tmp_path])
+  assert found.name == "b" and warning.startswith(f"{tmp_path / 'a' / 'config.json'}: left out")
+
+
+def test_runs_may_have_the_names_of_what_runs_contain(tmp_path):
+  for seed, name in enumerate(("best", "latest", "snapshots", "checkpoints")):
+    (folder(tmp_path / name, "base", seed).path / "best").mkdir()
+    (tmp_path / name / "best" / "result.json").write_text("{")
+  found, warnings = runs.find([tmp_path])
+  assert [trial.seed for trial in found] == [0, 3, 1, 2] and not warnings
+
+
+def test_extended_runs_are_another_experiment_without_the_paper_s_number(tmp_path):
+  for seed in (0, 1):
+    run = folder(tmp_path / str(seed), "base", seed)
+    if seed:
+      result = json.loads((run.path / "result.json").read_text())
+      (run.path / "result.json").write_text(json.dumps(result | {"extended_from_epochs": 6}))
+  trials, _ = runs.find([tmp_path])
+  ((_, rows),) = runs.grouped(trials)
+  assert [label for label, _ in rows] == [
+    "base, extended_from_epochs=6",
+    "base, extended_from_epochs=None",
+  ]
+  assert [trial.milestones for trial in trials] == [[5.0, 8.0], [3.0, 4.0]]
+
+
+def test_a_teacher_of_the_run_s_own_seed_is_no_difference():
+  taught = [
+    trial("kd", seed, draw=draw, teacher=f"../base-seed{named}:student_0@last")
+    for seed, draw, named in ((42, 1, 42), (43, 1, 43), (44, 7, 7))
+  ]
+  for one in taught:  # an option of the run, not of its method
+    one.config["teacher"] = one.config["method"].pop("teacher")
+  assert len({runs.variant(one.config) for one in taught}) == 1
+  taught[0].config["teacher"] = "../base-seed43"
+  assert len({runs.variant(one.config) for one in taught}) == 2
+
+
+def test_generations_are_paired_by_the_seed_that_was_asked_for():
+  born = [trial("kd", 10 + seed, last=0.6 + 0.1 * seed) for seed in (1, 2)]
+  for seed, one in enumerate(born, 1):
+    one.result["replicate_seed"] = seed
+  plain = [trial("base", seed, last=0.5 + 0.1 * seed) for seed in (2, 1)]
+  found = statistics.difference(born, plain, "last")
+  assert found.n == 2 and found.mean == pytest.approx(0.1) and found.half < 1e-9
+
+
+def test_the_first_generation_is_a_run_of_base(tmp_path):
+  """Also that of earlier versions, whose config had the options `name` and `students` alone."""
+  config = load_config("digits:kd", [("generations", "2"), ("epochs", "3")])
+  (first, _), _ = fit.generations(config, tmp_path)
+  base = load_config("digits:base", [("epochs", "3"), ("method.students", "1")])
+  assert first.method.to_dict() == base.method.to_dict()
+  older = first.to_dict() | {"method": {"name": "base", "students": 1}}
+  assert runs.variant(older) == runs.variant(first.to_dict())
+
+
+def test_two_files_have_the_names_of_their_folders(tmp_path):
+  files = [folder(tmp_path / f"run-{seed}", "base", seed).path for seed in (0, 1)]
+  found, _ = runs.find([file / "result.json" for file in files])
+  assert [trial.name for trial in found] == ["run-0", "run-1"]
+
+
+def test_lists_are_not_torn_in_the_lines_of_a_chart():
+  drops = {True: [150, 225], False: [100, 200]}
+  rows = []
+  for early, rate in itertools.product(drops, (0.1, 0.05)):
+    one = trial("base", 0)
+    options = {"milestones": drops[early], "learning_rate": rate}
+    rows.append(dataclasses.replace(one, config=one.config | options))
+  ((_, found),) = runs.grouped(rows)
+  lines = dict(charts.varied(found))["learning_rate"]
+  assert {name for name, _ in lines} == {f"base, milestones={drop}" for drop in drops.values()}
