@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+USERS_OWN = ("folder", "arrays")  # datasets whose images are those at `data.dir`
+
 # Options that do not affect results; a run may be resumed with other values.
 NO_EFFECT = {"data.dir", "checkpoint_every_minutes", "log_every_steps"}
 
@@ -29,7 +31,8 @@ ADDED = {
 ADDED_DATA = {"seed": 42, "normalise_as": ""}
 ADDED_METHOD = {
   "okdph": {"hybrid_teaches": True},
-  **dict.fromkeys(("base", "dml", "kdcl"), {"same_init": False}),
+  "base": {"same_init": False, "label_smoothing": 0.0},
+  **dict.fromkeys(("dml", "kdcl"), {"same_init": False}),
 }
 
 

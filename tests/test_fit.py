@@ -224,6 +224,20 @@ def test_other_data_are_refused_and_older_runs_go_on(trained, images, tmp_path, 
   assert run.result and run.result["fingerprint"] == run.record["fingerprint"]
 
 
+def test_a_finished_run_of_other_images_is_not_the_result(trained, images, tmp_path):
+  source, asked = trained
+  run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
+  moved = asked.copy_and_resolve_references()
+  moved.data.dir = str(shutil.copy(images, tmp_path / "copy.npz"))
+  assert fit(moved, run.path).readers == source.readers
+  arrays = dict(np.load(images))
+  moved.data.dir = str(tmp_path / "other.npz")
+  np.savez(moved.data.dir, **arrays | {"test_labels": arrays["test_labels"][::-1].copy()})
+  with pytest.raises(ValueError, match="was started with other data: the test split"):
+    fit(moved, run.path)
+  assert run.result
+
+
 def test_a_teacher_of_other_images_is_said(trained, images, tmp_path, capsys):
   source, _ = trained
   lines = []

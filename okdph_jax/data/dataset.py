@@ -17,6 +17,7 @@ from okdph_jax.data import arrays, catalog, digits, folder
 from okdph_jax.data.source import VALIDATION, Source, option, test_part
 from okdph_jax.data.split import SEED, Split
 from okdph_jax.data.stream import UNKNOWN
+from okdph_jax.saved_config import USERS_OWN
 
 if TYPE_CHECKING:  # arrays, folders and digits are read without ml_collections
   from ml_collections import ConfigDict
@@ -169,7 +170,7 @@ def _check(data):
       f"data.test={data.test!r} is not for TFDS datasets; use TFDS's split syntax, "
       "data.train='train[:80%]' and data.test='train[80%:]'"
     )
-  if data.name in ("folder", "arrays") and not data.dir:
+  if data.name in USERS_OWN and not data.dir:
     wanted = (
       "a folder with train/CLASS/ and test/CLASS/" if data.name == "folder" else "an .npz"
     )

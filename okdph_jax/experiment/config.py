@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from okdph_jax import durations
 from okdph_jax.errors import nearest, one_line, shown
 from okdph_jax.experiment.options import BY_NAME, OPTIONS
-from okdph_jax.saved_config import NO_EFFECT
+from okdph_jax.saved_config import NO_EFFECT, USERS_OWN
 
 PACKAGE = Path(__file__).parents[1]
 GROUPS = ("data", "method", *(option.name for option in OPTIONS if option.kind is dict))
@@ -257,7 +257,8 @@ def run_name(spec: str, overrides: Overrides = ()) -> str:
 
   It has the parts of the config's argument, the seed, and the options that were changed, or a
   hash of them if they are long. Options that do not affect results are left out, so that a
-  command with another value finds the same folder.
+  command with another value finds the same folder; of images of the user's, the name of their
+  folder or file is a part.
   """
   import hashlib
 
@@ -278,6 +279,8 @@ def run_name(spec: str, overrides: Overrides = ()) -> str:
   parts.append(f"seed{config['seed']}")
   named = NO_EFFECT | {"seed"} | template.keys() & {"network"}
   changed = {k: v for k, v in config.items() if k not in named and own.get(k) != v}
+  if config["data.name"] in USERS_OWN:
+    changed["data.dir"] = Path(config["data.dir"]).stem
   text = [f"{name.rpartition('.')[2]}{value}" for name, value in sorted(changed.items())]
   if len("-".join(text)) > 48 or not all(re.fullmatch(r"[\w.+-]+", part) for part in text):
     text = [hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8]]

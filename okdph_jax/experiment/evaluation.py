@@ -80,7 +80,7 @@ def evaluate_all(
 
   which: the checkpoint, see `Run.chosen`. data: options of `config.data` that differ from the
   run's, e.g. {"name": "arrays", "dir": "photos.npz"}; the images must have the run's shape and
-  as many classes; they are normalised as in the run. split: "test", "validation" or "train".
+  classes; they are normalised as in the run. split: "test", "validation" or "train".
   network: the run's own network by dotted path, see `Run.network`.
 
   Raises:
@@ -145,6 +145,14 @@ def dataset_for(
     raise ValueError(
       f"{dataset.name} has {dataset.classes} classes, the run in {run.path} has "
       f"{len(run.class_names)}; choose a dataset with the same classes"
+    )
+  there, own = dataset.class_names, run.class_names
+  numbers = tuple(map(str, range(len(own))))  # the names of classes that have none
+  if there != own and numbers not in (there, own):
+    i = next(i for i, name in enumerate(own) if there[i] != name)
+    raise ValueError(
+      f"class {i} is {there[i]!r} in {dataset.name} and {own[i]!r} in the run in {run.path}; "
+      "choose a dataset with the same classes in the same order"
     )
   return dataset, images[split]
 

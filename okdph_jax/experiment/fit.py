@@ -3,7 +3,8 @@
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from tabulate import tabulate
 from okdph_jax import data
 from okdph_jax.errors import one_line
 from okdph_jax.experiment.build import Experiment, build, check_views, configure_jax
-from okdph_jax.experiment.config import check, flat, load_config
+from okdph_jax.experiment.config import check, flat, load_config, method_options
 from okdph_jax.experiment.summary import environment, parameters, resolve, summary
 from okdph_jax.run import Result, Run
 from okdph_jax.runtime import distributed, host
@@ -23,7 +24,7 @@ from okdph_jax.runtime.signals import (
   interruptible,
   stop_before_the_first_step,
 )
-from okdph_jax.saved_config import LAST_BITS, completed, differing
+from okdph_jax.saved_config import LAST_BITS, USERS_OWN, completed, differing
 from okdph_jax.training import logbook
 from okdph_jax.training.loop import Diverged, Job, train
 
@@ -49,7 +50,8 @@ def fit(
   """
   with prepared([config]) as ([config], interrupted):
     for one, folder in generations(config, workdir):
-      [result] = run_together([one], [Run(folder)], interrupted, command)
+      about = {"replicate_seed": config.seed} if config.generations > 1 else {}
+      [result] = run_together([one], [Run(folder)], interrupted, command, about)
   return result
 
 
@@ -143,7 +145,7 @@ def generations(
       one.teacher = os.path.join(workdir, f"generation_{k - 1}")
       one.teacher_network = ""  # that of the first teacher
     elif not config.teacher:
-      one.method = ConfigDict({"name": "base", "students": 1})
+      one.method = ConfigDict({"name": "base"} | method_options("base") | {"students": 1})
     yield one, os.path.join(workdir, f"generation_{k}")
 
 
@@ -160,10 +162,13 @@ def run_together(
   runs: Sequence[Run],
   interrupted: Callable[[], bool],
   command: str | None = None,
+  about: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Result]:
   """Trains one run, or several as one program; the `Result` of each.
 
   They are resumed from their latest checkpoints; finished runs are skipped.
+
+  about: further entries of config.json and result.json.
   """
   left = []
   for config, run in zip(configs, runs, strict=True):
@@ -172,7 +177,7 @@ def run_together(
     else:
       left.append((config, run))
   if left:
-    train_together(left, interrupted, command)
+    train_together(left, interrupted, command, about)
   results = [run.finished for run in runs]
   assert all(results)  # they have just been written
   return [result for result in results if result]
@@ -182,6 +187,7 @@ def train_together(
   asked: Sequence[tuple[ConfigDict, Run]],
   interrupted: Callable[[], bool],
   command: str | None,
+  about: Mapping[str, Any],
 ) -> None:
   """Trains unfinished runs and writes their results."""
   with contextlib.ExitStack() as locks:
@@ -205,6 +211,7 @@ def train_together(
         streamed=dataset.test.streamed,
         **record,
         **extended,
+        **about,
       )
       job.run.reopen()
     print(summary(config, dataset, experiment), flush=True)
@@ -228,6 +235,7 @@ def train_together(
         version=importlib.metadata.version("okdph_jax"),
         fingerprint=record["fingerprint"],
         **extended,
+        **about,
       )
       for job, record in zip(jobs, records, strict=True)
     ]
@@ -320,11 +328,16 @@ def check_devices(config: ConfigDict, images: int) -> None:
 
 
 def already_finished(config: ConfigDict, run: Run) -> Result | None:
-  """The `Result` of a run that finished with this config, or None; needs no data."""
+  """The `Result` of a run that finished with this config, or None; needs no data.
+
+  Images of the user's in another place may be others: None, so that they are compared.
+  """
   finished = run.finished
   if not finished:
     return None
   there, asked = completed(finished.numbers["config"]), resolve(config, run.path)
+  if config.data.name in USERS_OWN and there["data"]["dir"] != config.data.dir:
+    return None
   options = {name: there["data"].get(name) for name in asked["data"]}  # without measurements
   return None if differing(there | {"data": options}, asked) else finished
 

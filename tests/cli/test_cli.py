@@ -177,6 +177,12 @@ def test_views_of_ones_own_go_with_any_number_of_students():
     ("cifar10:dml", {"network": "vgg8"}, "cifar10-dml-vgg8-seed42"),
     ("cifar10", {"checkpoint_every_minutes": "1.0"}, "cifar10-okdph-resnet32-seed42"),
     ("cifar10", {"epochs": "300"}, "cifar10-okdph-resnet32-seed42"),
+    ("cifar10", {"data.dir": "/data"}, "cifar10-okdph-resnet32-seed42"),
+    (
+      "cifar10",
+      {"data.name": "folder", "data.dir": "/data/cats"},
+      "cifar10-okdph-resnet32-seed42-dircats-namefolder",
+    ),
   ],
 )
 def test_the_default_folder_names_the_run(spec, overrides, name):

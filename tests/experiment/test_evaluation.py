@@ -76,6 +76,14 @@ def test_other_data_are_taken_where_they_fit(finished, tmp_path):
     with pytest.raises(ValueError) as error:
       evaluate_all(finished, data={"dir": str(path)}, network=OWN)
     assert says in str(error.value) and "\n" not in str(error.value)
+  record = finished / "config.json"
+  whole = record.read_text()
+  record.write_text(json.dumps(json.loads(whole) | {"class_names": ["cat", "dog", "fox"]}))
+  evaluate_all(finished, network=OWN)  # those of arrays have no names
+  np.savez(tmp_path / "named.npz", **np.load(other), class_names=["cat", "elk", "fox"])
+  with pytest.raises(ValueError, match="class 1 is 'elk' in arrays and 'dog' in the run"):
+    evaluate_all(finished, data={"dir": str(tmp_path / "named.npz")}, network=OWN)
+  record.write_text(whole)
   for reader, more, says in (
     ("leader", {}, "no reader 'leader'"),
     (None, {"split": "validation"}, "no split 'validation'"),
