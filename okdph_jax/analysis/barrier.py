@@ -53,7 +53,7 @@ def between(
   images: Images,
   *,
   points: int = 11,
-  partial_file: str | os.PathLike[str] | None = None,
+  partial_dir: str | os.PathLike[str] | None = None,
   title: str = "",
 ) -> tuple[dict[str, Float[np.ndarray, "pairs points"]], float]:
   """Loss and accuracy on the lines between networks, and how many points per second.
@@ -66,7 +66,7 @@ def between(
   i, j = np.asarray(pairs, np.int32).T
   grid = {"i": i.repeat(points), "j": j.repeat(points), "t": np.tile(t, len(i))}
   context = (jax.tree.map(jnp.asarray, networks), images)
-  values, speed = sweep(_between(net), context, grid, partial_file=partial_file, title=title)
+  values, speed = sweep(_between(net), context, grid, partial_dir=partial_dir, title=title)
   return {name: value.reshape(len(i), points) for name, value in values.items()}, speed
 
 
@@ -95,7 +95,7 @@ def analyse(
   batch: int = 250,
   points: int = 11,
   snapshots: int = 20,
-  partial_file: str | os.PathLike[str] | None = None,
+  partial_dir: str | os.PathLike[str] | None = None,
 ) -> Finding:
   """Distance and barrier between every two students of each run over training: `Finding`.
 
@@ -123,7 +123,7 @@ def analyse(
       pairs,
       pictures,
       points=points,
-      partial_file=partial_file,
+      partial_dir=partial_dir,
       title=f"barrier {subject.name}",
     )
     epochs = [step / subject.epoch_steps for step in steps]

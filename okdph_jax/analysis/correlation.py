@@ -12,7 +12,7 @@ from scipy import stats
 from okdph_jax.analysis import figures
 from okdph_jax.analysis.figures import Panels
 
-LEAST = 5  # networks; fewer say nothing
+LEAST = 5  # clusters, such as runs; fewer say nothing
 
 
 class Correlation(NamedTuple):
@@ -59,14 +59,14 @@ def with_accuracy(
   measures: Iterable[str],
   clusters: Mapping[str, str],
 ) -> dict[str, Correlation]:
-  """{measure: Correlation} with the test accuracy; empty for fewer than five networks.
+  """{measure: Correlation} with the test accuracy; empty for fewer than five clusters.
 
   numbers: {network: {"test_accuracy": ..., measure: ...}}; clusters: {network: its cluster}.
   """
-  if len(numbers) < LEAST:
+  own = [clusters[network] for network in numbers]
+  if len(set(own)) < LEAST:
     return {}
   accuracy = [row["test_accuracy"] for row in numbers.values()]
-  own = [clusters[network] for network in numbers]
   return {m: spearman([row[m] for row in numbers.values()], accuracy, own) for m in measures}
 
 

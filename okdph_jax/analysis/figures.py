@@ -89,6 +89,8 @@ def logarithmic(axes: Axes, direction: str) -> None:
   """Makes an axis, "x" or "y", logarithmic after its data are drawn; its ticks are plain."""
   (axes.set_xscale if direction == "x" else axes.set_yscale)("log")
   low, high = axes.get_xlim() if direction == "x" else axes.get_ylim()
+  if not 0 < low < high < math.inf:  # a measure that became infinite or NaN
+    return
   decades = math.log10(high / low)
   steps = (1, 1.5, 2, 3, 4, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2 else (1,)
   axis = axes.xaxis if direction == "x" else axes.yaxis

@@ -160,7 +160,7 @@ def evaluate(
   statistics: images for new batch statistics at every point; None takes those
   that the plane has. snapshots: the stack that the plane was fitted on; each point then lies in
   the parallel plane through the nearest of them and has its batch statistics, as in the figures
-  of OKDPH's release. how: `sweep`'s partial_file and title.
+  of OKDPH's release. how: `sweep`'s partial_dir and title.
   """
   points = np.stack([a.ravel() for a in np.meshgrid(x, y)], 1)  # [m n, 2]
   if snapshots is None:
@@ -191,19 +191,24 @@ def analyse(
   statistics_images: int = 500,
   value: str = "loss",
   reach: float = 1.0,
-  partial_file: str | os.PathLike[str] | None = None,
+  partial_dir: str | os.PathLike[str] | None = None,
 ) -> Finding:
   """Loss or error around the networks of the runs: `Finding`.
 
   plane: "pca", one plane through the mean of all students' snapshots of all runs; "nearest",
   the same as OKDPH's release draws it, see `evaluate`; "random", filter-normalised directions
   around each network, the same for all, `reach` filter norms far; "line", between every two
-  students of each run. statistics: "reestimated" on `statistics_images` of the training split
-  at every point, or "mixed", interpolated like the parameters. value: "loss" or "error".
+  students of each run. readers: of a random plane, as `targets` has them. statistics:
+  "reestimated" on `statistics_images` of the training split at every point, or "mixed",
+  interpolated like the parameters. value: "loss" or "error".
   """
   look = dict(split=split, seed=seed, batch=batch)
+  if readers and plane != "random":
+    raise ValueError(f"plane={plane} goes through all students: readers are of plane=random")
+  if which and plane in ("pca", "nearest"):
+    raise ValueError(f"plane={plane} goes through all snapshots: which={which} has no effect")
   if plane == "line":
-    return _lines(subjects, images, look, which, value, statistics, partial_file)
+    return _lines(subjects, images, look, which, value, statistics, partial_dir)
 
   def pictures(subject):
     new = subject.images(statistics_images, seed=seed + 1, batch=batch).image
@@ -211,7 +216,7 @@ def analyse(
 
   if plane == "random":
     around = targets(subjects, readers, which)
-    return _random(around, pictures, size, look, reach, value, partial_file)
+    return _random(around, pictures, size, look, reach, value, partial_dir)
   trajectories, start = [], 0
   rows = []
   for subject in subjects:
@@ -235,7 +240,7 @@ def analyse(
     measured,
     statistics=new,
     snapshots=stack if plane == "nearest" else None,
-    partial_file=partial_file,
+    partial_dir=partial_dir,
     title="landscape",
   )
   ends = {
@@ -267,8 +272,8 @@ def analyse(
   return Finding(("end of", "PC 1", "PC 2"), table, numbers, figure, notes)
 
 
-def _random(networks, pictures, size, look, reach, value, partial_file):
-  x = np.linspace(-reach, reach, size)
+def _random(networks, pictures, size, look, reach, value, partial_dir):
+  x = np.linspace(-reach, reach, size + 1 - size % 2)  # odd: the network is a point of it
   numbers, rows = {}, []
   for target in networks:
     measured, new = pictures(target.subject)
@@ -280,10 +285,10 @@ def _random(networks, pictures, size, look, reach, value, partial_file):
       x,
       measured,
       statistics=new,
-      partial_file=partial_file,
+      partial_dir=partial_dir,
       title=target.name,
     )
-    middle = values["loss"][size // 2, size // 2]
+    middle = values["loss"][len(x) // 2, len(x) // 2]
     numbers[target.name] = {"x": x, "y": x, **values, "images": measured.label.size}
     flat = (values["loss"] < middle + 1).mean()
     rows.append((target.name, target.test_accuracy, middle, values["loss"].mean(), flat))
@@ -296,7 +301,7 @@ def _random(networks, pictures, size, look, reach, value, partial_file):
   return Finding(headers, rows, numbers, figure, notes)
 
 
-def _lines(subjects, images, look, which, value, statistics, partial_file):
+def _lines(subjects, images, look, which, value, statistics, partial_dir):
   numbers, curves, rows = {}, {}, []
   for subject in subjects:
     _, networks = subject.networks(which)
@@ -312,7 +317,7 @@ def _lines(subjects, images, look, which, value, statistics, partial_file):
       pairs,
       pictures,
       points=21,
-      partial_file=partial_file,
+      partial_dir=partial_dir,
       title=f"line {subject.name}",
     )
     numbers[subject.name] = {"pairs": pairs, **values, "images": pictures.label.size}

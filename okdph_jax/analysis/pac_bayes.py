@@ -6,7 +6,7 @@ the norm of the weights, and is no evidence of flatness. `sigma_search` is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from okdph_jax.analysis.points import (
 from okdph_jax.analysis.progress import Progress
 from okdph_jax.analysis.replicates import merged
 from okdph_jax.analysis.subject import Subject
+from okdph_jax.experiment.paper import CIFAR
 
 WARNING = (
   "kl_table grows with the number and the norm of the weights alone: no training loss and no "
@@ -42,6 +43,14 @@ VALIDITY = (
   "account for the batch statistics."
 )
 PRIOR_VARIANCE = math.exp(-6)  # lambda: log-std -3
+# Table S5 [10^6 nats]: base, dml, kdcl and okdph, on CIFAR-10 and then CIFAR-100.
+TABLE_S5 = {
+  "resnet32": ((97.78, 97.57, 97.69, 97.26), (103.03, 102.43, 102.66, 101.71)),
+  "resnet110": ((239.55, 239.82, 239.34, 238.92), (249.44, 248.63, 248.17, 247.98)),
+  "vgg16": ((3051.24, 3051.35, 3047.62, 3043.88), (3089.95, 3088.79, 3078.59, 3068.47)),
+  "densenet40_12": ((38.57, 38.34, 38.80, 38.14), (45.19, 43.65, 41.77, 41.46)),
+  "wrn20_8": ((1376.46, 1376.83, 1376.24, 1374.61), (1391.57, 1392.68, 1384.58, 1383.76)),
+}
 PRECISION, SCALE = 100, 0.1  # b and c: priors lambda = c exp(-j / b), j = 1, 2, ...
 DELTA = 0.025  # the bound fails with at most this probability
 DELTA_MONTE_CARLO = 0.01  # and the estimate of the error of Q with this one
@@ -272,6 +281,21 @@ def _noisy(accuracy, params, batches, sigma, keys, *, relative):
   return lax.map(one, keys).mean()
 
 
+def published(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+  """A line with Table S5's numbers for each network and whole dataset among runs' configs."""
+  lines = {}
+  for config in configs:
+    data, network = config["data"], config["network"]
+    if network in TABLE_S5 and data["name"] in CIFAR and data["fraction"] == 1:
+      numbers = TABLE_S5[network][CIFAR.index(data["name"])]
+      listed = zip(("base", "dml", "kdcl", "okdph"), numbers, strict=True)
+      lines[network, data["name"]] = (
+        f"Table S5, {network} on {data['name']} [10⁶ nats]: "
+        + ", ".join(f"{method} {number:.2f}" for method, number in listed)
+      )
+  return list(lines.values())
+
+
 def analyse(
   subjects: Sequence[Subject],
   *,
@@ -284,8 +308,8 @@ def analyse(
 ) -> Finding:
   """The three quantities over training, from snapshots, for one network of each run: `Finding`.
 
-  readers: the first of them that a run has, else its first network. points: snapshots, evenly
-  spaced. steps: of RMSprop on the bound.
+  readers: of each run the first that it has; () for its first network. points: snapshots,
+  evenly spaced. steps: of RMSprop on the bound.
   """
   rows, numbers, curves, scalars = [], {}, {}, {}
   total = sum(min(points, len(subject.steps())) for subject in subjects)
@@ -297,7 +321,11 @@ def analyse(
         )
       trajectory = subject.trajectory(points)
       *_, final = trajectory.values()
-      reader = next((r for r in readers if r in final), next(iter(final)))
+      reader = next((r for r in readers or final if r in final), None)
+      if reader is None:
+        raise ValueError(
+          f"{subject.run.path} has no network {' or '.join(readers)}; it has {', '.join(final)}"
+        )
       start = subject.networks_at(0)[reader]["params"]
       pictures = subject.images(images, seed=seed, batch=batch)
       found = []
@@ -326,6 +354,7 @@ def analyse(
   figure = figures.lines(panels, merged(curves), xlabel="epoch")
   notes = (
     f"Warning: {WARNING}",
+    *published(subject.config for subject in subjects),
     VALIDITY,
     f"{bar.speed()}, of {pictures.label.size} images each",
   )

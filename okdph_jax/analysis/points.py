@@ -4,6 +4,8 @@ import functools
 import hashlib
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -181,7 +183,7 @@ def sweep(
   points: PyTree,
   *,
   per_device: int = 4,
-  partial_file: str | os.PathLike[str] | None = None,
+  partial_dir: str | os.PathLike[str] | None = None,
   title: str = "points",
 ) -> tuple[dict[str, Float64[np.ndarray, " P"]], float]:
   """`function(context, point)` at every point, and the speed.
@@ -189,9 +191,9 @@ def sweep(
   points: a tree of arrays [P, ...]. The points are split over all devices, and each device
   takes its own one after another: the memory is that of one point per device, whatever P.
   The same function with other values of the same shapes is not compiled again.
-  With `partial_file`, an unfinished sweep goes on where it stopped; a file of another sweep
-  is ignored. `speed` is points per second after the first chunk, which compiles; NaN where
-  there was no other.
+  With `partial_dir`, an interrupted sweep goes on where it stopped, and one that took long is
+  not computed again; the caller removes this folder. `speed` is points per second after the
+  first chunk, which compiles; NaN where there was no other.
   """
   points = jax.tree.map(np.asarray, points)
   total = len(jax.tree.leaves(points)[0])
@@ -200,16 +202,16 @@ def sweep(
   size = -(-total // (chunks * mesh.size)) * mesh.size  # of each, so that little is filled up
 
   program = _chunk(function)
-  fingerprint = partial_file and _fingerprint(context, points)
+  partial_file = Path(partial_dir, f"{_digest(context, points)}.npz") if partial_dir else None
   context = jax.device_put(context, NamedSharding(mesh, PartitionSpec()))
 
   def part(start):
     chosen = np.minimum(np.arange(start, start + size), total - 1)  # the last is filled up
     return jax.tree.map(lambda x: x[chosen], points)
 
-  done = _read_partial(partial_file, fingerprint)
+  done = _read_partial(partial_file)
   first = start = len(next(iter(done.values()))) if done else 0
-  saved = time.monotonic()
+  started = saved = time.monotonic()
   with Progress(title, total, "point", done=start) as bar:
     while start < total:
       values = jax.device_get(program(context, part(start)))
@@ -221,11 +223,10 @@ def sweep(
         began = time.monotonic()
       start += count
       bar.update(count)
-      if partial_file and time.monotonic() - saved > SAVE_EVERY:
-        _write_partial(partial_file, fingerprint, done)
+      late = time.monotonic() - saved > SAVE_EVERY or start == total and saved > started
+      if partial_file and late:
+        _write_partial(partial_file, done)
         saved = time.monotonic()
-  if partial_file:
-    Path(partial_file).unlink(missing_ok=True)
   timed = -(-(total - first) // size) - 1  # chunks, each of which computes `size` points
   return done, timed * size / (time.monotonic() - began) if timed > 0 else np.nan
 
@@ -266,6 +267,8 @@ def speed_note(
   points: float, seen: int, net: nn.Module, variables: Variables, images: Images
 ) -> str:
   """How fast a sweep over points was, `seen` images each, beside plain evaluation."""
+  if np.isnan(points):
+    return "too few points to measure how fast they were"
   plain, rate = plain_speed(net, variables, images), points * seen
   return (
     f"{points:.3g} points per second of {seen:,} images: {rate:,.0f} images per second, "
@@ -273,7 +276,7 @@ def speed_note(
   )
 
 
-def _fingerprint(context, points):
+def _digest(context, points):
   """A sweep's identity: a digest of the points and of what they are points of."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves((context, points)):
@@ -283,19 +286,16 @@ def _fingerprint(context, points):
   return digest.hexdigest()
 
 
-def _read_partial(path, fingerprint):
-  if not path:
-    return {}
+def _read_partial(path):
   try:
-    with np.load(path) as file:
-      values = dict(file)
-  except (OSError, ValueError, EOFError):  # none yet, or torn
+    with np.load(path or "") as file:
+      return dict(file)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):  # none yet, or torn
     return {}
-  return values if str(values.pop("fingerprint", "")) == fingerprint else {}
 
 
-def _write_partial(path, fingerprint, done):
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  temporary = f"{path}.{os.getpid()}.tmp.npz"
-  np.savez(temporary, fingerprint=fingerprint, **done)
+def _write_partial(path, done):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+  np.savez(temporary, **done)
   os.replace(temporary, path)

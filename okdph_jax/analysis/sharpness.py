@@ -18,7 +18,7 @@ from jaxtyping import Array, Key, PyTree
 
 from okdph_jax.analysis import correlation, figures
 from okdph_jax.analysis.finding import Finding
-from okdph_jax.analysis.pac_bayes import kl_table
+from okdph_jax.analysis.pac_bayes import kl_table, published
 from okdph_jax.analysis.points import (
   as_tree,
   compiled,
@@ -119,7 +119,7 @@ def _ascent(loss, params, rho, key, batches, *, adaptive, steps):
     values.append(value)
     u = _climb(u, gradient, radius, 2.5 * radius / steps)
   values.append(value_at(u)[0])
-  return max(0.0, float(max(values) - base))
+  return float(np.maximum(0.0, np.max(values) - base))  # NaN stays NaN
 
 
 @compiled()
@@ -210,14 +210,14 @@ def analyse(
   notes = [
     "Rise of the cross-entropy in nats within rho |w| (adaptive: rho of every weight); "
     "kl table in 10⁶ nats.",
+    *published(target.subject.config for target in targets),
     f"{rate:.3g} gradients per second of {count} images, each in the time of {times:.1f} plain "
     "evaluations of them",
   ]
   runs = {name: run_of(name) for name in drawn}
   groups = {target.name: target.group for target in targets}
   correlations = correlation.with_accuracy(drawn, panels, runs)
-  several = len(set(groups.values())) >= correlation.LEAST
-  over_methods = correlation.with_accuracy(drawn, panels, groups) if several else {}
+  over_methods = correlation.with_accuracy(drawn, panels, groups)
   if correlations:
     notes.append(correlation.note(correlations, "runs"))
     if over_methods:

@@ -209,15 +209,25 @@ class Subject:
   def raw_images(
     self, count: int, *, split: str = "train", seed: int = 0, batch: int = 250
   ) -> Batch:
-    """The same as they lie in the dataset: a `Batch` of uint8 [S, B, H, W, C]."""
+    """The same as they lie in the dataset: a `Batch` of uint8 [S, B, H, W, C].
+
+    Images that cannot be read, which `data.corrupt="skip"` allows, are left out.
+    """
     part, mesh = getattr(self.dataset, split), host.mesh()
     count = min(count, len(part))
     batches = -(-count // batch)
-    size = count // batches
-    size -= size % mesh.size if size >= mesh.size else 0
+
+    def size_of(count):
+      size = count // batches
+      return size - size % mesh.size if size >= mesh.size else size
+
+    size = size_of(count)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(part))[: batches * size])
+    read = part[chosen].padded(size)
+    whole, mask = jax.tree.map(lambda *arrays: np.concatenate(arrays), *read)
+    size = size_of(mask.sum())
     stack = jax.tree.map(
-      lambda *arrays: jnp.stack(arrays), *(batch for batch, _ in part[chosen].padded(size))
+      lambda x: x[mask][: batches * size].reshape(batches, size, *x.shape[1:]), whole
     )
     return jax.device_put(stack, batches_sharding(mesh, size, axis=1))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,12 @@ def parser(name: str) -> Parser:
       about="entry of a sweep: show paired differences to its runs",
       metavar="ENTRY",
     )
-  add("--readers", about="names of networks, separated by commas (all single networks)")
+  if name not in ("barrier", "dot"):
+    add("--readers", about="names of networks, separated by commas (all single networks)")
   add("--network", about="class of the runs' own network, package.module:Name")
   add("--images", count, 1000, "number of images, or all if there are fewer")
   add("--batch", count, 250, "images at a time")
-  add("--seed", int, 0, "for drawing images, probes and directions")
+  add("--seed", at_least(0), 0, "for drawing images, probes and directions")
   add("--out", about="output directory (WORKDIR/analysis)", metavar="DIR")
   if name not in ("pac_bayes", "dot", "ablation"):
     split = "test" if name == "noise" else "train"
@@ -114,7 +116,7 @@ count = at_least(1)
 
 def _landscape(add):
   add("--plane", str, "pca", "what plane", choices=("pca", "nearest", "random", "line"))
-  add("--size", at_least(2), 41, "points along each axis")
+  add("--size", at_least(2), 41, "points along each axis; one more if even on a random plane")
   add("--value", str, "loss", "what is drawn", choices=("loss", "error"))
   modes = ("reestimated", "mixed")
   add("--statistics", str, "reestimated", "batch statistics of a point", choices=modes)
@@ -135,7 +137,7 @@ def _sharpness(add):
 
 def _pac_bayes(add):
   add("--points", count, 6, "snapshots, evenly spaced")
-  add("--steps", int, 0, "of RMSprop on the bound")
+  add("--steps", at_least(0), 0, "of RMSprop on the bound")
 
 
 def _barrier(add):
@@ -177,9 +179,8 @@ def run(
       f"--baseline={baseline}: there is no such entry among {', '.join(entries)}"
     )
   directory = Path(out) if out else runs[0].run.path / "analysis"
-  more: dict[str, Any] = {}
-  if name in ("landscape", "barrier"):
-    more["partial_file"] = directory / f"{name}.partial.npz"
+  partial = directory / f"{name}.partial"
+  more: dict[str, Any] = {"partial_dir": partial} if name in ("landscape", "barrier") else {}
   if name in ("landscape", "pac_bayes"):
     more["readers"] = chosen
   if name == "landscape":
@@ -199,4 +200,5 @@ def run(
     environment=environment(),
     runs=[{"workdir": str(r.run.path), "name": r.name, "config": r.config} for r in runs],
   )
+  shutil.rmtree(partial, ignore_errors=True)
   return f"{text}\n{directory / name}.json, .png, .svg"

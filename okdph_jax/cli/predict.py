@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
   flags = parser.parse(arguments)
   if flags.top < 1 or (flags.threads or 1) < 1:
     raise ValueError("--top and --threads must be at least 1")
+  if not 0 <= flags.port <= 65535:
+    raise ValueError(f"--port is {flags.port}; it must lie in [0, 65535]")
   if not (flags.pictures or flags.bench or flags.serve):
     raise ValueError("name pictures or a folder of pictures, or add --serve or --bench")
 

@@ -72,7 +72,14 @@ def pixels(path):
 
 
 if __name__ == "__main__":
+  bad = 0
   for name in sys.argv[1:]:
-    (row,) = probabilities(pixels(name)[None])
+    try:
+      (row,) = probabilities(pixels(name)[None])
+    except (OSError, ValueError) as error:  # also Pillow's, of a file that is no picture
+      print(f"left out: {name}: {error}", file=sys.stderr)
+      bad = 1
+      continue
     best = np.argsort(-row)[:5]
     print(name, *(f"{about()['classes'][k]} {row[k]:.1%}" for k in best), sep="  ")
+  sys.exit(bad)

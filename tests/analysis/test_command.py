@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from okdph_jax.analysis import dot
+from okdph_jax.analysis import dot, landscape
 from okdph_jax.analysis.points import unstacked
 from okdph_jax.analysis.subject import Subject, subjects, targets
 from okdph_jax.cli import analysis
+from okdph_jax.core import Batch
 from okdph_jax.experiment import paper
 from okdph_jax.experiment.fit import fit
 from okdph_jax.run import Run
@@ -86,7 +88,37 @@ def test_the_other_planes(plane, workdir, tmp_path):
   common = [f"--workdir={workdir}", f"--network={NETWORK}", f"--out={tmp_path}"]
   settings = ["--images=16", "--batch=8", "--size=3", "--statistics=mixed"]
   assert analysis.main(["landscape", f"--plane={plane}", *common, *settings]) == 0
-  assert json.loads((tmp_path / "landscape.json").read_text())["settings"]["plane"] == plane
+  written = json.loads((tmp_path / "landscape.json").read_text())
+  assert written["settings"]["plane"] == plane
+
+
+def test_a_random_plane_has_the_network_in_its_middle(workdir):
+  subject = Subject(workdir, network=NETWORK)
+  options = dict(plane="random", readers=["student_0"], statistics="mixed", images=16, batch=8)
+  odd, even = (landscape.analyse([subject], size=size, **options) for size in (3, 2))
+  assert odd.rows == even.rows and len(even.numbers["run: student_0"]["x"]) == 3
+
+
+def test_images_that_cannot_be_read_are_left_out(workdir, monkeypatch):
+  subject = Subject(workdir, network=NETWORK)
+  whole = subject.raw_images(16, batch=8)
+
+  class Skipped:
+    def __len__(self):
+      return 32
+
+    def __getitem__(self, chosen):
+      return self
+
+    def padded(self, size):
+      for image, label in zip(whole.image, whole.label, strict=True):
+        label = np.arange(8)
+        yield Batch(np.where(label[:, None, None, None] < 2, 0, image), label), label > 1
+
+  monkeypatch.setattr(Subject, "dataset", SimpleNamespace(train=Skipped()))
+  left = subject.raw_images(16, batch=8)
+  assert left.label.tolist() == [[2, 3, 4, 5, 6, 7]] * 2
+  np.testing.assert_array_equal(left.image, whole.image[:, 2:])
 
 
 def test_the_start_of_a_run_that_did_not_keep_it_follows_from_its_seed(workdir):
@@ -145,6 +177,7 @@ def test_the_ensemble_of_a_run_is_one_network(workdir):
 
 
 def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
+  own = [f"--workdir={workdir}", f"--network={NETWORK}"]
   for arguments, message in (
     (["hesian"], "did you mean 'hessian'?"),
     (["hessian"], "--workdir=DIR is needed"),
@@ -160,6 +193,11 @@ def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
       ["noise", f"--workdir={workdir}", f"--network={NETWORK}", "--readers=teacher"],
       "no single network teacher; it has student_0",
     ),
+    (["barrier", f"--workdir={workdir}", "--readers=student_0"], "--readers"),
+    (["pac_bayes", *own, "--readers=teacher"], "no network teacher; it has student_0"),
+    (["landscape", *own, "--readers=student_0"], "readers are of plane=random"),
+    (["landscape", *own, "--which=last"], "which=last has no effect"),
+    (["pac_bayes", *own, "--steps=-1"], "-1 is less than 0"),
   ):
     assert analysis.main(arguments) == 2
     said = capsys.readouterr().err

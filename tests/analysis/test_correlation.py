@@ -20,10 +20,13 @@ def test_unrelated_numbers_have_an_interval_around_zero():
   assert found.low < found.rho < found.high
 
 
-def test_few_networks_have_no_correlation():
-  numbers = {str(i): {"test_accuracy": i / 4, "sharp": -i} for i in range(4)}
-  runs = dict.fromkeys(numbers, "run")
+def test_few_runs_have_no_correlation():
+  numbers = {str(i): {"test_accuracy": i / 9, "sharp": -i} for i in range(9)}
+  runs = {name: str(int(name) % 4) for name in numbers}
   assert correlation.with_accuracy(numbers, ["sharp"], runs) == {}
+  runs["8"] = "a fifth"
+  found = correlation.with_accuracy(numbers, ["sharp"], runs)["sharp"]
+  assert (found.rho, found.n, found.clusters) == (pytest.approx(-1), 9, 5)
 
 
 def test_networks_of_one_run_do_not_make_the_interval_narrow():

@@ -104,7 +104,6 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
   """Wrong values in the partial file show that its points are not evaluated again."""
   monkeypatch.setattr(points, "SAVE_EVERY", 0.0)
   coordinates, context = np.ones((12, 2), np.float32), {"scale": jnp.float32(2)}
-  partial_file = tmp_path / "sweep.npz"
 
   class Stopped(Exception):
     pass
@@ -116,23 +115,23 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
   write = points._write_partial
   monkeypatch.setattr(points, "_write_partial", stop)
   with pytest.raises(Stopped):
-    points.sweep(square, context, coordinates, per_device=2, partial_file=partial_file)
+    points.sweep(square, context, coordinates, per_device=2, partial_dir=tmp_path)
   monkeypatch.setattr(points, "_write_partial", write)
-  with np.load(partial_file) as file:
-    kept = dict(file)
-  assert len(kept["value"]) == 4
-  np.savez(partial_file, **kept | {"value": np.full(4, -1.0)})
+  (file,) = tmp_path.iterdir()
+  with np.load(file) as kept:
+    assert len(kept["value"]) == 4
+  np.savez(file, value=np.full(4, -1.0))
 
-  values, _ = points.sweep(
-    square, context, coordinates, per_device=2, partial_file=partial_file
-  )
-  np.testing.assert_allclose(values["value"], [-1] * 4 + [4] * 8)
-  assert not partial_file.exists()
-
-  np.savez(partial_file, **kept | {"value": np.full(4, -1.0)})
   other = {"scale": jnp.float32(3)}
-  values, _ = points.sweep(square, other, coordinates, partial_file=partial_file)
-  np.testing.assert_allclose(values["value"], 6)  # another sweep's file counts for nothing
+  values, _ = points.sweep(square, other, coordinates, partial_dir=tmp_path)
+  np.testing.assert_allclose(values["value"], 6)  # the file of another sweep stays and counts
+  for _ in range(2):  # nothing, and the second time all points are there
+    values, _ = points.sweep(square, context, coordinates, per_device=2, partial_dir=tmp_path)
+    np.testing.assert_allclose(values["value"], [-1] * 4 + [4] * 8)
+
+  file.write_bytes(file.read_bytes()[:-50])  # torn by a power cut
+  values, _ = points.sweep(square, context, coordinates, partial_dir=tmp_path)
+  np.testing.assert_allclose(values["value"], 4)
 
 
 def test_measure_and_reestimated_statistics_of_a_network():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from okdph_jax import models
 from okdph_jax.analysis import pac_bayes
 
 KEY = jax.random.key(0)
@@ -29,6 +30,24 @@ def test_kl_table_is_198_per_parameter_and_grows_with_the_norm():
   w = np.full(1000, 0.01)
   excess = pac_bayes.kl_table({"w": w}) - pac_bayes.kl_table({"w": 0 * w})
   assert excess == pytest.approx(402.4 * 10 + (403.4 + 201.7) * 0.1, rel=1e-3)
+
+
+def test_table_s5_is_between_198_and_241_per_parameter():
+  for network, of_datasets in pac_bayes.TABLE_S5.items():
+    for classes, numbers in zip((10, 100), of_datasets, strict=True):
+      count = models.parameters(models.build(network, classes), (32, 32, 3))
+      assert all(198.214 < 1e6 * number / count < 241 for number in numbers)
+
+
+def test_table_s5_stands_beside_runs_on_all_of_cifar():
+  data = {"name": "cifar100", "fraction": 1.0}
+  runs = [{"network": "resnet32", "data": data}] * 2
+  runs += [{"network": "resnet8", "data": data}]
+  runs += [{"network": "vgg16", "data": data | {"fraction": 0.1}}]
+  assert pac_bayes.published(runs) == [
+    "Table S5, resnet32 on cifar100 [10⁶ nats]: "
+    "base 103.03, dml 102.43, kdcl 102.66, okdph 101.71"
+  ]
 
 
 def test_kl_of_a_distribution_with_itself_is_zero():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from okdph_jax.analysis import sharpness
+from okdph_jax.analysis import figures, sharpness
 
 KEY = jax.random.key(3)
 SLOPE = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([[2.0]])}
@@ -39,6 +39,14 @@ def test_at_a_minimum_it_climbs_the_steepest_way():
 
   found = sharpness.epsilon_sharpness(loss, jnp.ones(2), 0.1, key=KEY, steps=40)
   assert found == pytest.approx(10 * 0.02 / 2, rel=1e-2)  # |w|^2 = 2
+
+
+def test_a_loss_that_becomes_nan_is_not_flat():
+  def loss(w):
+    return jnp.where((w > 1.01).any(), jnp.nan, w.sum())
+
+  assert np.isnan(sharpness.epsilon_sharpness(loss, jnp.ones(4), 0.5, key=KEY))
+  figures.dots({"sharp": ("sharpness", True)}, {"a": {"sharp": np.nan}, "b": {"sharp": np.inf}})
 
 
 def test_m_sharpness_lets_every_batch_go_its_own_way():

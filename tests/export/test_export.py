@@ -297,8 +297,12 @@ def test_the_script_beside_the_model_sees_pictures_as_predict_does(
   Image.fromarray(clear).save(files[2])
   deep = np.linspace(0, 65535, 64).reshape(8, 8)
   Image.fromarray(deep.astype(np.uint16)).save(files[3])
-  program = [sys.executable, exported / "predict.py", *files]
-  lines = subprocess.check_output(program, text=True).splitlines()
+  (tmp_path / "notes.txt").write_text("no picture")
+  program = [sys.executable, exported / "predict.py", tmp_path / "notes.txt", *files]
+  done = subprocess.run(program, capture_output=True, text=True)
+  assert done.returncode == 1 and done.stderr.startswith(f"left out: {tmp_path / 'notes.txt'}")
+  assert done.stderr.count("\n") == 1
+  lines = done.stdout.splitlines()
   found = json.loads(predict(exported, *files, "--json", capsys=capsys).out)
   for line, entry in zip(lines, found, strict=True):
     first = entry["classes"][0]
