@@ -17,7 +17,7 @@ OKDPH has four switches against the paper's Algorithm 1: the hybrid's loss does 
 students, the hybrid is the plain mean, students are fused with the hybrid that the step's
 forward pass used, and the interval counts within the epoch, from its first batch. The reader
 `hybrid` is the hybrid of the last forward pass, with the batch statistics that this pass left
-it. Methods that are not listed are the same in both.
+it. The options of all methods are `RELEASE` in `okdph_jax/experiment/paper.py`.
 
 Two things are otherwise here. Fusion is part of the step and precedes every evaluation, while
 the release evaluates before it fuses by epochs: with gamma = 1 and an interval of an epoch

@@ -1,4 +1,4 @@
-"""Five methods on handwritten digits with equal views: minutes on a laptop.
+"""Four methods on digits with equal views, OKDPH in two variants: minutes on a laptop.
 
     okdph sweep digits --root=runs/sweep --jobs=2
 
