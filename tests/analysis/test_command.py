@@ -99,7 +99,7 @@ def test_a_random_plane_has_the_network_in_its_middle(workdir):
   assert odd.rows == even.rows and len(even.numbers["run: student_0"]["x"]) == 3
 
 
-def test_images_that_cannot_be_read_are_left_out(workdir, monkeypatch):
+def test_images_that_cannot_be_read_are_left_out(workdir):
   subject = Subject(workdir, network=NETWORK)
   whole = subject.raw_images(16, batch=8)
 
@@ -115,7 +115,7 @@ def test_images_that_cannot_be_read_are_left_out(workdir, monkeypatch):
         label = np.arange(8)
         yield Batch(np.where(label[:, None, None, None] < 2, 0, image), label), label > 1
 
-  monkeypatch.setattr(Subject, "dataset", SimpleNamespace(train=Skipped()))
+  subject.dataset = SimpleNamespace(train=Skipped())
   left = subject.raw_images(16, batch=8)
   assert left.label.tolist() == [[2, 3, 4, 5, 6, 7]] * 2
   np.testing.assert_array_equal(left.image, whole.image[:, 2:])
@@ -194,7 +194,7 @@ def test_what_cannot_be_analysed_is_said_in_one_line(workdir, tmp_path, capsys):
       "no single network teacher; it has student_0",
     ),
     (["barrier", f"--workdir={workdir}", "--readers=student_0"], "--readers"),
-    (["pac_bayes", *own, "--readers=teacher"], "no network teacher; it has student_0"),
+    (["pac_bayes", *own, "--readers=teacher"], "no network teacher; it has center"),
     (["landscape", *own, "--readers=student_0"], "readers are of plane=random"),
     (["landscape", *own, "--which=last"], "which=last has no effect"),
     (["pac_bayes", *own, "--steps=-1"], "-1 is less than 0"),
