@@ -7,7 +7,7 @@ the supplement's Table 7, `okdph-release` the release's four switches as well. `
 and `dml-hflip` see flipped images alone, as in the paper; `base` and `dml` see OKDPH's views,
 one of the three drawn per image and network. `okdph-0.8` has omega = beta = 0.8, the values
 that the paper uses most: with Table 7's omega = 1 the hybrid has no loss of its own.
-`okdph-0.8-no-gradient` is the same without the gradient of the hybrid's loss, as in the release.
+`okdph-0.8-no-gradient` is the same without the gradient of the hybrid's loss, as the release.
 """
 
 from okdph_jax.experiment import paper
