@@ -155,8 +155,10 @@ class Run:
   @property
   def failure(self) -> str | None:
     """error.txt: why the run failed, in one line; None if it did not, or was resumed."""
-    path = self.path / ERROR
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    try:
+      return (self.path / ERROR).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+      return None
 
   @property
   def holder(self) -> str | None:

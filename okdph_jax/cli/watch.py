@@ -1,5 +1,6 @@
 """`okdph watch`: the progress of all runs below a directory, without JAX."""
 
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -87,8 +88,11 @@ def shown(root: Path) -> Group:
 
 def looked_at(run: Run) -> Status:
   """The `Status` of a run; that of a finished run is read only once."""
-  result = run.path / RESULT
-  return _finished(run.path, result.stat().st_mtime_ns) if result.exists() else status(run)
+  with contextlib.suppress(FileNotFoundError):
+    changed = (run.path / RESULT).stat().st_mtime_ns
+    if not run.holder:  # a process that holds it may be about to train it again
+      return _finished(run.path, changed)
+  return status(run)
 
 
 @functools.cache

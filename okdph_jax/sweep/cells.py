@@ -29,7 +29,14 @@ from ml_collections import ConfigDict
 
 from okdph_jax.errors import nearest, one_line
 from okdph_jax.experiment.build import check_without_data
-from okdph_jax.experiment.config import Overrides, find, flat, load_config, load_file
+from okdph_jax.experiment.config import (
+  Overrides,
+  check_type,
+  find,
+  flat,
+  load_config,
+  load_file,
+)
 from okdph_jax.experiment.fit import generations
 from okdph_jax.run import RESULT, Run
 
@@ -89,20 +96,23 @@ def read(
   cells = []
   for entry, options in entries.items():
     try:
-      cells += _cells(entry, dict(options), entries, root, seeds, replicate, overrides)
+      cells += _cells(entry, dict(options), entries, cells, root, seeds, replicate, overrides)
     except ValueError as error:
       raise ValueError(f"the sweep {name}, {entry}: {error}") from None
   return sorted(cells, key=lambda cell: cell.config.seed)  # first all entries with one seed
 
 
-def _cells(entry, options, entries, root, seeds, replicate, changes):
-  if not re.fullmatch(r"[\w.+=%,-]+", entry):
+def _cells(entry, options, entries, earlier, root, seeds, replicate, changes):
+  if not isinstance(entry, str) or not re.fullmatch(r"[\w.+=%,-]+", entry):
     raise ValueError("names of entries may contain letters, digits and . + = % , - _")
   spec, asked = options.pop("config", None), options.get("teacher", "")
-  teacher = re.split("[:@]", asked)[0]  # without its reader and checkpoint
   own_seeds = options.pop("seeds", seeds)
   if spec is None:
     raise ValueError("its options lack 'config', e.g. 'cifar10:okdph,resnet32'")
+  check_type("config", spec, str)
+  check_type("teacher", asked, str)
+  check_type("seeds", own_seeds, int)
+  teacher = re.split("[:@]", asked)[0]  # without its reader and checkpoint
   for name in set(replicate) & (options.keys() | dict(changes)):
     raise ValueError(
       f"seeds are set by SEEDS in the file or by --seeds=N; leave the option {name} out"
@@ -111,6 +121,8 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
   overrides = list((overrides | dict(changes)).items())
   if teacher in list(entries)[list(entries).index(entry) :]:
     raise ValueError(f"its teacher, {teacher}, must come before it")
+  if teacher in entries and "teacher" in dict(changes):
+    raise ValueError(f"the file names its teacher, {teacher}; leave the option teacher out")
   config = load_config(spec, overrides)
   check_without_data(config)
   facets = _facets(entry, spec, config)
@@ -121,6 +133,10 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
     if teacher in entries:
       one = entries[teacher].get("seeds", seeds) == 1
       taught_by = Run(root / f"{teacher}-seed{SEED if one else seed}")
+      cell = next((cell for cell in earlier if cell.run.path == taught_by.path), None)
+      if not cell or cell.config.generations > 1:
+        why = "trains several generations" if cell else f"has no seed {seed}"
+        raise ValueError(f"its teacher, {teacher}, {why}")
       changed["teacher"] = str(taught_by.path) + asked.removeprefix(teacher)
     name = f"{entry}-seed{seed}"
     of_seeds = changed | dict.fromkeys(replicate, "{seed}")
@@ -137,7 +153,7 @@ def _cells(entry, options, entries, root, seeds, replicate, changes):
       () if alone else _arguments(spec, of_seeds, f"{root / entry}-seed{{seed}}"),
       Run(root / name),
       taught_by,
-      facets | {"seed": {str(seed)}, "run": {name}},
+      facets | {name: {number} for name, number in numbers.items()} | {"run": {name}},
     )
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from okdph_jax.durations import clock
 from okdph_jax.errors import one_line
 from okdph_jax.experiment.fit import already_finished, generations
-from okdph_jax.run import LOG, Run
+from okdph_jax.run import ERROR, LOG, Run
 from okdph_jax.runtime import signals
 from okdph_jax.status import RUNNING, Status, status
 from okdph_jax.sweep.cells import Cell, arguments, stacked
@@ -126,13 +126,15 @@ class Runner:
   def is_taught(self, group: list[Cell]) -> bool:
     """Whether the group's teacher, if any, is finished; fails the cells if it never will be."""
     teacher = group[0].teacher
+    if not teacher:
+      return True
+    if any(other.run.path == teacher.path for other in [*self.running, *self.waiting]):
+      return False  # also if it has a result, which another run of it replaces
     with contextlib.suppress(ValueError):  # a damaged file
-      if not teacher or teacher.result:
+      if teacher.result:
         return True
-    assert teacher
-    if all(other.run.path != teacher.path for other in [*self.running, *self.waiting]):
-      self.pending.remove(group)
-      self.fail(group, f"its teacher, {teacher.path}, is neither finished nor to be run")
+    self.pending.remove(group)
+    self.fail(group, f"its teacher, {teacher.path}, is neither finished nor to be run")
     return False
 
   def collect(self, slot: Slot) -> bool:
@@ -243,6 +245,7 @@ class Slot:
     """Starts `okdph train` for the cells; its output goes to the log.txt of the first one."""
     for cell in cells:
       cell.current.path.mkdir(parents=True, exist_ok=True)
+      (cell.current.path / ERROR).unlink(missing_ok=True)  # of an earlier start
     with open(cells[0].run.path / LOG, "ab") as log:
       self._log_began = log.tell()
       self.process = subprocess.Popen(

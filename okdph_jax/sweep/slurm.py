@@ -66,12 +66,21 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
   try:
     executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)
     executor.update_parameters(name=root.name, **given)
+    to_come = {cell.run.path for group in left for cell in group}
+    for group in list(left):
+      teacher = group[0].teacher
+      if teacher and teacher.path not in to_come and not teacher.result:
+        names = ", ".join(cell.name for cell in group)
+        print(f"not submitted: {names}: the teacher, {teacher.path}, is not finished")
+        left.remove(group)
     while left:
       to_come = {cell.run.path for group in left for cell in group}
       wave = [g for g in left if not g[0].teacher or g[0].teacher.path not in to_come]
       left = [group for group in left if group not in wave]
       if jobs and cluster == "slurm":
-        dependency = "afterok:" + ":".join(dict.fromkeys(job.job_id for job in jobs.values()))
+        teachers = (group[0].teacher.path.name for group in wave)
+        ids = dict.fromkeys(jobs[name].job_id for name in teachers if name in jobs)
+        dependency = "afterok:" + ":".join(ids)
         executor.update_parameters(slurm_additional_parameters={"dependency": dependency})
       elif jobs:
         for job in jobs.values():

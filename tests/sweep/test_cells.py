@@ -123,6 +123,39 @@ def test_a_file_s_seeds_names_and_teachers(file):
   assert len(read(str(file), Path("root"), seeds=5)) == 16
 
 
+@pytest.mark.parametrize(
+  ("old", "new", "overrides", "says"),
+  [
+    (
+      '"digits:base,resnet8", "seeds": 1',
+      '"digits:kd", "generations": 2, "seeds": 1',
+      (),
+      "trains",
+    ),
+    ('"seeds": 1', '"seeds": 2', (), "kd: its teacher, teacher, has no seed 44"),
+    ("digits:base", "digits:kd", [("teacher", "x")], "kd: the file names its teacher, teacher"),
+    ('"seeds": 1', '"seeds": "1"', (), "teacher: seeds is '1', a str; it must be int"),
+    ('"teacher": "teacher"', '"teacher": None', (), "kd: teacher is None, a NoneType"),
+    ('"teacher": {', "1: {", (), "names of entries"),
+  ],
+)
+def test_a_teacher_that_there_will_not_be(tmp_path, old, new, overrides, says):
+  path = tmp_path / "mine.py"
+  text = FILE.replace('"label": 0', '"epochs": 3').replace("SEEDS = 2", "SEEDS = 3")
+  path.write_text(text.replace(old, new))
+  with pytest.raises(ValueError) as refusal:
+    read(str(path), Path("root"), overrides=overrides)
+  assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_replicates_are_selected_by_what_differs_between_them(tmp_path):
+  sweep = tmp_path / "mine.py"
+  sweep.write_text('REPLICATE = ("seed", "data.seed")\nSEEDS = 3\n' + FILE.split("\n", 2)[2])
+  sweep.write_text(sweep.read_text().replace('"label": 0', '"epochs": 3'))
+  found = select(read(str(sweep), Path("root")), "data.seed=43")
+  assert {cell.config.data.seed for cell in found} == {43} and found
+
+
 def test_a_teacher_that_the_config_names_is_kept(tmp_path):
   config = tmp_path / "taught.py"
   config.write_text(

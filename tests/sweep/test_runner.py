@@ -298,6 +298,7 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
   for cell in found:
     cell.run.path.mkdir(parents=True)
     (tmp_path / f"{cell.name}.json").write_text(result_of(cell))
+  assert slurm.submit(found[1:], root, "cluster=local") == {}  # its teacher runs elsewhere
   jobs = slurm.submit(found, root, "cluster=local,timeout_min=5")
   assert list(jobs) == ["fine-seed42", "student-seed42"]
   wait_for((root / "student-seed42" / "result.json").exists)
@@ -308,6 +309,18 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=rf"--slurm={options}: .*{says}") as refusal:
       slurm.submit(found, root, options)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_student_waits_for_a_teacher_that_is_to_be_extended(tmp_path):
+  file, root = tmp_path / "mine.py", tmp_path / "root"
+  entries = {"base": entry(), "student": entry(config="digits:kd,resnet8", teacher="base")}
+  file.write_text(f"def get_sweep():\n  return {entries!r}\n")
+  teacher, student = read(str(file), root)
+  teacher.run.path.mkdir(parents=True)
+  (teacher.run.path / "result.json").write_text(result_of(teacher))
+  longer = read(str(file), root, overrides=[("epochs", "9")])
+  assert not Runner(longer, jobs=1).is_taught([longer[1]])
+  assert Runner([student], jobs=1).is_taught([student])
 
 
 # As submitit does: it calls `checkpoint` in a signal handler, which interrupts the job.
