@@ -229,7 +229,11 @@ def test_a_finished_run_of_other_images_is_not_the_result(trained, images, tmp_p
   run = Run(shutil.copytree(source.run.path, tmp_path / "run", symlinks=True))
   moved = asked.copy_and_resolve_references()
   moved.data.dir = str(shutil.copy(images, tmp_path / "copy.npz"))
+  written = (run.path / "result.json").stat().st_mtime_ns
   assert fit(moved, run.path).readers == source.readers
+  assert (run.path / "result.json").stat().st_mtime_ns == written
+  with pytest.raises(ValueError, match="a run of another config"):
+    fit(differently(moved, epochs=1), run.path)
   arrays = dict(np.load(images))
   moved.data.dir = str(tmp_path / "other.npz")
   np.savez(moved.data.dir, **arrays | {"test_labels": arrays["test_labels"][::-1].copy()})

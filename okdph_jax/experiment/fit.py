@@ -172,9 +172,7 @@ def run_together(
   """
   left = []
   for config, run in zip(configs, runs, strict=True):
-    if finished := already_finished(config, run):
-      print(f"{run.path} is finished; nothing to do\n{closing(finished.numbers)}")
-    else:
+    if not already_finished(config, run) or not is_finished(run):
       left.append((config, run))
   if left:
     train_together(left, interrupted, command, about)
@@ -202,8 +200,13 @@ def train_together(
     extended = {"extended_from_epochs": planned} if planned else {}
     experiment = build(config, dataset, planned)
     here = environment(len(jobs))
-    records = [record_of(job, experiment, planned, here) for job in jobs]
-    for job, record in zip(jobs, records, strict=True):
+    work = [(job, record_of(job, experiment, planned, here)) for job in jobs]
+    if not planned:  # of finished runs only the place of the images is another
+      work = [(job, record) for job, record in work if not is_finished(job.run)]
+    if not work:
+      return
+    jobs = [job for job, _ in work]
+    for job, record in work:
       job.run.write_record(
         environment=here,
         command=command or (job.run.record or {}).get("command"),
@@ -237,7 +240,7 @@ def train_together(
         **extended,
         **about,
       )
-      for job, record in zip(jobs, records, strict=True)
+      for job, record in work
     ]
     with distributed.leader_first():  # another generation reads it
       for job, result in zip(jobs, results, strict=True):
@@ -336,10 +339,19 @@ def already_finished(config: ConfigDict, run: Run) -> Result | None:
   if not finished:
     return None
   there, asked = completed(finished.numbers["config"]), resolve(config, run.path)
-  if config.data.name in USERS_OWN and there["data"]["dir"] != config.data.dir:
-    return None
+  if config.data.name in USERS_OWN:
+    was, now = (os.path.realpath(data["dir"]) for data in (there["data"], asked["data"]))
+    if was != now:
+      return None
   options = {name: there["data"].get(name) for name in asked["data"]}  # without measurements
   return None if differing(there | {"data": options}, asked) else finished
+
+
+def is_finished(run: Run) -> bool:
+  """Whether a run has a result, which is printed."""
+  if run.result:
+    print(f"{run.path} is finished; nothing to do\n{closing(run.result)}")
+  return run.result is not None
 
 
 def planned_epochs(config: ConfigDict, run: Run) -> int | None:

@@ -72,11 +72,10 @@ def export(
   formats = _checked(formats, int8)
   _refuse_others(out)
   trained = run.network(reader, which, network)
+  about = describe(run, trained, which)  # now: a run that trains on has other checkpoints soon
   dataset, test = dataset_for(run, data)
   real = spread(test, images)
-  about = describe(run, trained, which) | {
-    "compared": {"images": len(real), "of": f"{dataset.name}, test"}
-  }
+  about["compared"] = {"images": len(real), "of": f"{dataset.name}, test"}
   if test.streamed:
     about["input"]["resize"]["shorter_side"] = evaluation_side(trained.image_shape[0])
   with _replacing(out) as folder:

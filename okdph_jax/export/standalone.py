@@ -75,11 +75,14 @@ if __name__ == "__main__":
   bad = 0
   for name in sys.argv[1:]:
     try:
-      (row,) = probabilities(pixels(name)[None])
-    except (OSError, ValueError) as error:  # also Pillow's, of a file that is no picture
+      image = pixels(name)
+    except ImportError:
+      raise
+    except Exception as error:  # Pillow's are of many kinds
       print(f"left out: {name}: {error}", file=sys.stderr)
       bad = 1
       continue
+    (row,) = probabilities(image[None])
     best = np.argsort(-row)[:5]
     print(name, *(f"{about()['classes'][k]} {row[k]:.1%}" for k in best), sep="  ")
   sys.exit(bad)

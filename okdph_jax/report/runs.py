@@ -22,6 +22,7 @@ from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed, flat
 NOT_THE_EXPERIMENT = NO_EFFECT | LAST_BITS | {"seed", "data.seed", "snapshots"}
 # Options that are in the title of a group, or begin the label of a row.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
+SOURCES = ("teacher", "init_from")  # options that name another run
 ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run to leave out
 
 PICTURES = (".svg", ".png")
@@ -52,8 +53,8 @@ class Trial:
   @property
   def seed(self) -> int:
     """The seed that was asked for; generations of it train with seeds of their own."""
-    asked = (self.result or {}).get("replicate_seed") or self.record.get("replicate_seed")
-    return self.config["seed"] if asked is None else asked
+    recorded = self.record | (self.result or {})
+    return recorded.get("replicate_seed", self.config["seed"])
 
   @property
   def draw(self) -> int:
@@ -285,20 +286,27 @@ def group(config: Config) -> Group:
 
 
 def variant(config: Config) -> tuple[tuple[str, str], ...]:
-  """The options that identify an experiment: ((name, value as JSON), ...).
-
-  A teacher with the run's own seed is the same option for all seeds, "../base-seed*".
-  """
-  options = flat(completed(config))
-  own = rf"-seed(?:{options['seed']}|{options['data.seed']})(?=$|[:@/])"
-  for name in ("teacher", "init_from"):
-    if options.get(name):
-      options[name] = re.sub(own, "-seed*", options[name])
+  """The options that identify an experiment: ((name, value as JSON), ...)."""
   return tuple(
     (key, json.dumps(value))
-    for key, value in sorted(options.items())
+    for key, value in sorted(flat(completed(config)).items())
     if key not in NOT_THE_EXPERIMENT
   )
+
+
+def _experiments(trials):
+  """The `variant` of each trial, with one name for teachers of which each seed has its own."""
+  seeds = defaultdict(set)
+  for trial in trials:
+    for name in SOURCES:
+      seeds[trial.config.get(name)].add((trial.seed, trial.draw))
+  for trial in trials:
+    config = dict(trial.config)
+    own = rf"-seed(?:{trial.seed}|{trial.draw})(?=$|[:@/])"
+    for name in SOURCES:
+      if config.get(name) and len(seeds[config[name]]) == 1:
+        config[name] = re.sub(own, "-seed*", config[name])
+    yield variant(config)
 
 
 def grouped(
@@ -313,11 +321,11 @@ def grouped(
   groups, digests = defaultdict(lambda: defaultdict(list)), defaultdict(set)
   for trial in trials:
     digests[_asked(trial.config["data"])].add(trial.test_digest)
-  for trial in trials:
+  for trial, experiment in zip(trials, _experiments(trials), strict=True):
     there, digest = group(trial.config), trial.test_digest
     if digest and len(digests[_asked(trial.config["data"])] - {None}) > 1:
       there = there._replace(dataset=f"{there.dataset} {digest[:6]}")
-    groups[there][variant(trial.config)].append(trial)
+    groups[there][experiment].append(trial)
   for name, variants in sorted(groups.items()):
     rows = zip(labels(list(variants), hidden), variants.values(), strict=True)
     yield name, sorted(rows, key=lambda row: row[0])

@@ -259,6 +259,8 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(
 def test_bench_measures_every_format(exported, monkeypatch, capsys):
   monkeypatch.setattr("okdph_jax.export.bench.SECONDS", 0)
   monkeypatch.setattr("okdph_jax.export.bench.SIZES", (1, 2))
+  refused = predict(exported, "--bench", "--reader=hybrid", capsys=capsys, code=2).err
+  assert "--bench does not use reader; leave that out" in refused
   lines = predict(exported, "--bench", "--threads=1", capsys=capsys).out.splitlines()
   assert [line.split()[0] for line in lines[-len(FORMATS) :]] == list(FORMATS)
 

@@ -272,15 +272,16 @@ def test_extended_runs_are_another_experiment_without_the_paper_s_number(tmp_pat
 
 
 def test_a_teacher_of_the_run_s_own_seed_is_no_difference():
-  taught = [
-    trial("kd", seed, draw=draw, teacher=f"../base-seed{named}:student_0@last")
-    for seed, draw, named in ((42, 1, 42), (43, 1, 43), (44, 7, 7))
-  ]
-  for one in taught:  # an option of the run, not of its method
-    one.config["teacher"] = one.config["method"].pop("teacher")
-  assert len({runs.variant(one.config) for one in taught}) == 1
-  taught[0].config["teacher"] = "../base-seed43"
-  assert len({runs.variant(one.config) for one in taught}) == 2
+  def rows(*runs_of):
+    taught = [trial("kd", seed, draw=draw) for seed, draw, _ in runs_of]
+    for one, (_, _, named) in zip(taught, runs_of, strict=True):
+      one.config["teacher"] = f"../base-seed{named}:student_0@last"
+    ((_, found),) = runs.grouped(taught)
+    return [len(trials) for _, trials in found]
+
+  assert rows((42, 1, 42), (43, 1, 43), (44, 7, 7)) == [3]  # by the seed or the draw
+  assert rows((42, 1, 42), (43, 1, 42), (44, 1, 42)) == [3]  # one for all
+  assert rows((42, 1, 42), (43, 1, 41)) == [1, 1]
 
 
 def test_generations_are_paired_by_the_seed_that_was_asked_for():
