@@ -78,7 +78,7 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
       wave = [g for g in left if not g[0].teacher or g[0].teacher.path not in to_come]
       left = [group for group in left if group not in wave]
       if jobs and cluster == "slurm":
-        teachers = (group[0].teacher.path.name for group in wave)
+        teachers = [teacher.path.name for group in wave if (teacher := group[0].teacher)]
         ids = dict.fromkeys(jobs[name].job_id for name in teachers if name in jobs)
         dependency = "afterok:" + ":".join(ids)
         executor.update_parameters(slurm_additional_parameters={"dependency": dependency})
