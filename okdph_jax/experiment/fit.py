@@ -172,7 +172,7 @@ def run_together(
   """
   left = []
   for config, run in zip(configs, runs, strict=True):
-    if not already_finished(config, run) or not is_finished(run):
+    if not already_finished(config, run) or not nothing_to_do(run):
       left.append((config, run))
   if left:
     train_together(left, interrupted, command, about)
@@ -202,7 +202,7 @@ def train_together(
     here = environment(len(jobs))
     work = [(job, record_of(job, experiment, planned, here)) for job in jobs]
     if not planned:  # of finished runs only the place of the images is another
-      work = [(job, record) for job, record in work if not is_finished(job.run)]
+      work = [(job, record) for job, record in work if not nothing_to_do(job.run)]
     if not work:
       return
     jobs = [job for job, _ in work]
@@ -347,8 +347,8 @@ def already_finished(config: ConfigDict, run: Run) -> Result | None:
   return None if differing(there | {"data": options}, asked) else finished
 
 
-def is_finished(run: Run) -> bool:
-  """Whether a run has a result, which is printed."""
+def nothing_to_do(run: Run) -> bool:
+  """Whether a run has a result, which is then printed."""
   if run.result:
     print(f"{run.path} is finished; nothing to do\n{closing(run.result)}")
   return run.result is not None

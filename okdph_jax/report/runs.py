@@ -341,8 +341,9 @@ def labels(
 ) -> list[str]:
   """The label of each variant: its method, and the options in which it differs from others.
 
-  A method's own options are compared within the method, other options within the group. The
-  options in `hidden` are left out if the label is unique without them.
+  A method's own options, its views and its teacher are compared within the method, other
+  options within the group. The options in `hidden` are left out if the label is unique without
+  them.
   """
   configs = [dict(variant) for variant in variants]
   full, short = (
@@ -373,7 +374,7 @@ def _as_released(name, config):
 def _settings(config, configs, hidden):
   kin = [other for other in configs if method(other) == method(config)]
   for key in sorted(config.keys() - IN_THE_TITLES - hidden):
-    others = kin if key.startswith(("method.", "wrappers", "views")) else configs
+    others = kin if key.startswith(("method.", "wrappers", "views", "teacher")) else configs
     # Runs of earlier versions may lack an option, which is not a difference.
     if any(other.get(key, config[key]) != config[key] for other in others):
       value = json.loads(config[key])

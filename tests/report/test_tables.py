@@ -279,6 +279,10 @@ def test_a_teacher_of_the_run_s_own_seed_is_no_difference():
     ((_, found),) = runs.grouped(taught)
     return [len(trials) for _, trials in found]
 
+  taught = trial("kd", 1)
+  taught.config["teacher"] = "../other"
+  ((_, found),) = runs.grouped([taught, trial("base", 1)])
+  assert [label for label, _ in found] == ["base", "kd"]
   assert rows((42, 1, 42), (43, 1, 43), (44, 7, 7)) == [3]  # by the seed or the draw
   assert rows((42, 1, 42), (43, 1, 42), (44, 1, 42)) == [3]  # one for all
   assert rows((42, 1, 42), (43, 1, 41)) == [1, 1]
