@@ -61,18 +61,20 @@ def submit(cells: Sequence[Cell], root: Path, options: str, stack: int = 1) -> d
     raise ValueError("--slurm needs submitit: pip install '.[slurm]' in a checkout") from None
   given: dict[str, Any] = dict(_option(word) for word in options.split(",") if word)
   cluster = given.pop("cluster", "slurm")
-  left = stacked([cell for cell in unfinished(cells) if not cell.holder], stack)
+  left: list[list[Cell]] = []
+  to_come = set[Path]()
+  for group in stacked([cell for cell in unfinished(cells) if not cell.holder], stack):
+    teacher = group[0].teacher  # its cells come before those of its students
+    if not teacher or teacher.path in to_come or teacher.result:
+      left.append(group)
+      to_come |= {cell.run.path for cell in group}
+    else:
+      names = ", ".join(cell.name for cell in group)
+      print(f"not submitted: {names}: the teacher, {teacher.path}, is not finished")
   jobs: dict[str, Any] = {}
   try:
     executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)
     executor.update_parameters(name=root.name, **given)
-    to_come = {cell.run.path for group in left for cell in group}
-    for group in list(left):
-      teacher = group[0].teacher
-      if teacher and teacher.path not in to_come and not teacher.result:
-        names = ", ".join(cell.name for cell in group)
-        print(f"not submitted: {names}: the teacher, {teacher.path}, is not finished")
-        left.remove(group)
     while left:
       to_come = {cell.run.path for group in left for cell in group}
       wave = [g for g in left if not g[0].teacher or g[0].teacher.path not in to_come]

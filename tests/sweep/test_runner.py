@@ -311,6 +311,17 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_chain_whose_first_teacher_runs_elsewhere_is_not_submitted(tmp_path):
+  pytest.importorskip("submitit")
+  kd = dict(config="digits:kd,resnet8")
+  file, root = tmp_path / "mine.py", tmp_path / "root"
+  entries = {"first": entry(), "second": entry(**kd, teacher="first")}
+  entries["third"] = entry(**kd, teacher="second")
+  file.write_text(f"def get_sweep():\n  return {entries!r}\n")
+  _, *students = read(str(file), root)
+  assert slurm.submit(students, root, "cluster=local") == {}
+
+
 def test_a_student_waits_for_a_teacher_that_is_to_be_extended(tmp_path):
   file, root = tmp_path / "mine.py", tmp_path / "root"
   entries = {"base": entry(), "student": entry(config="digits:kd,resnet8", teacher="base")}
