@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SOURCES = ("teacher", "init_from")  # options that name another run
 USERS_OWN = ("folder", "arrays")  # datasets whose images are those at `data.dir`
 
 # Options that do not affect results; a run may be resumed with other values.

@@ -26,6 +26,7 @@ from okdph_jax.methods.protocol import Context, Method
 from okdph_jax.nn.students import start
 from okdph_jax.run import CONFIG, Run
 from okdph_jax.runtime import host
+from okdph_jax.saved_config import SOURCES
 from okdph_jax.status import find
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Subject:
     from okdph_jax.experiment.build import build
 
     config = ConfigDict(self.config)
-    for option in ("teacher", "init_from"):  # relative to the run
+    for option in SOURCES:  # relative to the run
       if config[option]:
         config[option] = os.path.normpath(self.run.path / config[option])
     if config.method.name == "kd":

@@ -54,12 +54,14 @@ def main(arguments: list[str]) -> int:
   if not (flags.pictures or flags.bench or flags.serve):
     raise ValueError("name pictures or a folder of pictures, or add --serve or --bench")
 
-  chosen = ("format", "reader", "which", "network", "pictures")
-  unused = [name for name in chosen if getattr(flags, name)] if flags.bench else []
-  unused += ["pictures"] * bool(flags.serve and flags.pictures)
-  if unused:
-    mode = "--bench" if flags.bench else "--serve"
-    raise ValueError(f"{mode} does not use {', '.join(unused)}; leave that out")
+  unused = {
+    "bench": ("format", "reader", "which", "network", "pictures"),
+    "serve": ("pictures",),
+  }
+  for mode, names in unused.items():
+    given = [name for name in names if getattr(flags, name)]
+    if getattr(flags, mode) and given:
+      raise ValueError(f"--{mode} does not use {', '.join(given)}; leave that out")
   if flags.bench:
     measure(flags.model, flags.threads)
     return 0

@@ -1,7 +1,5 @@
 """`okdph watch`: the progress of all runs below a directory, without JAX."""
 
-import contextlib
-import functools
 import time
 from collections import Counter
 from pathlib import Path
@@ -88,17 +86,19 @@ def shown(root: Path) -> Group:
 
 def looked_at(run: Run) -> Status:
   """The `Status` of a run; that of a finished run is read only once."""
-  with contextlib.suppress(FileNotFoundError):
-    changed = (run.path / RESULT).stat().st_mtime_ns
-    if not run.holder:  # a process that holds it may be about to train it again
-      return _finished(run.path, changed)
-  return status(run)
+  try:
+    written = run.path, (run.path / RESULT).stat().st_mtime_ns
+  except FileNotFoundError:
+    return status(run)
+  if written in _finished:
+    return _finished[written]
+  one = status(run)
+  if one.state == FINISHED:  # not while a process is about to train it again
+    _finished[written] = one
+  return one
 
 
-@functools.cache
-def _finished(path, changed):
-  del changed
-  return status(Run(path))
+_finished: dict[tuple[Path, int], Status] = {}  # by the run's folder and when it was written
 
 
 def cells(one: Status) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -80,7 +79,7 @@ def fit_seeds(
   """
   with prepared(configs) as (several, interrupted):
     check_alike(several, workdirs)
-    return run_together(several, [Run(folder) for folder in workdirs], interrupted, command)
+    return run_together(several, [Run(folder) for folder in workdirs], interrupted, command, {})
 
 
 @contextlib.contextmanager
@@ -161,8 +160,8 @@ def run_together(
   configs: Sequence[ConfigDict],
   runs: Sequence[Run],
   interrupted: Callable[[], bool],
-  command: str | None = None,
-  about: Mapping[str, Any] = MappingProxyType({}),
+  command: str | None,
+  about: Mapping[str, Any],
 ) -> list[Result]:
   """Trains one run, or several as one program; the `Result` of each.
 
@@ -172,7 +171,9 @@ def run_together(
   """
   left = []
   for config, run in zip(configs, runs, strict=True):
-    if not already_finished(config, run) or not nothing_to_do(run):
+    if finished := already_finished(config, run):
+      say_finished(finished)
+    else:
       left.append((config, run))
   if left:
     train_together(left, interrupted, command, about)
@@ -202,7 +203,9 @@ def train_together(
     here = environment(len(jobs))
     work = [(job, record_of(job, experiment, planned, here)) for job in jobs]
     if not planned:  # of finished runs only the place of the images is another
-      work = [(job, record) for job, record in work if not nothing_to_do(job.run)]
+      for finished in filter(None, (job.run.finished for job in jobs)):
+        say_finished(finished)
+      work = [(job, record) for job, record in work if not job.run.result]
     if not work:
       return
     jobs = [job for job, _ in work]
@@ -347,11 +350,8 @@ def already_finished(config: ConfigDict, run: Run) -> Result | None:
   return None if differing(there | {"data": options}, asked) else finished
 
 
-def nothing_to_do(run: Run) -> bool:
-  """Whether a run has a result, which is then printed."""
-  if run.result:
-    print(f"{run.path} is finished; nothing to do\n{closing(run.result)}")
-  return run.result is not None
+def say_finished(finished: Result) -> None:
+  print(f"{finished.run.path} is finished; nothing to do\n{closing(finished.numbers)}")
 
 
 def planned_epochs(config: ConfigDict, run: Run) -> int | None:

@@ -18,6 +18,7 @@ from okdph_jax.experiment.build import Experiment, described
 from okdph_jax.experiment.teacher import data_signature
 from okdph_jax.nn import onednn
 from okdph_jax.runtime import host
+from okdph_jax.saved_config import SOURCES
 
 
 def resolve(
@@ -27,7 +28,7 @@ def resolve(
   resolved = config.to_dict()
   if dataset:
     resolved["data"] |= data_signature(dataset)
-  for name in ("teacher", "init_from"):  # relative, so that both folders can be moved together
+  for name in SOURCES:  # relative, so that both folders can be moved together
     if config[name]:
       resolved[name] = os.path.relpath(config[name], workdir)
   return resolved

@@ -29,7 +29,7 @@ def render(
   sections: Sequence[Section],
   *,
   title: str,
-  analyses: Iterable[tuple[Path, Path]] = (),
+  analyses: Iterable[tuple[str, Mapping[str, Any], Path]] = (),
 ) -> str:
   """The page of these runs and analyses, a function of their files."""
   import jinja2
@@ -140,16 +140,15 @@ def _figure(chart: Chart) -> dict[str, Any]:
   }
 
 
-def _analyses(found: Iterable[tuple[Path, Path]]) -> list[dict[str, Any]]:
+def _analyses(found: Iterable[tuple[str, Mapping[str, Any], Path]]) -> list[dict[str, Any]]:
   """Figures of `okdph analysis`, each with its picture as a data URI."""
   figures = []
-  for file, picture in found:
-    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+  for name, content, picture in found:
     data = base64.b64encode(picture.read_bytes()).decode()
     runs = dict.fromkeys(run.get("name", "") for run in content.get("runs", []))
     figures.append(
       {
-        "name": file.stem.replace("_", " "),
+        "name": name.replace("_", " "),
         "picture": f"data:{MIME[picture.suffix]};base64,{data}",
         "about": "; ".join(filter(None, [", ".join(runs), *content.get("notes", [])])),
       }

@@ -339,10 +339,9 @@ def _by_run():
   """{(dataset, setting, network, row, students): [(the row's options, its number), ...]}."""
   found = defaultdict(list)
   for key, options, number in _cells():
-    for published in (True, False):
-      either = EITHER.get(key[3], {}).items()
-      of_this = {name: values[0 if published else 1] for name, values in either}
-      found[key].append((options | of_this, number))
+    for side in (0, 1):  # as published, as released
+      either = {name: values[side] for name, values in EITHER.get(key[3], {}).items()}
+      found[key].append((options | either, number))
   return dict(found)
 
 

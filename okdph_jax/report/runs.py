@@ -16,13 +16,12 @@ from okdph_jax import durations
 from okdph_jax.experiment.paper import RELEASE, RELEASED_OTHERWISE
 from okdph_jax.report import paper
 from okdph_jax.run import CONFIG, ERROR, MEASURED_SHAPE, RESULT, Run
-from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, completed, flat
+from okdph_jax.saved_config import LAST_BITS, NO_EFFECT, SOURCES, completed, flat
 
 # Runs that differ only in these options are the same experiment.
 NOT_THE_EXPERIMENT = NO_EFFECT | LAST_BITS | {"seed", "data.seed", "snapshots"}
 # Options that are in the title of a group, or begin the label of a row.
 IN_THE_TITLES = {"data.name", "data.fraction", "network", "method.name"}
-SOURCES = ("teacher", "init_from")  # options that name another run
 ARRAYS = {"checkpoints", "snapshots", "latest", "best"}  # folders of a run to leave out
 
 PICTURES = (".svg", ".png")
@@ -159,8 +158,10 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Trial], list[str
   return [trial for trial, _ in found if trial not in left], warnings
 
 
-def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
-  """(JSON file, picture) of each analysis that `okdph analysis` wrote below these folders.
+def analyses(
+  paths: Iterable[str | os.PathLike[str]],
+) -> list[tuple[str, dict[str, Any], Path]]:
+  """(name, content of its JSON file, picture) of each `okdph analysis` below these folders.
 
   The picture is the smaller of .png and .svg.
   """
@@ -168,19 +169,20 @@ def analyses(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]
   for root in map(Path, paths):
     for folder, files in _walk(root):
       for file in files:
-        if (pictures := _pictures(folder / file)) and _is_finding(folder / file):
+        path = folder / file
+        if (pictures := _pictures(path)) and (content := _finding(path)):
           smallest = min(pictures, key=lambda picture: picture.stat().st_size)
-          found.setdefault((folder / file).resolve(), (folder / file, smallest))
+          found.setdefault(path.resolve(), (path.stem, content, smallest))
   return list(found.values())
 
 
-def _is_finding(file):
-  """Whether `okdph analysis` wrote a JSON file; `okdph evaluate` draws pictures too."""
+def _finding(file):
+  """What `okdph analysis` wrote to a JSON file; None for others, such as `evaluate`'s."""
   try:
     content = json.loads(file.read_text(encoding="utf-8"))
   except ValueError:
-    return False
-  return isinstance(content, dict) and "analysis" in content
+    return None
+  return content if isinstance(content, dict) and "analysis" in content else None
 
 
 def _pictures(file):
